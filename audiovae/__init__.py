@@ -1,0 +1,1 @@
+"""Audio VAEs: train a prior on recordings alone, encode, resynthesise and score sound with it."""

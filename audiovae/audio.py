@@ -1,0 +1,228 @@
+"""Sound files: inspect, read whole or in blocks, resample, write. Waves are `[channel, sample]`, float32, full scale 1."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from audiovae.atomic import atomic_path
+from audiovae.containers import missing_bytes
+from audiovae.errors import AudioError
+
+Wave = NDArray[np.float32]
+
+SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .aifc .au .snd .caf .rf64 .w64 .sph .nist .wv1 .wv2".split()
+)
+# Sound that libsndfile cannot decode: named, so that it is not overlooked in a folder.
+FOREIGN_SUFFIXES = frozenset(".m4a .aac .mp4 .wma .webm .amr .shn .ape .wv .ac3".split())
+
+BLOCK_SECONDS = 20.0
+
+_FORMAT_OF_SUFFIX = {
+    ".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".sph": "NIST", ".wv1": "NIST", ".wv2": "NIST",
+}  # fmt: skip
+_RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of a sound file says.
+
+    Attributes:
+        sample_rate: in Hz.
+        n_samples: per channel.
+        container: libsndfile's name of the file format, such as WAV.
+        subtype: libsndfile's name of the sample format, such as PCM_16.
+    """
+
+    path: Path
+    sample_rate: int
+    n_samples: int
+    n_channels: int
+    container: str
+    subtype: str
+
+    @property
+    def seconds(self) -> float:
+        return self.n_samples / self.sample_rate
+
+
+def inspect(path: str | Path) -> AudioInfo:
+    """Read the header and check the file against it.
+
+    Raises:
+        AudioError: the file is missing, a folder, empty, no sound file, without samples, or cut off.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AudioError(path, "no such file")
+    if path.is_dir():
+        raise AudioError(path, "is a folder, not a sound file")
+    if path.suffix.lower() in FOREIGN_SUFFIXES:
+        raise AudioError(path, f"{path.suffix} files cannot be read; convert it to WAV or FLAC first")
+    try:
+        if path.stat().st_size == 0:
+            raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
+        if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
+            raise AudioError(path, "is truncated: it ends before its header says; restore the whole file")
+        info = soundfile.info(str(path))
+    except OSError as error:
+        raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
+    except (RuntimeError, ValueError, IndexError, struct.error) as error:
+        raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC") from error
+    if info.frames <= 0:
+        raise AudioError(path, "has a header but no samples; restore it or leave it out")
+    return AudioInfo(path, info.samplerate, info.frames, info.channels, info.format, info.subtype)
+
+
+def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
+    """Yield the file in blocks of `n_samples` (default 20 s), each `[channel, sample]`.
+
+    Raises:
+        AudioError: while reading: damaged or cut-off data, or samples that are not finite.
+    """
+    n_samples = n_samples or int(BLOCK_SECONDS * info.sample_rate)
+    n_read = 0
+    try:
+        with soundfile.SoundFile(str(info.path)) as file:
+            while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
+                n_read += len(block)
+                if not np.isfinite(block).all():
+                    raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")
+                yield np.ascontiguousarray(block.T)
+    except RuntimeError as error:
+        raise AudioError(info.path, "is damaged: decoding fails in the middle; restore the whole file") from error
+    if n_read != info.n_samples:
+        raise AudioError(info.path, f"is truncated: {n_read} of {info.n_samples} samples can be read; restore the whole file")
+
+
+def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioInfo]:
+    """Read a whole file, `[channel, sample]`, resampled to `sample_rate` if one is given.
+
+    Raises:
+        AudioError: as `inspect` and `blocks`.
+    """
+    info = inspect(path)
+    wave = np.concatenate(list(blocks(info, max(1, info.n_samples))), axis=1)
+    return resample(wave, info.sample_rate, sample_rate or info.sample_rate), info
+
+
+def resampled_length(n_samples: int, rate: int, new_rate: int) -> int:
+    """Number of samples at another rate, rounded up, so that even one sample leaves one."""
+    return -(-n_samples * new_rate // rate)
+
+
+def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
+    """Resample `[..., sample]` from `rate` to `new_rate` Hz with soxr's high quality; see `resampled_length`."""
+    if rate == new_rate:
+        return wave
+    length = resampled_length(wave.shape[-1], rate, new_rate)
+    resampler = Resampler(rate, new_rate, int(np.prod(wave.shape[:-1])))
+    flat = wave.reshape(-1, wave.shape[-1])
+    whole = np.concatenate([resampler.push(flat), resampler.finish(length)], axis=1)
+    return whole.reshape(*wave.shape[:-1], length)
+
+
+class Resampler:
+    """Resample a wave that arrives in blocks, `[channel, sample]`; passes it through where the rates are equal."""
+
+    def __init__(self, rate: int, new_rate: int, n_channels: int) -> None:
+        self._stream = soxr.ResampleStream(rate, new_rate, n_channels, dtype="float32") if rate != new_rate else None
+        self._n_channels = n_channels
+        self._tail_samples = -(-rate // new_rate) * 64  # zeros that push out the last samples of even the shortest wave
+        self._n_emitted = 0
+
+    def push(self, block: Wave) -> Wave:
+        """Take the next samples and return those that are ready."""
+        resampled = block if self._stream is None else self._resample(block, last=False)
+        self._n_emitted += resampled.shape[1]
+        return resampled
+
+    def finish(self, length: int) -> Wave:
+        """Return the rest, so that `length` samples were returned in all."""
+        missing = length - self._n_emitted
+        tail = np.zeros((self._n_channels, 0), np.float32)
+        if self._stream is not None:
+            tail = self._resample(np.zeros((self._n_channels, self._tail_samples), np.float32), last=True)
+        return np.pad(tail[:, :missing], ((0, 0), (0, max(0, missing - tail.shape[1]))))
+
+    def _resample(self, block: Wave, last: bool) -> Wave:
+        assert self._stream is not None
+        return np.ascontiguousarray(self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._n_channels).T)
+
+
+class Writer:
+    """Write a sound file in blocks; it appears under its name only when the `with` block ends without an error.
+
+    Rate and channels are given; container and sample format are those of `like` where its suffix is the same, else the
+    usual ones of the suffix (WAV above 4 GB becomes RF64).
+
+    Attributes:
+        peak: largest absolute sample so far; above 1 it was clipped unless the samples are stored as float.
+
+    Raises:
+        AudioError: unknown suffix, a rate that the format does not have, no room, or no permission.
+    """
+
+    def __init__(self, path: str | Path, sample_rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None) -> None:
+        self.path = Path(path)
+        self.peak = 0.0
+        suffix = self.path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise AudioError(path, f"{suffix or 'no suffix'} is not a sound format that can be written; use .wav or .flac")
+        same = like is not None and like.path.suffix.lower() == suffix
+        self._container = like.container if like and same else _FORMAT_OF_SUFFIX.get(suffix, suffix[1:].upper())
+        self._subtype = like.subtype if like and same else ("OPUS" if suffix == ".opus" else None)
+        if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
+            self._container = "RF64"
+        self._rate, self._n_channels = sample_rate, n_channels
+        self._atomic = atomic_path(self.path)
+
+    def __enter__(self) -> Writer:
+        temporary = self._atomic.__enter__()
+        try:
+            self._file = soundfile.SoundFile(
+                str(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            failure = AudioError(
+                self.path,
+                f"cannot be written as {self._container} at {self._rate} Hz with {self._n_channels} channels; "
+                "check the folder, or choose another suffix",
+            )
+            self._atomic.__exit__(type(failure), failure, None)
+            raise failure from error
+        return self
+
+    @property
+    def clips(self) -> bool:
+        """Did samples exceed what the file can hold?"""
+        return self.peak > 1.0 and self._file.subtype not in ("FLOAT", "DOUBLE", "VORBIS", "OPUS")
+
+    def write(self, block: Wave) -> None:
+        """Append `[channel, sample]`."""
+        if block.size:
+            self.peak = max(self.peak, float(np.abs(block).max()))
+            try:
+                self._file.write(block.T)
+            except RuntimeError as error:
+                raise AudioError(self.path, "cannot be written to the end; check the free space") from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._file.close()
+        except RuntimeError as failure:
+            if error is None:
+                kind, error = AudioError, AudioError(self.path, "cannot be written to the end; check the free space")
+                self._atomic.__exit__(kind, error, None)
+                raise error from failure
+        self._atomic.__exit__(kind, error, trace)

@@ -1,0 +1,1 @@
+"""Find audio, check it, pack it, draw batches of it."""

@@ -1,0 +1,93 @@
+"""Batches of segments from a packed corpus: thousands of frames at a time, no Python per file."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from audiovae.corpora.packed import PackedCorpus, Utterance
+from audiovae.errors import CorpusError
+from audiovae.stft import STFT
+
+_SHARE_OF_DEVICE = 0.5  # of the free memory that a corpus may take on a GPU; a larger one stays on the disk
+
+
+class SegmentSampler:
+    """Draws segments uniformly over all positions of a split, each divided by its recording's level.
+
+    What is drawn depends on the seed, the step and the rank alone: a sampler has no state to save.
+
+    Args:
+        corpus: the packed recordings.
+        split: "train", "validation" or "test".
+        stft: whose frames are counted; a segment has no frame that reaches beyond it.
+        segment_frames: frames per segment. A recording too short for that is followed by zeros.
+        device: where the batches are wanted.
+
+    Raises:
+        CorpusError: no recording in that split.
+    """
+
+    def __init__(self, corpus: PackedCorpus, split: str, stft: STFT, segment_frames: int, device: torch.device) -> None:
+        self.utterances = corpus.split(split)
+        if not self.utterances:
+            raise CorpusError(corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more")
+        self.segment_samples = (segment_frames - 1) * stft.hop_length + stft.n_fft
+        lengths = np.array([u.n_samples for u in self.utterances])
+        self._starts = np.array([u.start for u in self.utterances])
+        self._last = np.maximum(lengths - self.segment_samples, 0)  # latest start within a recording
+        self._ends = np.cumsum(self._last + 1)
+        self._gains = np.array([u.scale / u.level for u in self.utterances], dtype=np.float32)
+        self._lengths = lengths
+        self._device = device
+        self._samples = _place(corpus.samples, device)
+
+    def draw(self, n_segments: int, seed: int, step: int, rank: int = 0) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
+        """Segments at unit level, `[segment, sample]`, and the recordings that they are from."""
+        generator = np.random.default_rng((seed, step, rank))
+        position = generator.integers(self._ends[-1], size=n_segments)
+        which = np.searchsorted(self._ends, position, side="right")
+        offset = position - (self._ends[which] - self._last[which] - 1)
+        starts = self._starts[which] + offset
+        waves = self._gather(starts) * torch.from_numpy(self._gains[which, None]).to(self._device)
+        short = self._lengths[which] < self.segment_samples
+        if short.any():  # what follows a recording in the file is another one
+            beyond = torch.arange(self.segment_samples) >= torch.from_numpy(self._lengths[which, None])
+            waves = waves.masked_fill(beyond.to(self._device), 0.0)
+        return waves, [self.utterances[i] for i in which]
+
+    def _gather(self, starts: NDArray[np.int64]) -> Tensor:
+        rows = self._samples.unfold(0, self.segment_samples, 1)[torch.from_numpy(starts).to(self._samples.device)]
+        return rows.to(self._device).float()
+
+
+def _place(samples: NDArray[np.int16], device: torch.device) -> Tensor:
+    with np.errstate(all="ignore"):
+        tensor = _as_tensor(samples)
+    if device.type == "cuda" and samples.nbytes < _SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+        return tensor.to(device)
+    return tensor
+
+
+def _as_tensor(samples: NDArray[np.int16]) -> Tensor:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing here writes
+        return torch.from_numpy(samples)
+
+
+def random_equaliser(n_segments: int, n_freqs: int, deviation_db: float, seed: tuple[int, ...]) -> Float[Tensor, "segment 1 freq"]:
+    """Power gains of smooth random equalisers, one a segment: another microphone, another room, another voice's tilt.
+
+    The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 + k).
+    Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of sound.
+    """
+    order = np.arange(7)
+    weights = np.random.default_rng(seed).standard_normal((n_segments, 7)) * deviation_db / np.sqrt(1 + order)
+    basis = np.cos(np.pi * order[:, None] * (np.arange(n_freqs) + 0.5) / n_freqs)
+    return torch.from_numpy(10 ** (weights @ basis / 10)).float()[:, None]

@@ -1,0 +1,181 @@
+"""Where known corpora keep their speakers and splits; any other folder of sound files works too."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from audiovae.errors import CorpusError
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording to pack.
+
+    Attributes:
+        path: the sound file.
+        id: its path relative to the corpus folder, with slashes.
+        speaker: whose voice it is; a file of its own in a folder that does not tell.
+        split: None until one is assigned.
+        left_out: why the layout excludes it, if it does.
+    """
+
+    path: Path
+    id: str
+    speaker: str
+    split: Split | None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A known corpus.
+
+    Attributes:
+        pattern: matches the path of every recording (beginning with the corpus folder's own name); its groups are named
+            speaker and, where the corpus has official splits, split.
+        split_of: official split by the value of the group "split"; empty where speakers must be held out by hash.
+        single_speaker: the splits are by chapter, as there is one voice only.
+        left_out: reason to exclude a match, by its groups.
+    """
+
+    pattern: str
+    split_of: Callable[[re.Match[str]], Split | None] = lambda match: None
+    single_speaker: bool = False
+    left_out: Callable[[re.Match[str]], str | None] = lambda match: None
+
+
+def _libri_split(match: re.Match[str]) -> Split | None:
+    return {"train": None, "dev": "validation", "test": "test"}[match["split"]]  # type: ignore[return-value]
+
+
+def _voicebank_split(match: re.Match[str]) -> Split | None:
+    if match["split"] == "test":
+        return "test"
+    return "validation" if match["speaker"] in ("p226", "p287") else "train"  # the usual two of the 28
+
+
+def _wsj0_split(match: re.Match[str]) -> Split | None:
+    return {"tr": "train", "dt": "validation", "et": "test"}[match["split"]]  # type: ignore[return-value]
+
+
+def _timit_split(match: re.Match[str]) -> Split | None:
+    return "test" if match["split"].lower() == "test" else None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "librispeech": Layout(r"(?P<split>train|dev|test)-(clean|other)(-\d+)?/(?P<speaker>\d+)/\d+/\d+-\d+-\d+\.flac$", _libri_split),
+    "libritts": Layout(r"(?P<split>train|dev|test)-(clean|other)(-\d+)?/(?P<speaker>\d+)/\d+/\d+(_\d+){3}\.wav$", _libri_split),
+    "vctk": Layout(
+        r"wav48(_silence_trimmed)?/(?P<speaker>[ps]\d+)/[ps]\d+_\d+(?P<mic>_mic\d)?\.(wav|flac)$",
+        left_out=lambda match: "second microphone of the same take" if match["mic"] == "_mic2" else None,
+    ),
+    "voicebank-demand": Layout(
+        r"(?P<side>clean|noisy)_(?P<split>train|test)set(_\d+spk)?_wav(_16k)?/(?P<speaker>p\d+)_\d+\.wav$",
+        _voicebank_split,
+        left_out=lambda match: "noisy side of the pair" if match["side"] == "noisy" else None,
+    ),
+    "ljspeech": Layout(
+        r"wavs/(?P<speaker>LJ)(?P<chapter>\d{3})-\d{4}\.wav$",
+        lambda match: "validation" if int(match["chapter"]) <= 2 else "test" if int(match["chapter"]) == 3 else "train",
+        single_speaker=True,
+    ),
+    "wsj0": Layout(
+        r"si_(?P<split>tr|dt|et)_[a-z0-9]+/(?P<speaker>[0-9a-z]{3})/[0-9a-z]{8}\.(wav|wv1)$", _wsj0_split
+    ),
+    "timit": Layout(r"(?P<split>TRAIN|TEST|train|test)/(DR|dr)[1-8]/(?P<speaker>[A-Za-z0-9]{5})/\w+\.(WAV|wav)(\.wav)?$", _timit_split),
+    "cmu-arctic": Layout(r"cmu_us_(?P<speaker>[a-z]+)_arctic/wav/arctic_[ab]\d+\.wav$"),
+    "jvs": Layout(
+        r"(?P<speaker>jvs\d{3})/(?P<style>parallel100|nonpara30|whisper10|falset10)/wav24kHz16bit/[^/]+\.wav$",
+        left_out=lambda match: "whispered or falsetto speech" if match["style"] in ("whisper10", "falset10") else None,
+    ),
+    "jsut": Layout(
+        r"(?P<speaker>basic5000|utparaphrase512|onomatopee300|countersuffix26|loanword128|voiceactress100|travel1000|precedent130|repeat500)"
+        r"/wav/[^/]+\.wav$",
+        lambda match: {"voiceactress100": "validation", "travel1000": "test"}.get(match["speaker"], "train"),  # type: ignore[return-value]
+        single_speaker=True,
+    ),
+}  # fmt: skip
+
+
+def recognise(ids: list[str]) -> str:
+    """Name of the layout that most of the ids follow, or "folder"."""
+    for name, layout in LAYOUTS.items():
+        matching = sum(re.search(layout.pattern, "/" + id_) is not None for id_ in ids)
+        if matching > len(ids) / 2:
+            return name
+    return "folder"
+
+
+def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> tuple[str, list[Source]]:
+    """Name the layout and give each file its speaker and official split.
+
+    In a plain folder the speaker is the first folder below it, and a file directly in it is a speaker of its own.
+
+    Raises:
+        CorpusError: the layout is unknown.
+    """
+    paths = sorted(files)
+    ids = [path.relative_to(folder).as_posix() for path in paths]
+    named = [f"{folder.resolve().name}/{id_}" for id_ in ids]  # so that a single split folder is recognised as well
+    if layout_name == "auto":
+        layout_name = recognise(named)
+    if layout_name == "folder":
+        return layout_name, [Source(path, id_, id_.split("/")[0], None) for path, id_ in zip(paths, ids, strict=True)]
+    if layout_name not in LAYOUTS:
+        raise CorpusError(folder, f"unknown layout {layout_name!r}; known are auto, folder, {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[layout_name]
+    found = []
+    for path, id_, name in zip(paths, ids, named, strict=True):
+        match = re.search(layout.pattern, "/" + name)
+        if match is None:
+            found.append(Source(path, id_, "", None, f"not part of the {layout_name} layout"))
+        else:
+            found.append(Source(path, id_, match["speaker"], layout.split_of(match), layout.left_out(match)))
+    return layout_name, found
+
+
+def assign_splits(
+    recordings: list[Source], layout_name: str, fraction: float, validation: frozenset[str], test: frozenset[str]
+) -> list[Source]:
+    """Give every recording a split such that no speaker stands in two (but for corpora of a single speaker).
+
+    Speakers named in `validation` and `test` come first, then official splits, then a share of `fraction` of the other
+    speakers, chosen by a hash of their names, is held out for validation (unless there already is some).
+
+    Raises:
+        CorpusError: a named speaker does not exist, is named twice, or a speaker is in two official splits.
+    """
+    speakers = {source.speaker for source in recordings if source.left_out is None}
+    for name in sorted((validation | test) - speakers):
+        raise CorpusError(name, "is named as a validation or test speaker, but the corpus has no such speaker")
+    for name in sorted(validation & test):
+        raise CorpusError(name, "is named as a validation and as a test speaker; choose one")
+    named: dict[str, Split] = {**{name: "validation" for name in validation}, **{name: "test" for name in test}}
+    chosen = [replace(source, split=named.get(source.speaker, source.split)) for source in recordings]
+    if not any(source.split == "validation" for source in chosen):
+        free = sorted({s.speaker for s in chosen if s.split is None and not s.left_out}, key=_hash)
+        n_held_out = max(1, round(fraction * len(free))) if fraction > 0 and len(free) > 1 else 0
+        held_out = set(free[:n_held_out])
+        chosen = [replace(s, split="validation") if s.split is None and s.speaker in held_out else s for s in chosen]
+    chosen = [replace(source, split=source.split or "train") for source in chosen]
+    if layout_name == "folder" or not LAYOUTS[layout_name].single_speaker:
+        _check_speakers(chosen)
+    return chosen
+
+
+def _check_speakers(recordings: list[Source]) -> None:
+    split_of: dict[str, Split | None] = {}
+    for source in recordings:
+        if source.left_out is None and split_of.setdefault(source.speaker, source.split) != source.split:
+            raise CorpusError(source.path, f"speaker {source.speaker} is in the splits {split_of[source.speaker]} and {source.split}")
+
+
+def _hash(speaker: str) -> str:
+    return hashlib.sha256(speaker.encode()).hexdigest()

@@ -1,0 +1,234 @@
+"""From a folder of sound files to a packed corpus: find, check, trim, resample, pack; only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audiovae import audio
+from audiovae.corpora import packed
+from audiovae.corpora.layouts import Source, assign_splits, sources
+from audiovae.corpora.packed import Header, LeftOut, Utterance
+from audiovae.errors import AudioError, CorpusError
+from audiovae.level import active_level, trim_bounds
+
+SHORTEST_SECONDS = 0.1
+_COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
+_FILES_PER_TASK = 8
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How a corpus is prepared.
+
+    Attributes:
+        sample_rate: of the packed recordings, in Hz.
+        layout: auto, folder, or the name of a known corpus.
+        trim: cut silence from both ends (30 dB below the loudest frame).
+        validation: share of the speakers held out where the corpus has no official validation split.
+        validation_speakers: file that names speakers to hold out for validation, one a line.
+        test_speakers: file that names speakers to hold out for testing, one a line.
+    """
+
+    sample_rate: int = 16000
+    layout: str = "auto"
+    trim: bool = True
+    validation: float = 0.1
+    validation_speakers: str | None = None
+    test_speakers: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run did.
+
+    Attributes:
+        utterances: all recordings now in the corpus.
+        left_out: all files that are not.
+        n_new: recordings packed by this run.
+        seconds_new: their duration before trimming.
+    """
+
+    layout: str
+    utterances: list[Utterance]
+    left_out: list[LeftOut]
+    n_new: int
+    seconds_new: float
+
+
+@dataclass(frozen=True)
+class _Processed:
+    samples: NDArray[np.int16]
+    scale: float
+    level: float
+    seconds: float
+
+
+def prepare(
+    folder: str | Path,
+    target: str | Path,
+    settings: PrepareSettings = PrepareSettings(),
+    jobs: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Prepared:
+    """Pack all sound files below `folder` into `target`.
+
+    Files already packed and unchanged (size and time of change) are kept, files that are gone are dropped from the index,
+    and files that failed before are tried again only when they changed.
+
+    Args:
+        jobs: processes that read and resample; 1 stays in this one.
+        overwrite: start anew, also where `target` holds a corpus that was prepared otherwise.
+        progress: called with the number of files done and their total.
+
+    Raises:
+        CorpusError: no folder, no sound in it, or `target` holds another corpus.
+        PathError: `target` cannot be written.
+    """
+    folder, target = Path(folder), Path(target)
+    if not folder.is_dir():
+        raise CorpusError(folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it")
+    layout, found = sources(folder, find_sound_files(folder), settings.layout)
+    if not any(source.left_out is None for source in found):
+        raise CorpusError(folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)")
+    found = assign_splits(found, layout, settings.validation, _names(settings.validation_speakers), _names(settings.test_speakers))
+    header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
+    utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
+
+    known = {entry.id for entry in [*utterances, *left_out]}
+    new = [source for source in found if source.left_out is None and source.id not in known]
+    left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
+    n_before = len(utterances)
+    seconds_new = 0.0
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            (target / packed.INDEX).unlink(missing_ok=True)
+        with open(target / packed.SAMPLES, "r+b" if (target / packed.SAMPLES).exists() else "wb") as file:
+            file.truncate(2 * end)
+            file.seek(2 * end)
+            committed = 2 * end
+            for done, (source, result) in enumerate(_process_all(new, settings, jobs), start=1):
+                stat = source.path.stat()
+                if isinstance(result, _Processed):
+                    digest = hashlib.sha256(result.samples.tobytes()).hexdigest()
+                    place = (file.tell() // 2, len(result.samples))
+                    origin = (stat.st_size, stat.st_mtime_ns)
+                    utterances.append(
+                        Utterance(source.id, source.speaker, str(source.split), *place, result.scale, result.level, *origin, digest)
+                    )
+                    file.write(result.samples.tobytes())
+                    seconds_new += result.seconds
+                else:
+                    left_out.append(LeftOut(source.id, result, True, stat.st_size, stat.st_mtime_ns))
+                progress(done, len(new))
+                if file.tell() - committed > _COMMIT_BYTES:
+                    committed = _commit(file, target, header, utterances, left_out)
+            _commit(file, target, header, utterances, left_out)
+    except OSError as error:
+        raise CorpusError(target, f"cannot be written ({error.strerror or error}); check the folder and the free space") from error
+    return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new)
+
+
+def find_sound_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder whose suffix says sound, those that cannot be decoded among them; hidden ones are passed over."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            suffix = os.path.splitext(name)[1].lower()
+            if not name.startswith(".") and (suffix in audio.SUFFIXES or suffix in audio.FOREIGN_SUFFIXES):
+                yield Path(place, name)
+
+
+def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[Utterance], list[LeftOut], int]:
+    """What of an earlier run still holds, with the new splits, and the end of its samples."""
+    if not (target / packed.INDEX).exists():
+        return [], [], 0
+    old, utterances, left_out = packed.read_index(target)
+    for name in ("source", "sample_rate", "trimmed", "layout"):
+        if getattr(old, name) != getattr(header, name):
+            raise CorpusError(
+                target, f"holds a corpus with {name} {getattr(old, name)!r}, not {getattr(header, name)!r}; --overwrite replaces it"
+            )
+    current = {source.id: source for source in found if source.left_out is None}
+    end = max((u.start + u.n_samples for u in utterances), default=0)
+
+    def unchanged(entry: Utterance | LeftOut) -> bool:
+        source = current.get(entry.id)
+        if source is None:
+            return False
+        stat = source.path.stat()
+        return (stat.st_size, stat.st_mtime_ns) == (entry.source_size, entry.source_mtime_ns)
+
+    kept = [replace(u, split=str(current[u.id].split), speaker=current[u.id].speaker) for u in utterances if unchanged(u)]
+    return kept, [entry for entry in left_out if unchanged(entry)], end
+
+
+def _commit(file: object, target: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> int:
+    file.flush()  # type: ignore[attr-defined]
+    os.fsync(file.fileno())  # type: ignore[attr-defined]
+    packed.write_index(target, header, utterances, left_out)
+    return int(file.tell())  # type: ignore[attr-defined]
+
+
+def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Iterator[tuple[Source, _Processed | str]]:
+    """Yield every source with its samples, or with the reason why there are none, in order."""
+    tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
+    if jobs == 1:
+        for task in tasks:
+            yield from zip(task, _process([source.path for source in task], settings), strict=True)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        pending: list[tuple[list[Source], Future[list[_Processed | str]]]] = []
+        for task in tasks:
+            pending.append((task, pool.submit(_process, [source.path for source in task], settings)))
+            if len(pending) > 4 * jobs:  # bounds the memory
+                first, future = pending.pop(0)
+                yield from zip(first, future.result(), strict=True)
+        for task, future in pending:
+            yield from zip(task, future.result(), strict=True)
+
+
+def _process(paths: Iterable[Path], settings: PrepareSettings) -> list[_Processed | str]:
+    results: list[_Processed | str] = []
+    for path in paths:
+        try:
+            results.append(_process_one(path, settings))
+        except AudioError as error:
+            results.append(error.reason)
+    return results
+
+
+def _process_one(path: Path, settings: PrepareSettings) -> _Processed:
+    channels, info = audio.read(path)
+    wave = audio.resample(channels.mean(axis=0) if len(channels) > 1 else channels[0], info.sample_rate, settings.sample_rate)
+    peak = float(np.abs(wave).max())
+    if peak == 0:
+        raise AudioError(path, "is silent")
+    if settings.trim:
+        start, end = trim_bounds(wave)
+        wave = wave[start:end]
+    if len(wave) < SHORTEST_SECONDS * settings.sample_rate:
+        raise AudioError(path, f"is shorter than {SHORTEST_SECONDS} s")
+    peak = float(np.abs(wave).max())
+    scale = peak / 32767
+    samples = np.rint(wave * (1 / scale)).astype("<i2")
+    return _Processed(samples, scale, active_level(wave, settings.sample_rate), info.seconds)
+
+
+def _names(path: str | None) -> frozenset[str]:
+    if path is None:
+        return frozenset()
+    try:
+        return frozenset(Path(path).read_text().split())
+    except OSError as error:
+        raise CorpusError(path, "cannot be read; give a text file with one speaker a line") from error

@@ -1,0 +1,1 @@
+"""Bricks without probability: tensors in, tensors out."""

@@ -1,0 +1,48 @@
+"""Power spectra as a network sees them: standardised logarithms, and back to a variance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# The one floor of the toolkit: added to the power on the way in, smallest variance on the way out. At unit level the
+# mean power of a bin is a few hundred, and the rounding of 16-bit recordings lies near 1e-5.
+VARIANCE_FLOOR = 1e-6
+
+EULER_GAMMA = 0.5772156649015329
+
+
+class LogPower(nn.Module):
+    """Standardised log power of a spectrogram at unit level, and the log variance that a decoder's output stands for.
+
+    `forward(power) = (log(power + VARIANCE_FLOOR) - mean) / std`, with the mean and the standard deviation of each bin
+    over the training data, set once by `calibrate` and saved with the model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n_freqs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_freqs))
+        self.register_buffer("std", torch.ones(n_freqs))
+
+    @torch.no_grad()
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        """Take mean and standard deviation from the power of a few thousand training frames."""
+        log_power = torch.log(power + VARIANCE_FLOOR)
+        self.mean.copy_(log_power.mean(0))
+        self.std.copy_(log_power.std(0, correction=0).clamp(min=1e-2))  # a bin may be constant in a tiny corpus
+
+    def forward(self, power: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
+        return (torch.log(power + VARIANCE_FLOOR) - self.mean) / self.std
+
+    def log_variance(self, output: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
+        """Log variance for a decoder output that is relative to the mean spectrum.
+
+        A complex Gaussian of log variance v has E[log power] = v - gamma (Euler's constant), hence the offset.
+        """
+        return (output + (self.mean + EULER_GAMMA)).clamp(min=math.log(VARIANCE_FLOOR))

@@ -1,0 +1,219 @@
+"""AudioVAE: an STFT, a level, a VAE and a sample rate together: what is trained, saved, shared and plugged in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from audiovae.audio import resample, resampled_length
+from audiovae.level import active_level
+from audiovae.models import VAE
+from audiovae.objectives import elbo, importance_weighted_bound, power
+from audiovae.stft import STFT
+
+Phase = Literal["original", "griffin-lim"]
+LatentChoice = Literal["mean", "sample"]
+
+GRIFFIN_LIM_ITERATIONS = 64
+
+
+@dataclass(frozen=True)
+class Latents:
+    """An encoded wave: with it alone, `AudioVAE.decode` gives the PSD at the wave's own level.
+
+    Attributes:
+        posterior: q(z | x), batch `[..., frame]`, event `[latent]`.
+        level: what the wave was divided by, `[...]`; 0 for digital silence.
+        n_samples: length of the wave at the prior's sample rate.
+    """
+
+    posterior: Distribution
+    level: Float[Tensor, "*batch"]
+    n_samples: int
+
+
+class AudioVAE(nn.Module):
+    """A prior of clean audio: a distribution over STFT frames, at any level.
+
+    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided by
+    its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is that
+    of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
+
+    Args:
+        stft: the front end.
+        vae: the model of its frames.
+        sample_rate: in Hz.
+
+    Raises:
+        ValueError: STFT and model disagree on the number of frequency bins.
+    """
+
+    def __init__(self, stft: STFT, vae: VAE, sample_rate: int) -> None:
+        super().__init__()
+        if stft.n_freqs != vae.n_freqs:
+            raise ValueError(f"the STFT gives {stft.n_freqs} frequency bins and the VAE expects {vae.n_freqs}")
+        if sample_rate < 1:
+            raise ValueError(f"sample_rate must be positive, got {sample_rate}")
+        self.stft = stft
+        self.vae = vae
+        self.sample_rate = sample_rate
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path = "speech-16k", device: str | torch.device | None = None) -> AudioVAE:
+        """Load a shipped prior by name, or a saved one from its folder, ready for inference.
+
+        Raises:
+            ModelError: no such model, or its files are damaged, incomplete or from a newer version.
+        """
+        from audiovae.saved import load
+
+        return load(name_or_path).to(device or "cpu").eval()
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        """Write `config.json`, `model.safetensors` and the model card `README.md` (`card`, or a short default)."""
+        from audiovae.saved import save
+
+        save(self, folder, card)
+
+    @property
+    def device(self) -> torch.device:
+        return self.stft.window.device
+
+    def measure_level(self, wave: Float[Tensor, "*batch sample"]) -> Float[Tensor, "*batch"]:
+        """Level of each wave alone, see `audiovae.level`; for the shared one of a recording, give its channels to that."""
+        flat = wave.detach().reshape(-1, wave.shape[-1]).numpy(force=True)
+        levels = np.array([active_level(row, self.sample_rate) for row in flat])
+        return torch.from_numpy(levels).to(wave.device, wave.dtype).reshape(wave.shape[:-1])
+
+    def analyse(
+        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None
+    ) -> tuple[Complex[Tensor, "*batch frame freq"], Float[Tensor, "*batch"]]:
+        """STFT of wave / level, and the level (measured where none is given; silence is divided by 1)."""
+        if level is None:
+            level = self.measure_level(wave)
+        level = torch.as_tensor(level, dtype=wave.dtype, device=wave.device).expand(wave.shape[:-1])
+        return self.stft(wave / _divisor(level).unsqueeze(-1)), level
+
+    def encode(
+        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None
+    ) -> Latents:
+        """Infer the posterior of every frame."""
+        spectrogram, level = self.analyse(wave, level)
+        return Latents(self.vae.infer(power(spectrogram), condition).posterior, level, wave.shape[-1])
+
+    def decode(
+        self, latents: Latents, choice: LatentChoice = "mean", condition: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        """PSD of the encoded wave at its own level, from the posterior mean or a sample."""
+        psd = self.vae.likelihood(_choose(latents.posterior, choice), condition).variance
+        return psd * latents.level[..., None, None].square()
+
+    def resynthesize(
+        self,
+        wave: Float[Tensor, "*batch sample"],
+        phase: Phase = "original",
+        latents: LatentChoice = "mean",
+        level: Tensor | float | None = None,
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "*batch sample"]:
+        """Encode, decode, and turn the PSD back into a wave of the same length.
+
+        Args:
+            phase: "original" takes the phase of the wave itself (this measures the magnitudes alone: an oracle);
+                "griffin-lim" estimates it.
+            latents: decode the posterior mean or a sample.
+            level: see the class.
+
+        Raises:
+            ValueError: another phase or choice of latents.
+        """
+        if phase not in ("original", "griffin-lim"):
+            raise ValueError(f"phase must be 'original' or 'griffin-lim', got {phase!r}")
+        spectrogram, level = self.analyse(wave, level)
+        posterior = self.vae.infer(power(spectrogram), condition).posterior
+        magnitude = self.vae.likelihood(_choose(posterior, latents), condition).variance.sqrt() * level[..., None, None]
+        if phase == "griffin-lim":
+            return griffin_lim(self.stft, magnitude, wave.shape[-1])
+        return self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1])
+
+    def log_likelihood(
+        self,
+        wave: Float[Tensor, "*batch sample"],
+        n_samples: int = 1,
+        level: Tensor | float | None = None,
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "*batch frame"]:
+        """A lower bound of log p(x_t) for every frame of the wave's STFT, in nats.
+
+        The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log pi
+        included): dividing by the level adds -2 n_freqs log(level), so scaling a wave by 10 moves it by exactly
+        -2 n_freqs log 10. Digital silence is scored at level 1.
+
+        Args:
+            n_samples: 1 for the ELBO, more for the importance-weighted bound.
+            level: see the class.
+        """
+        spectrogram, level = self.analyse(wave, level)
+        if n_samples == 1:
+            bound = elbo(self.vae, spectrogram, condition).bound
+        else:
+            bound = importance_weighted_bound(self.vae, spectrogram, n_samples, condition)
+        return bound - 2 * self.stft.n_freqs * _divisor(level).log().unsqueeze(-1)
+
+    def sample(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame freq"]:
+        """PSD of `n_frames` frames drawn from the prior, at level 1."""
+        if n_frames < 1:
+            raise ValueError(f"n_frames must be at least 1, got {n_frames}")
+        return self.vae.likelihood(self.vae.generate(n_frames, condition), condition).variance
+
+
+def _divisor(level: Tensor) -> Tensor:
+    return torch.where(level > 0, level, 1.0)
+
+
+def _choose(posterior: Distribution, choice: LatentChoice) -> Tensor:
+    if choice not in ("mean", "sample"):
+        raise ValueError(f"latents must be 'mean' or 'sample', got {choice!r}")
+    return posterior.mean if choice == "mean" else posterior.rsample()
+
+
+def griffin_lim(stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], length: int) -> Float[Tensor, "*batch sample"]:
+    """A wave of `length` samples whose STFT magnitude is near to `magnitude`, from a random phase.
+
+    Raises:
+        AudiovaeError: torchaudio is not installed.
+
+    Reference: N. Perraudin, P. Balazs, P. Sondergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
+    """
+    try:
+        from torchaudio.functional import griffinlim
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
+        from audiovae.errors import AudiovaeError
+
+        raise AudiovaeError("Griffin-Lim needs torchaudio in the build that matches torch; install both at 2.11.0") from error
+
+    # torchaudio reflects at the ends, which takes more than half a window of samples: lengthen short spectrograms.
+    at_least = 2 + stft.n_fft // stft.hop_length
+    n_frames = magnitude.shape[-2]
+    padded = nn.functional.pad(magnitude, (0, 0, 0, max(0, at_least - n_frames)))
+    wave = griffinlim(
+        padded.transpose(-1, -2),
+        window=stft.window,
+        n_fft=stft.n_fft,
+        hop_length=stft.hop_length,
+        win_length=stft.n_fft,
+        power=1.0,
+        n_iter=GRIFFIN_LIM_ITERATIONS,
+        momentum=0.99,
+        length=(padded.shape[-2] - 1) * stft.hop_length,
+        rand_init=True,
+    )
+    return wave[..., :length]

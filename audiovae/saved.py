@@ -1,0 +1,150 @@
+"""Saved models: a folder of config.json, model.safetensors and README.md, laid out as a Hugging Face hub repository.
+
+`config.json` holds the sizes, the SHA-256 of the tensors' file and the SHA-256 of all its other fields, both verified at
+load. The second one identifies the model: latents carry it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from audiovae.atomic import atomic_path
+from audiovae.errors import ModelError
+from audiovae.models import MODELS
+from audiovae.prior import AudioVAE
+from audiovae.stft import STFT
+
+FORMAT_VERSION = 1
+CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+_NEWER = "was saved by a newer audiovae (format {found}, this one reads up to {known}); update audiovae"
+
+
+def save(prior: AudioVAE, folder: str | Path, card: str | None = None) -> None:
+    """Write a model folder; see `AudioVAE.save_pretrained`.
+
+    Raises:
+        PathError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors, config = _serialise(prior)
+    if card is None:
+        card = f"# An audiovae prior\n\n{prior.sample_rate} Hz, {type(prior.vae).__name__}. Nothing else was recorded when it was saved.\n"
+    # The config last: a folder without one is no model, so an interrupted save is never taken for one.
+    for name, content in ((TENSORS, tensors), (CARD, card.encode()), (CONFIG, (json.dumps(config, indent=2) + "\n").encode())):
+        with atomic_path(folder / name, durable=True) as temporary:
+            temporary.write_bytes(content)
+
+
+def load(name_or_path: str | Path) -> AudioVAE:
+    """Read a model folder, a shipped model by name, or one of the hub ("owner/name"); see `AudioVAE.from_pretrained`."""
+    folder = find(name_or_path)
+    config = read_config(folder)
+    path = folder / TENSORS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(path, "is missing; copy the whole model folder") from error
+    if hashlib.sha256(content).hexdigest() != config["tensors_sha256"]:
+        raise ModelError(path, "is damaged: its SHA-256 is not the one in config.json; copy or train the model again")
+    try:
+        model_class, settings_class = MODELS[config["vae"]["type"]]
+        stft = STFT(**config["stft"])
+        prior = AudioVAE(stft, model_class(stft.n_freqs, settings_class(**_tuples(config["vae"]["settings"]))), config["sample_rate"])
+        prior.load_state_dict(safetensors.torch.load(content))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(folder / CONFIG, f"does not describe a model that this version can build ({error})") from error
+    return prior
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The folder of a model: a path first, then a shipped name, then the hub.
+
+    Raises:
+        ModelError: there is none; the shipped names are listed.
+    """
+    folder = Path(name_or_path)
+    if (folder / CONFIG).exists():
+        return folder
+    shipped = Path(str(resources.files("audiovae") / "pretrained"))
+    if str(name_or_path) in shipped_names():
+        return shipped / str(name_or_path)
+    if folder.is_dir():
+        raise ModelError(folder, f"is not a model folder: it has no {CONFIG}")
+    if str(name_or_path).count("/") == 1 and not folder.parent.is_dir():
+        return _hub(str(name_or_path))
+    near = difflib.get_close_matches(str(name_or_path), shipped_names(), 1)
+    hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(shipped_names())
+    raise ModelError(name_or_path, f"no such model; {hint}")
+
+
+def shipped_names() -> list[str]:
+    """Names of the models that are part of the package."""
+    shipped = Path(str(resources.files("audiovae") / "pretrained"))
+    return sorted(path.parent.name for path in shipped.glob(f"*/{CONFIG}"))
+
+
+def model_hash(prior: AudioVAE) -> str:
+    """SHA-256 that identifies sizes and weights: the `config_sha256` that saving this prior writes."""
+    return _serialise(prior)[1]["config_sha256"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and verify config.json.
+
+    Raises:
+        ModelError: missing, damaged, or of a newer format.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+        version, digest = config["format_version"], config["config_sha256"]
+    except OSError as error:
+        raise ModelError(path, "is missing; copy the whole model folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(path, "is damaged or not from audiovae; copy or train the model again") from error
+    if version > FORMAT_VERSION:
+        raise ModelError(path, _NEWER.format(found=version, known=FORMAT_VERSION))
+    if digest != _digest_of_fields(config):
+        raise ModelError(path, "is damaged: its fields do not match their SHA-256; copy or train the model again")
+    return config
+
+
+def _serialise(prior: AudioVAE) -> tuple[bytes, dict[str, Any]]:
+    tensors = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in prior.state_dict().items()})
+    config: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "sample_rate": prior.sample_rate,
+        "stft": {"n_fft": prior.stft.n_fft, "hop_length": prior.stft.hop_length, "window": prior.stft.window_name},
+        "vae": {"type": type(prior.vae).__name__, "settings": dataclasses.asdict(prior.vae.settings)},
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    config["config_sha256"] = _digest_of_fields(config)
+    return tensors, config
+
+
+def _digest_of_fields(config: dict[str, Any]) -> str:
+    fields = {name: value for name, value in config.items() if name != "config_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def _hub(repository: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ModelError(repository, "no such folder; to load it from the hub: pip install 'audiovae[hub]'") from error
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, TENSORS, CARD]))
+    except Exception as error:  # the hub's error classes change between its versions
+        raise ModelError(repository, f"no such folder, and the hub does not give it ({type(error).__name__})") from error

@@ -1,0 +1,219 @@
+"""fit(): the one training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from audiovae.corpora.batches import SegmentSampler, random_equaliser
+from audiovae.corpora.packed import PackedCorpus
+from audiovae.errors import TrainingError
+from audiovae.objectives import collapse_warning, elbo_of_power, kl_per_dimension, power
+from audiovae.prior import AudioVAE
+from audiovae.stft import STFT
+from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
+from audiovae.training.record import Record
+from audiovae.training.settings import TrainingSettings
+from audiovae.training.state import TrainingState
+
+CALIBRATION_FRAMES = 20_000
+VALIDATION_FRAMES = 20_000
+_VALIDATION_BATCH = 2048  # frames
+_NO_STEP = 2**40  # a step that training never reaches: its random numbers are its own
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The end of a training run.
+
+    Attributes:
+        steps: optimiser steps taken.
+        elbo: best validation ELBO, in nats per frame at unit level.
+        best_step: where it was reached; these weights were saved.
+        warning: of a collapsed posterior, if it is.
+    """
+
+    steps: int
+    elbo: float
+    best_step: int
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `fit` tells while it works: at every `log_every`-th step and at every validation."""
+
+    step: int
+    steps: int
+    loss: float
+    elbo: float | None
+
+
+class NegativeELBO(nn.Module):
+    """The training step's forward pass: knows nothing of the engine that runs it."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frame_power: Float[Tensor, "*batch frame freq"], beta: float) -> Float[Tensor, "2"]:
+        """The loss -log p(x | z) + beta KL and the KL alone, each a mean over frames, in nats."""
+        terms = elbo_of_power(self.vae, frame_power)  # type: ignore[arg-type]
+        kl = terms.kl.mean()
+        return torch.stack([beta * kl - terms.log_likelihood.mean(), kl])
+
+
+def fit(
+    prior: AudioVAE,
+    corpus: PackedCorpus,
+    validation: PackedCorpus,
+    folder: str | Path,
+    settings: TrainingSettings = TrainingSettings(),
+    device: str = "cpu",
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Fitted:
+    """Train a prior on the "train" split of a corpus; the best weights by validation ELBO end up in `prior` and `folder`.
+
+    A run that was killed goes on from its last checkpoint in `folder` and ends, on a CPU with the same number of threads,
+    with the very weights and loss trace of an uninterrupted one: every step's batch and noise depend on the seed and the
+    step alone, and all else (weights, their average, the optimiser, best weights, patience, trace) is in the checkpoint.
+
+    Args:
+        corpus: its "train" split is drawn from.
+        validation: its "validation" split is scored (may be the same corpus).
+        folder: receives `config.json`, `model.safetensors`, `README.md` (the best weights) and `training/`.
+        device: "cpu", "cuda", "auto"; with settings.devices > 1, that many of them.
+        progress: called now and then.
+
+    Raises:
+        TrainingError: another run (other settings, data or model) stands in `folder`; a loss that is not finite.
+        CorpusError: a split without recordings.
+    """
+    from lightning_fabric import Fabric
+
+    if corpus.header.sample_rate != prior.sample_rate:
+        raise TrainingError(f"{corpus.folder} was prepared at {corpus.header.sample_rate} Hz, and the model has {prior.sample_rate} Hz")
+    fabric = Fabric(
+        accelerator=device, devices=settings.devices, num_nodes=settings.nodes, precision=settings.precision,  # type: ignore[arg-type]
+        strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
+    )  # fmt: skip
+    fabric.launch()
+    rank, device_ = fabric.global_rank, fabric.device
+    record = Record(Path(folder), prior, settings, _describe(corpus, validation), writes=fabric.is_global_zero)
+    n_segments = settings.batch_frames // settings.segment_frames
+    prior.to(device_).train()
+    draws = SegmentSampler(corpus, "train", prior.stft, settings.segment_frames, device_)
+    held_out = _held_out_power(validation, prior.stft, settings, device_)
+    listening = torch.from_numpy(validation.wave(validation.split("validation")[0])).to(device_)
+
+    checkpoint = load_checkpoint(record.folder)
+    if checkpoint is None:
+        n_calibration = max(1, CALIBRATION_FRAMES // settings.segment_frames)
+        waves, _ = draws.draw(n_calibration, settings.seed, _NO_STEP)
+        prior.vae.calibrate(power(prior.stft.frames(waves)).flatten(0, 1))
+    weights = prior.vae.parameters()
+    adam = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    module, optimizer = fabric.setup(NegativeELBO(prior.vae), adam)
+    state = TrainingState(prior.vae, adam, device_)
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    record.rewind(state.trace)
+
+    while state.step < settings.steps and not (settings.patience and state.waited >= settings.patience):
+        step = state.step
+        waves, utterances = draws.draw(n_segments, settings.seed, step, rank)
+        frame_power = power(prior.stft.frames(waves))
+        if settings.equaliser_db:
+            frame_power *= random_equaliser(n_segments, prior.stft.n_freqs, settings.equaliser_db, (settings.seed, step, rank, 1)).to(device_)
+        _seed(settings.seed, step, rank)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        losses = module(frame_power, beta(settings, step))
+        optimizer.zero_grad()
+        fabric.backward(losses[0])
+        fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
+        if not torch.isfinite(losses).all():
+            names = ", ".join(sorted({utterance.id for utterance in utterances}))
+            raise TrainingError(
+                f"the loss is {losses[0].item()} at step {step}, in a batch from {names}; the checkpoint of step "
+                f"{state.saved_step} is kept. Lower learning_rate or clip_norm, or leave these recordings out"
+            )
+        optimizer.step()
+        state.advance(losses.detach(), settings.averaging)
+
+        if state.step % settings.log_every == 0:
+            record.trace(state.close_interval(settings.log_every))
+            progress(Progress(state.step, settings.steps, state.trace[-1][1], None))
+        if state.step % settings.validate_every == 0 or state.step == settings.steps:
+            with state.averaged_weights():
+                log_likelihood, kl = _validate(prior, held_out, settings.seed)
+                if state.score(log_likelihood - kl):
+                    record.save_model(prior, state.step, state.best_elbo)
+                record.validation(state.step, log_likelihood, kl, prior, listening)
+            if fabric.is_global_zero:
+                save_checkpoint(record.folder, state.checkpoint())
+            fabric.barrier()
+            progress(Progress(state.step, settings.steps, state.trace[-1][1] if state.trace else math.nan, state.last_elbo))
+
+    record.close()
+    if state.best is None:
+        raise TrainingError(f"no validation ELBO was finite in {state.step} steps; lower learning_rate")
+    prior.vae.load_state_dict(state.best)
+    prior.eval()
+    with torch.no_grad():
+        warning = collapse_warning(kl_per_dimension(prior.vae, held_out[0]))
+    return Fitted(state.step, state.best_elbo, state.best_step, warning)
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """A linear rise over the first `warmup` of the steps, then half a cosine down to zero."""
+    t = (step + 1) / settings.steps
+    if t < settings.warmup:
+        return settings.learning_rate * t / settings.warmup
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (t - settings.warmup) / (1 - settings.warmup)))
+
+
+def beta(settings: TrainingSettings, step: int) -> float:
+    """Weight of the KL: a linear rise from zero over the first `beta_warmup` of the steps."""
+    t = step / settings.steps
+    return settings.beta * (min(1.0, t / settings.beta_warmup) if settings.beta_warmup else 1.0)
+
+
+def _seed(*key: int) -> None:
+    """All noise of a step follows from its key: what makes a resumed run the same as an uninterrupted one."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _held_out_power(validation: PackedCorpus, stft: STFT, settings: TrainingSettings, device: torch.device) -> list[Tensor]:
+    """The same validation segments at every validation and in every run, as batches of power."""
+    draws = SegmentSampler(validation, "validation", stft, settings.segment_frames, device)
+    waves, _ = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
+    return [power(stft.frames(batch)) for batch in waves.split(max(1, _VALIDATION_BATCH // settings.segment_frames))]
+
+
+@torch.no_grad()
+def _validate(prior: AudioVAE, held_out: list[Tensor], seed: int) -> tuple[float, float]:
+    """Log-likelihood and KL, means over all held-out frames, with the same noise each time. Every rank does all of it."""
+    prior.eval()
+    _seed(seed, _NO_STEP)
+    terms = [elbo_of_power(prior.vae, batch) for batch in held_out]
+    prior.train()
+    return tuple(torch.cat([getattr(t, name).flatten() for t in terms]).double().mean().item() for name in ("log_likelihood", "kl"))  # type: ignore[return-value]
+
+
+def _describe(corpus: PackedCorpus, validation: PackedCorpus) -> dict[str, str]:
+    train = corpus.split("train")
+    hours = sum(u.n_samples for u in train) / corpus.header.sample_rate / 3600
+    n_speakers = len({u.speaker for u in train})
+    return {
+        "description": f"{len(train)} recordings of {n_speakers} speakers, {hours:.2f} h ({corpus.header.layout} layout)",
+        "train": corpus.fingerprint(),
+        "validation": validation.fingerprint(),
+    }

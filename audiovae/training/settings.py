@@ -1,0 +1,64 @@
+"""What a user decides about a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of `fit`.
+
+    Attributes:
+        steps: optimiser steps; the learning rate follows one cosine over them.
+        batch_frames: STFT frames per step and device.
+        segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames segments.
+        learning_rate: highest learning rate (Adam).
+        warmup: share of the steps over which the learning rate rises from zero.
+        weight_decay: decoupled weight decay (AdamW).
+        beta: weight of the KL term; 1 maximises the ELBO, less buys sound with bits.
+        beta_warmup: share of the steps over which beta rises linearly from zero.
+        clip_norm: gradients are scaled down to this norm.
+        averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last weights.
+        equaliser_db: each drawn segment passes a smooth random equaliser of about this many dB (standard deviation).
+        validate_every: steps between validations; each also writes a checkpoint.
+        patience: validations without a better ELBO before training stops; 0 never stops early.
+        log_every: steps between lines of the loss trace.
+        seed: of weights, batches and latents.
+        precision: as of Lightning's Fabric: 32-true, bf16-mixed, 16-mixed, 64-true.
+        devices: devices per node.
+        nodes: number of machines.
+    """
+
+    steps: int = 20000
+    batch_frames: int = 1024
+    segment_frames: int = 16
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    beta: float = 1.0
+    beta_warmup: float = 0.0
+    clip_norm: float = 500.0
+    averaging: float = 0.999
+    equaliser_db: float = 0.0
+    validate_every: int = 500
+    patience: int = 0
+    log_every: int = 50
+    seed: int = 0
+    precision: str = "32-true"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_frames", "segment_frames", "learning_rate", "clip_norm", "validate_every", "log_every", "devices", "nodes")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup", "beta_warmup", "averaging"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 up to (not including) 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "beta", "equaliser_db", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_frames % self.segment_frames:
+            raise ValueError(f"batch_frames ({self.batch_frames}) must be a multiple of segment_frames ({self.segment_frames})")
