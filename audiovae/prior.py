@@ -13,7 +13,6 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from audiovae.audio import resample, resampled_length
 from audiovae.level import active_level
 from audiovae.models import VAE
 from audiovae.objectives import elbo, importance_weighted_bound, power
@@ -113,7 +112,7 @@ class AudioVAE(nn.Module):
         self, latents: Latents, choice: LatentChoice = "mean", condition: Tensor | None = None
     ) -> Float[Tensor, "*batch frame freq"]:
         """PSD of the encoded wave at its own level, from the posterior mean or a sample."""
-        psd = self.vae.likelihood(_choose(latents.posterior, choice), condition).variance
+        psd = self.vae.likelihood(choose(latents.posterior, choice), condition).variance
         return psd * latents.level[..., None, None].square()
 
     def resynthesize(
@@ -139,7 +138,7 @@ class AudioVAE(nn.Module):
             raise ValueError(f"phase must be 'original' or 'griffin-lim', got {phase!r}")
         spectrogram, level = self.analyse(wave, level)
         posterior = self.vae.infer(power(spectrogram), condition).posterior
-        magnitude = self.vae.likelihood(_choose(posterior, latents), condition).variance.sqrt() * level[..., None, None]
+        magnitude = self.vae.likelihood(choose(posterior, latents), condition).variance.sqrt() * level[..., None, None]
         if phase == "griffin-lim":
             return griffin_lim(self.stft, magnitude, wave.shape[-1])
         return self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1])
@@ -179,7 +178,8 @@ def _divisor(level: Tensor) -> Tensor:
     return torch.where(level > 0, level, 1.0)
 
 
-def _choose(posterior: Distribution, choice: LatentChoice) -> Tensor:
+def choose(posterior: Distribution, choice: LatentChoice) -> Tensor:
+    """Latents to decode: the posterior's mean or a sample of it."""
     if choice not in ("mean", "sample"):
         raise ValueError(f"latents must be 'mean' or 'sample', got {choice!r}")
     return posterior.mean if choice == "mean" else posterior.rsample()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-WindowName = Literal["sine", "hann", "hamming"]
+from audiovae.settings import WindowName
 
 
 def _sine_window(length: int, dtype: torch.dtype) -> Tensor:

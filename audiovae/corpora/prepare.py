@@ -19,31 +19,11 @@ from audiovae.corpora.layouts import Source, assign_splits, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.errors import AudioError, CorpusError
 from audiovae.level import active_level, trim_bounds
+from audiovae.settings import PrepareSettings
 
 SHORTEST_SECONDS = 0.1
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
 _FILES_PER_TASK = 8
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """How a corpus is prepared.
-
-    Attributes:
-        sample_rate: of the packed recordings, in Hz.
-        layout: auto, folder, or the name of a known corpus.
-        trim: cut silence from both ends (30 dB below the loudest frame).
-        validation: share of the speakers held out where the corpus has no official validation split.
-        validation_speakers: file that names speakers to hold out for validation, one a line.
-        test_speakers: file that names speakers to hold out for testing, one a line.
-    """
-
-    sample_rate: int = 16000
-    layout: str = "auto"
-    trim: bool = True
-    validation: float = 0.1
-    validation_speakers: str | None = None
-    test_speakers: str | None = None
 
 
 @dataclass(frozen=True)

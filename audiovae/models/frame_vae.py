@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn import functional
 
 from audiovae.distributions import ComplexNormal
 from audiovae.models.vae import VAE, Inference
 from audiovae.networks.log_power import LogPower
-from audiovae.networks.mlp import ACTIVATIONS, ActivationName, mlp
+from audiovae.networks.mlp import ACTIVATIONS, mlp
+from audiovae.settings import FrameVAESettings
 
-
-@dataclass(frozen=True)
-class FrameVAESettings:
-    """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
-
-    Attributes:
-        latent_dim: latent dimensions per frame.
-        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
-        residual: add the input of a hidden layer to its output where both have the same width.
-        activation: tanh, relu, silu or gelu.
-        dropout: probability in every hidden layer.
-    """
-
-    latent_dim: int = 16
-    hidden: tuple[int, ...] = (128,)
-    residual: bool = False
-    activation: ActivationName = "tanh"
-    dropout: float = 0.0
+SMALLEST_SCALE = 1e-6  # of a posterior: its KL stays finite
 
 
 class FrameVAE(VAE):
@@ -73,8 +56,9 @@ class FrameVAE(VAE):
 
     def posterior(self, power: Float[Tensor, "*batch frame freq"]) -> Independent:
         """q(z | x): batch `[..., frame]`, event `[latent]`."""
-        loc, log_scale = self.encoder(self.log_power(power)).to(power.dtype).chunk(2, dim=-1)  # back from mixed precision
-        return Independent(Normal(loc, log_scale.exp(), validate_args=False), 1, validate_args=False)
+        loc, spread = self.encoder(self.log_power(power)).to(power.dtype).chunk(2, dim=-1)  # back from mixed precision
+        scale = functional.softplus(spread) + SMALLEST_SCALE  # grows linearly, where exp would overflow in a bad step
+        return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> Inference:
         posterior = self.posterior(power)

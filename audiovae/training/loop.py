@@ -20,7 +20,7 @@ from audiovae.prior import AudioVAE
 from audiovae.stft import STFT
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
 from audiovae.training.record import Record
-from audiovae.training.settings import TrainingSettings
+from audiovae.settings import TrainingSettings
 from audiovae.training.state import TrainingState
 
 CALIBRATION_FRAMES = 20_000

@@ -17,7 +17,7 @@ from audiovae.corpora.packed import PackedCorpus
 from audiovae.errors import TrainingError
 from audiovae.prior import AudioVAE
 from audiovae.saved import CONFIG, save
-from audiovae.training.settings import TrainingSettings
+from audiovae.settings import TrainingSettings
 from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"

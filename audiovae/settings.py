@@ -1,8 +1,67 @@
-"""What a user decides about a training run."""
+"""What a user decides: sizes of the front end and of the model, and how to train. Plain values, without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+ActivationName = Literal["tanh", "relu", "silu", "gelu"]
+WindowName = Literal["sine", "hann", "hamming"]
+
+
+@dataclass(frozen=True)
+class STFTSettings:
+    """Front end; the defaults are 64 ms and 16 ms at 16 kHz.
+
+    Attributes:
+        n_fft: window and transform length in samples.
+        hop_length: samples from frame to frame, at most n_fft / 2.
+        window: sine, hann or hamming.
+    """
+
+    n_fft: int = 1024
+    hop_length: int = 256
+    window: WindowName = "sine"
+
+
+@dataclass(frozen=True)
+class FrameVAESettings:
+    """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
+
+    Attributes:
+        latent_dim: latent dimensions per frame.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
+        residual: add the input of a hidden layer to its output where both have the same width.
+        activation: tanh, relu, silu or gelu.
+        dropout: probability in every hidden layer.
+    """
+
+    latent_dim: int = 16
+    hidden: tuple[int, ...] = (128,)
+    residual: bool = False
+    activation: ActivationName = "tanh"
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How a corpus is prepared.
+
+    Attributes:
+        sample_rate: of the packed recordings, in Hz.
+        layout: auto, folder, or the name of a known corpus.
+        trim: cut silence from both ends (30 dB below the loudest frame).
+        validation: share of the speakers held out where the corpus has no official validation split.
+        validation_speakers: file that names speakers to hold out for validation, one a line.
+        test_speakers: file that names speakers to hold out for testing, one a line.
+    """
+
+    sample_rate: int = 16000
+    layout: str = "auto"
+    trim: bool = True
+    validation: float = 0.1
+    validation_speakers: str | None = None
+    test_speakers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +97,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     beta: float = 1.0
     beta_warmup: float = 0.0
-    clip_norm: float = 500.0
+    clip_norm: float = 100.0
     averaging: float = 0.999
     equaliser_db: float = 0.0
     validate_every: int = 500

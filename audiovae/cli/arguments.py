@@ -1,0 +1,153 @@
+"""Arguments that the verbs share, and the files that they name."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES
+from audiovae.errors import AudiovaeError, PathError
+
+DEFAULT_MODEL = "speech-16k"
+
+
+def add_common(parser: jsonargparse.ArgumentParser, model: bool = True) -> None:
+    """--model, --device, --seed, --jobs, --json, --quiet: the same at every verb."""
+    if model:
+        parser.add_argument("--model", default=DEFAULT_MODEL, help="name of a shipped model, a model folder, or owner/name on the hub")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, or auto")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--jobs", type=jsonargparse.typing.PositiveInt, default=1, help="processes that work at the same time")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary: errors only")
+
+
+def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
+    parser.add_argument("inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'")
+
+
+def add_output(parser: jsonargparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=required, help="a folder that mirrors the input tree; for one input it may be a file"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+
+
+def add_latents(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--latents", choices=["mean", "sample"], default="mean", help="decode the posterior mean, or a sample of it")
+
+
+def resolve_device(name: str) -> str:
+    """The torch device that --device names.
+
+    Raises:
+        AudiovaeError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise AudiovaeError(f"--device {name}: no such device here; use cpu or auto") from error
+    return name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input and where its result goes.
+
+    Attributes:
+        source: the input file.
+        name: its path relative to what the user named: the key of its row, of its output and of its random numbers.
+        target: the output file; None where there is none.
+    """
+
+    source: Path
+    name: str
+    target: Path | None = None
+
+
+def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> list[Item]:
+    """Files as named; all files with one of the suffixes below a folder; all matches of a pattern.
+
+    Raises:
+        PathError: a folder without such a file, or a pattern without a match.
+    """
+    items: list[Item] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            found = [Item(file, file.relative_to(path).as_posix()) for file in _walk(path, suffixes)]
+            if not found:
+                raise PathError(path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)")
+        elif path.exists() or not glob.has_magic(text):
+            found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
+        else:
+            root = Path(*_parts_before_magic(path))
+            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
+            found = [Item(file, file.relative_to(root).as_posix()) for file in matches if file.is_file()]
+            if not found:
+                raise PathError(text, "no file matches this pattern")
+        items += found
+    return items
+
+
+def _parts_before_magic(path: Path) -> Iterator[str]:
+    for part in path.parts[:-1]:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
+
+
+def with_targets(items: list[Item], output: str, suffix: str | None = None) -> list[Item]:
+    """Give every input its output: `output` itself for one input if that is no folder, else its name below `output`.
+
+    Args:
+        suffix: replaces the inputs' suffix, such as ".npz"; None keeps it (a format that cannot be written becomes .wav).
+
+    Raises:
+        PathError: two inputs have the same output, or an output is its own input.
+    """
+    folder = Path(output)
+    if len(items) == 1 and folder.suffix and not folder.is_dir() and not output.endswith("/"):
+        targets = [folder]
+    else:
+        targets = [folder / (item.name if suffix is None else str(Path(item.name).with_suffix(suffix))) for item in items]
+    seen: dict[Path, Item] = {}
+    for item, target in zip(items, targets, strict=True):
+        if target in seen:
+            raise PathError(target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one")
+        if target.resolve() == item.source.resolve():
+            raise PathError(target, "is the input itself; choose another output")
+        seen[target] = item
+    return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
+
+
+def refuse_existing(target: Path | None, options: Any) -> None:
+    """Raises PathError where the output exists and --overwrite was not given."""
+    if target is not None and target.exists() and not options.overwrite:
+        raise PathError(target, "exists already; --overwrite replaces it")
+
+
+def report_peak(writer: Any) -> dict[str, Any]:
+    """The peak of what was written, and one line on the error stream where it was clipped."""
+    if writer.clips:
+        excess_db = 20 * math.log10(writer.peak)
+        print(f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them", file=sys.stderr)
+    return {"peak": writer.peak, "clipped": writer.clips}

@@ -1,0 +1,35 @@
+"""audiovae decode Z... -o OUT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli import arguments
+from audiovae.cli.arguments import Item
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    arguments.add_inputs(parser, "latents files (.npz)")
+    arguments.add_output(parser)
+    arguments.add_latents(parser)
+    arguments.add_common(parser)
+
+
+def run(options: Any) -> int:
+    from audiovae.cli.batch import print_json, run_batch
+
+    items = arguments.with_targets(arguments.find_inputs(options.inputs, frozenset({".npz"})), options.output, ".wav")
+    rows, status = run_batch(items, decode, options)
+    if options.json:
+        print_json(rows)
+    return status
+
+
+def decode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae.recordings import decode_file
+
+    assert item.target is not None
+    writer = decode_file(prior, item.source, item.target, options.latents)
+    return {"output": str(item.target), **arguments.report_peak(writer)}

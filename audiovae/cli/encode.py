@@ -1,0 +1,36 @@
+"""audiovae encode F... -o OUT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli import arguments
+from audiovae.cli.arguments import Item
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    arguments.add_inputs(parser)
+    arguments.add_output(parser)
+    arguments.add_common(parser)
+
+
+def run(options: Any) -> int:
+    from audiovae.cli.batch import print_json, run_batch
+
+    items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output, ".npz")
+    rows, status = run_batch(items, encode, options)
+    if options.json:
+        print_json(rows)
+    return status
+
+
+def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae.recordings import encode_file
+
+    latents = encode_file(prior, item.source)
+    assert item.target is not None
+    latents.save(item.target)
+    n_channels, n_frames, latent_dim = latents.loc.shape
+    return {"output": str(item.target), "channels": n_channels, "frames": n_frames, "latent_dim": latent_dim, "level": latents.level}

@@ -1,0 +1,87 @@
+"""audiovae evaluate F..., or --clean DIR --estimate DIR."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from audiovae.audio import SUFFIXES
+from audiovae.cli import arguments
+from audiovae.cli.arguments import Item
+from audiovae.errors import AudiovaeError, PathError
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them")
+    parser.add_argument("--clean", metavar="DIR", help="with --estimate: compare two folders (or files) instead, by equal names")
+    parser.add_argument("--estimate", metavar="DIR", help="see --clean")
+    parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
+    arguments.add_latents(parser)
+    parser.add_argument("--report", metavar="FILE", help="also write a self-contained HTML page with pictures and sound")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    arguments.add_common(parser)
+
+
+def run(options: Any) -> int:
+    from audiovae.cli.batch import run_batch
+    from audiovae.cli.scores import print_scores
+
+    if (options.clean is None) != (options.estimate is None):
+        raise AudiovaeError("evaluate: --clean and --estimate belong together")
+    if options.clean and (options.inputs or options.report):
+        raise AudiovaeError("evaluate: with --clean and --estimate no other files and no --report can be given")
+    if not options.clean and not options.inputs:
+        raise AudiovaeError("evaluate: give sound files, or --clean DIR --estimate DIR")
+    if options.report:
+        arguments.refuse_existing(Path(options.report), options)
+    if options.clean:
+        rows, status = run_batch(_pairs(options.clean, options.estimate), compare, options, load_model=False, writes=False)
+        title = f"{options.estimate} against {options.clean}"
+    else:
+        rows, status = run_batch(arguments.find_inputs(options.inputs), evaluate, options)
+        title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}; bound with sampled z"
+    print_scores(rows, options, title)
+    if options.report and status != 2:
+        from audiovae.report.page import write_report
+
+        write_report(options.report, options.model, [row for row in rows if "values" in row], title, options.seed)
+    return status
+
+
+def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae.metrics import evaluate_file
+
+    score = evaluate_file(prior, item.source, options.phase, options.latents)
+    return {"values": score.values, "reasons": score.reasons}
+
+
+def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae import audio
+    from audiovae.metrics import compare as compare_waves
+
+    assert item.target is not None
+    clean, info = audio.read(item.source)
+    estimate, other = audio.read(item.target)
+    for what, expected, got in (
+        ("sample rate", info.sample_rate, other.sample_rate), ("channel count", info.n_channels, other.n_channels),
+        ("number of samples", info.n_samples, other.n_samples),
+    ):  # fmt: skip
+        if expected != got:
+            raise PathError(item.target, f"has another {what} ({got}) than the clean file ({expected})")
+    score = compare_waves(clean, estimate, info.sample_rate)
+    return {"values": score.values, "reasons": score.reasons}
+
+
+def _pairs(clean: str, estimate: str) -> list[Item]:
+    """Clean files with the estimate of the same name, if need be of another suffix; the item's target is only read."""
+    if Path(clean).is_file():
+        return [Item(Path(clean), Path(clean).name, Path(estimate))]
+    pairs = []
+    for item in arguments.find_inputs([clean]):
+        same = Path(estimate) / item.name
+        others = [] if same.exists() else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+        pairs.append(Item(item.source, item.name, others[0] if others else same))
+    return pairs

@@ -1,0 +1,53 @@
+"""audiovae info [MODEL]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli.arguments import DEFAULT_MODEL
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="name of a shipped model, a model folder, or owner/name on the hub")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: Any) -> int:
+    from audiovae import saved
+    from audiovae.cli.batch import print_json
+
+    if options.model is None:
+        names = saved.shipped_names()
+        if options.json:
+            print_json({"shipped": names, "default": DEFAULT_MODEL})
+        else:
+            print("shipped models: " + ", ".join(f"{name} (default)" if name == DEFAULT_MODEL else name for name in names))
+            print("audiovae info MODEL shows one of them, or a model folder of your own")
+        return 0
+    folder = saved.find(options.model)
+    prior = saved.load(options.model)
+    config = saved.read_config(folder)
+    settings = config["vae"]["settings"]
+    facts = {
+        "model": options.model,
+        "folder": str(folder),
+        "kind": config["vae"]["type"],
+        "weights": sum(parameter.numel() for parameter in prior.parameters()),
+        "sample_rate": prior.sample_rate,
+        **config["stft"],
+        **settings,
+        "hash": config["config_sha256"],
+    }
+    card = folder / saved.CARD
+    if options.json:
+        print_json(facts)
+        return 0
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    if card.exists():
+        text = card.read_text(encoding="utf-8")
+        print("\n" + text.split("---\n", 2)[-1].strip() if text.startswith("---\n") else "\n" + text)
+    return 0

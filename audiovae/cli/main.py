@@ -1,0 +1,93 @@
+"""audiovae VERB ...: finds the verb, parses its options, turns errors into one line and an exit status.
+
+Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from audiovae.errors import AudiovaeError
+
+VERBS = {
+    "prepare": "pack a folder of sound files, or a known corpus, for training",
+    "train": "train a prior on a packed corpus",
+    "encode": "sound files to latents (.npz)",
+    "decode": "latents (.npz) to sound files, the phase by Griffin-Lim",
+    "resynthesize": "sound files through encoder and decoder and back to sound",
+    "sample": "draw sound from the prior",
+    "score": "how likely is each sound: bounds in nats per frame",
+    "evaluate": "resynthesise and score; or compare two folders of sound files",
+    "info": "what is in a model; without one, what is shipped",
+}
+
+_TOP_HELP = """usage: audiovae VERB ...
+
+{verbs}
+
+audiovae VERB --help explains a verb; audiovae --version prints the version.
+Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest known name for an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(str(message).split())
+        unknown = re.search(r"(?:Unrecognized arguments: |[Kk]ey[s]? |Option )['\"]?(-{0,2}[\w.-]+)", line)
+        if unknown:
+            name = unknown[1]
+            known = sorted({option.lstrip("-") for action in self._actions for option in [*action.option_strings, action.dest]})
+            near = difflib.get_close_matches(name.lstrip("-"), known, 1, cutoff=0.5)
+            dashes = "--" if name.startswith("-") else ""
+            line = f"unknown option or key {name!r}" + (f"; did you mean {dashes + near[0]!r}?" if near else f"; {self.prog} --help lists them")
+        fail(f"{self.prog}: {line}")
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line to the terminal's error stream and leave with exit status 2."""
+    print(f"audiovae: {message}" if not message.startswith("audiovae") else message, file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print(_TOP_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())))
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"audiovae {version('audiovae')}")
+        return 0
+    verb = given[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
+        fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
+    module: Any = importlib.import_module(f"audiovae.cli.{verb}")
+    parser = Parser(prog=f"audiovae {verb}", description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    module.add_arguments(parser)
+    options = parser.parse_args(given[1:])
+    try:
+        return int(module.run(options))
+    except AudiovaeError as error:
+        fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("audiovae: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

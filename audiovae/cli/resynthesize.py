@@ -1,0 +1,38 @@
+"""audiovae resynthesize F... -o OUT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli import arguments
+from audiovae.cli.arguments import Item
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    arguments.add_inputs(parser)
+    arguments.add_output(parser)
+    parser.add_argument(
+        "--phase", choices=["original", "griffin-lim"], default="original", help="keep the phase of the input (an oracle), or estimate it"
+    )
+    arguments.add_latents(parser)
+    arguments.add_common(parser)
+
+
+def run(options: Any) -> int:
+    from audiovae.cli.batch import print_json, run_batch
+
+    items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
+    rows, status = run_batch(items, resynthesize, options)
+    if options.json:
+        print_json(rows)
+    return status
+
+
+def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae.recordings import resynthesize_file
+
+    assert item.target is not None
+    writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents)
+    return {"output": str(item.target), **arguments.report_peak(writer)}

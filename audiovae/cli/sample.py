@@ -1,0 +1,43 @@
+"""audiovae sample -o OUT --seconds 5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli import arguments
+
+SAMPLE_LEVEL = 0.05  # RMS of active speech in a well-recorded file
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    arguments.add_output(parser)
+    parser.add_argument("--seconds", type=jsonargparse.typing.PositiveFloat, default=5.0, help="length of the sound")
+    arguments.add_common(parser)
+
+
+def run(options: Any) -> int:
+    import torch
+
+    from audiovae.audio import Writer
+    from audiovae.cli.batch import print_json
+    from audiovae.distributions import ComplexNormal
+    from audiovae.prior import AudioVAE
+
+    target = Path(options.output)
+    target = target / "sample.wav" if target.is_dir() or not target.suffix else target
+    arguments.refuse_existing(target, options)
+    prior = AudioVAE.from_pretrained(options.model, arguments.resolve_device(options.device))
+    torch.manual_seed(options.seed)
+    n_samples = max(1, round(options.seconds * prior.sample_rate))
+    with torch.no_grad():  # x ~ p(x | z), z ~ p(z): a draw of the spectrogram itself, so no phase is to be estimated
+        psd = prior.sample(prior.stft.n_frames(n_samples))
+        wave = SAMPLE_LEVEL * prior.stft.inverse(ComplexNormal(psd).sample(), n_samples)
+    with Writer(target, prior.sample_rate, 1, n_samples) as writer:
+        writer.write(wave[None].numpy(force=True))
+    result = {"output": str(target), "seconds": n_samples / prior.sample_rate, **arguments.report_peak(writer)}
+    if options.json:
+        print_json(result)
+    return 0

@@ -1,0 +1,38 @@
+"""audiovae score F...."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli import arguments
+from audiovae.cli.arguments import Item
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    arguments.add_inputs(parser)
+    parser.add_argument(
+        "--samples", type=jsonargparse.typing.PositiveInt, default=1, help="above 1: the importance-weighted bound of so many samples"
+    )
+    arguments.add_common(parser)
+
+
+def run(options: Any) -> int:
+    from audiovae.cli.batch import run_batch
+    from audiovae.cli.scores import print_scores
+
+    rows, status = run_batch(arguments.find_inputs(options.inputs), score, options)
+    print_scores(rows, options, "upper bounds of -log p in nats per frame, of the trimmed sound at unit RMS")
+    return status
+
+
+def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae import audio
+    from audiovae.metrics import NotScored, bound, normalise
+
+    wave, _ = audio.read(item.source, prior.sample_rate)
+    try:
+        return {"values": bound(prior, normalise(wave), options.samples), "reasons": {}}
+    except NotScored as reason:
+        return {"values": {}, "reasons": {"bound": str(reason)}}

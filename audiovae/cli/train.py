@@ -1,0 +1,90 @@
+"""audiovae train PACKED -o MODEL."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from audiovae.errors import AudiovaeError, PathError
+from audiovae.settings import FrameVAESettings, STFTSettings, TrainingSettings
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("packed", help="corpus as prepared by: audiovae prepare")
+    parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="model folder; a run that was stopped there is continued")
+    parser.add_argument("--validation", metavar="PACKED", help="corpus whose validation split is scored, if not the same")
+    parser.add_argument("--config", action="config", help="YAML file of the options below; dotted options after it override it")
+    parser.add_class_arguments(FrameVAESettings, "vae", help="sizes of the model")
+    parser.add_class_arguments(STFTSettings, "stft", help="front end")
+    parser.add_class_arguments(TrainingSettings, "training", help="the training run")
+    parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
+    parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
+    parser.add_argument("--seed", type=int, help="short for --training.seed")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, deleting the model and the run in MODEL")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary: errors only")
+
+
+def run(options: Any) -> int:
+    shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
+    try:
+        settings = TrainingSettings(**{**options.training.as_dict(), **shorts})
+        vae_settings = FrameVAESettings(**options.vae.as_dict())
+    except ValueError as error:
+        raise AudiovaeError(f"train: {error}") from error
+
+    import torch
+
+    from audiovae.cli.batch import print_json
+    from audiovae.cli.progress import bar
+    from audiovae.corpora.packed import PackedCorpus
+    from audiovae.models import FrameVAE
+    from audiovae.prior import AudioVAE
+    from audiovae.stft import STFT
+    from audiovae.training.loop import Progress, fit
+
+    corpus = PackedCorpus(options.packed)
+    validation = PackedCorpus(options.validation) if options.validation else corpus
+    output = Path(options.output)
+    if options.overwrite:
+        _delete_model(output)
+    torch.manual_seed(settings.seed)
+    try:
+        stft = STFT(**options.stft.as_dict())
+        prior = AudioVAE(stft, FrameVAE(stft.n_freqs, vae_settings), corpus.header.sample_rate)
+    except ValueError as error:
+        raise AudiovaeError(f"train: {error}") from error
+
+    with bar(settings.steps, hidden=options.quiet, what="steps") as advance:
+        at = [0, float("nan")]
+
+        def progress(now: Progress) -> None:
+            at[1] = at[1] if now.elbo is None else now.elbo
+            advance(now.step - at[0], text=f"loss {now.loss:.1f}  validation ELBO {at[1]:.1f}")
+            at[0] = now.step
+
+        fitted = fit(prior, corpus, validation, output, settings, options.device, progress)
+    if fitted.warning:
+        print(f"audiovae: warning: {fitted.warning}", file=sys.stderr)
+    if options.json:
+        print_json({"model": str(output), **asdict(fitted)})
+    elif not options.quiet:
+        print(f"{output}: validation ELBO {fitted.elbo:.1f} nats per frame, reached at step {fitted.best_step} of {fitted.steps}")
+    return 0
+
+
+def _delete_model(folder: Path) -> None:
+    """Delete what training writes, and nothing else that may be in the folder."""
+    try:
+        shutil.rmtree(folder / "training", ignore_errors=True)
+        for name in ("config.json", "model.safetensors", "README.md"):
+            if folder.is_dir():
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise PathError(folder, f"cannot be replaced ({error.strerror})") from error
