@@ -54,6 +54,7 @@ class PrepareSettings:
         validation: share of the speakers held out where the corpus has no official validation split.
         validation_speakers: file that names speakers to hold out for validation, one a line.
         test_speakers: file that names speakers to hold out for testing, one a line.
+        speeds: pack every training recording once more at each of these speeds, such as [0.9, 1.1].
     """
 
     sample_rate: int = 16000
@@ -62,6 +63,7 @@ class PrepareSettings:
     validation: float = 0.1
     validation_speakers: str | None = None
     test_speakers: str | None = None
+    speeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

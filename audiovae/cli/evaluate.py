@@ -45,9 +45,15 @@ def run(options: Any) -> int:
         title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}; bound with sampled z"
     print_scores(rows, options, title)
     if options.report and status != 2:
-        from audiovae.report.page import write_report
+        import torch
 
-        write_report(options.report, options.model, [row for row in rows if "values" in row], title, options.seed)
+        from audiovae.prior import AudioVAE
+        from audiovae.report.page import Evaluation, ReportedFile, write_report
+
+        torch.manual_seed(options.seed)
+        prior = AudioVAE.from_pretrained(options.model, arguments.resolve_device(options.device))
+        files = [ReportedFile(Path(row["file"]), row["values"], row["reasons"]) for row in rows if "values" in row]
+        write_report(options.report, [Evaluation(options.model, prior, files)], f"{options.model} on {len(files)} recordings", title)
     return status
 
 

@@ -38,19 +38,30 @@ audiovae VERB --help explains a verb; audiovae --version prints the version.
 Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input."""
 
 
+# How the argument parser words an option, or a key of a YAML file, that it does not know.
+_UNKNOWN_NAME = (r"unrecognized arguments: (\S+)", r"Group '([\w.]+)' does not accept option '(\w+)'", r"Option '([\w.]+)' is not accepted")
+
+
 class Parser(jsonargparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest known name for an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
-        unknown = re.search(r"(?:Unrecognized arguments: |[Kk]ey[s]? |Option )['\"]?(-{0,2}[\w.-]+)", line)
-        if unknown:
-            name = unknown[1]
-            known = sorted({option.lstrip("-") for action in self._actions for option in [*action.option_strings, action.dest]})
-            near = difflib.get_close_matches(name.lstrip("-"), known, 1, cutoff=0.5)
-            dashes = "--" if name.startswith("-") else ""
-            line = f"unknown option or key {name!r}" + (f"; did you mean {dashes + near[0]!r}?" if near else f"; {self.prog} --help lists them")
+        if wrong := re.search(r'key "([\w.]+)": (.+)', line):
+            line = f"{wrong[1]}: " + re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("Expected a ", "expected ").replace("expected tuple", "expected a list such as [1, 2]")
+        for pattern in _UNKNOWN_NAME:
+            if unknown := re.search(pattern, line):
+                name = ".".join(part for part in unknown.groups() if part)
+                line = f"unknown option or key {name!r}" + self._nearest(name)
+                break
         fail(f"{self.prog}: {line}")
+
+    def _nearest(self, name: str) -> str:
+        known = sorted({option for action in self._actions for option in action.option_strings})
+        near = difflib.get_close_matches("--" + name.lstrip("-"), known, 1, cutoff=0.5)
+        if not near:
+            return f"; {self.prog} --help lists them"
+        return f"; did you mean {near[0] if name.startswith('-') else near[0].lstrip('-')!r}?"
 
 
 def fail(message: str) -> NoReturn:

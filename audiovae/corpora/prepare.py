@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from audiovae import audio
 from audiovae.corpora import packed
-from audiovae.corpora.layouts import Source, assign_splits, sources
+from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.errors import AudioError, CorpusError
 from audiovae.level import active_level, trim_bounds
@@ -81,6 +81,7 @@ def prepare(
     if not any(source.left_out is None for source in found):
         raise CorpusError(folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)")
     found = assign_splits(found, layout, settings.validation, _names(settings.validation_speakers), _names(settings.test_speakers))
+    found = at_speeds(found, settings.speeds)
     header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
     utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
 
@@ -165,12 +166,12 @@ def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Ite
     tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
     if jobs == 1:
         for task in tasks:
-            yield from zip(task, _process([source.path for source in task], settings), strict=True)
+            yield from zip(task, _process(task, settings), strict=True)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         pending: list[tuple[list[Source], Future[list[_Processed | str]]]] = []
         for task in tasks:
-            pending.append((task, pool.submit(_process, [source.path for source in task], settings)))
+            pending.append((task, pool.submit(_process, task, settings)))
             if len(pending) > 4 * jobs:  # bounds the memory
                 first, future = pending.pop(0)
                 yield from zip(first, future.result(), strict=True)
@@ -178,21 +179,21 @@ def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Ite
             yield from zip(task, future.result(), strict=True)
 
 
-def _process(paths: Iterable[Path], settings: PrepareSettings) -> list[_Processed | str]:
+def _process(task: list[Source], settings: PrepareSettings) -> list[_Processed | str]:
     results: list[_Processed | str] = []
-    for path in paths:
+    for source in task:
         try:
-            results.append(_process_one(path, settings))
+            results.append(_process_one(source.path, source.speed, settings))
         except AudioError as error:
             results.append(error.reason)
     return results
 
 
-def _process_one(path: Path, settings: PrepareSettings) -> _Processed:
+def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Processed:
     channels, info = audio.read(path)
-    wave = audio.resample(channels.mean(axis=0) if len(channels) > 1 else channels[0], info.sample_rate, settings.sample_rate)
-    peak = float(np.abs(wave).max())
-    if peak == 0:
+    mono = channels.mean(axis=0) if len(channels) > 1 else channels[0]
+    wave = audio.resample(mono, round(speed * info.sample_rate), settings.sample_rate)
+    if not wave.any():
         raise AudioError(path, "is silent")
     if settings.trim:
         start, end = trim_bounds(wave)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -9,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 RANGE_DB = 80.0  # below the loudest bin: black
+_ACTIVE_COLOUR, _COLLAPSED_COLOUR = "#d9622b", "#b9b4ad"
 
 
 def decibels(powers: list[Float[Tensor, "frame freq"]]) -> list[NDArray[np.float64]]:
-    """Powers in dB below the loudest bin of all of them, at least -80."""
+    """Powers in dB below the loudest bin of all of them, at least -80, `[frame, freq]` each."""
     loudest = max(float(power.max()) for power in powers) or 1.0
     floor = 10 ** (-RANGE_DB / 10)
     return [10 * torch.log10((power / loudest).clamp(min=floor)).double().numpy(force=True) for power in powers]
@@ -25,3 +29,64 @@ def decibel_image(powers: list[Float[Tensor, "frame freq"]]) -> NDArray[np.uint8
     stacked = np.concatenate([image.T[::-1] for image in decibels(powers)])
     colours = colormaps["magma"](1 + stacked / RANGE_DB)[..., :3]
     return (255 * colours).astype(np.uint8).transpose(2, 0, 1)
+
+
+def spectrogram_and_psd(
+    power: Float[Tensor, "frame freq"], psd: Float[Tensor, "frame freq"], latents: Float[Tensor, "frame latent"], kl: Float[Tensor, " latent"],
+    sample_rate: int, hop_length: int,
+) -> bytes:  # fmt: skip
+    """A PNG: spectrogram beside PSD on one scale, below them the most informative latents and the KL per dimension.
+
+    Args:
+        power, psd: of one recording.
+        latents: posterior means.
+        kl: nats per dimension over the recording.
+    """
+    figure, axes = _figure(2, 2, (13, 6.4), [1.5, 1])
+    seconds = len(power) * hop_length / sample_rate
+    image = None
+    for axis, name, values in zip(axes[0], ("Spectrogram |x|²", "Decoded PSD"), decibels([power, psd]), strict=True):
+        image = axis.imshow(
+            values.T, origin="lower", aspect="auto", cmap="magma", vmin=-RANGE_DB, vmax=0, extent=(0, seconds, 0, sample_rate / 2000)
+        )
+        axis.set(title=name, ylabel="frequency (kHz)")
+    figure.colorbar(image, ax=list(axes[0]), label="dB below the loudest bin", pad=0.01)
+    order = torch.argsort(kl, descending=True).cpu()
+    shown = latents.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
+    image = axes[1][0].imshow(shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5))
+    axes[1][0].set(title="Latents over time (posterior mean, most informative first)", xlabel="time (s)", ylabel="rank of dimension")
+    figure.colorbar(image, ax=axes[1][0], pad=0.01)
+    _kl_bars(axes[1][1], kl)
+    return _png(figure)
+
+
+def kl_per_dimension(kl: Float[Tensor, " latent"]) -> bytes:
+    """A PNG: the KL of every latent dimension, sorted."""
+    figure, axes = _figure(1, 1, (8, 2.8), [1])
+    _kl_bars(axes[0][0], kl)
+    return _png(figure)
+
+
+def _kl_bars(axis: Any, kl: Tensor) -> None:
+    from audiovae.objectives import ACTIVE_NATS
+
+    values = torch.sort(kl, descending=True).values.double().numpy(force=True)
+    colours = [_ACTIVE_COLOUR if value > ACTIVE_NATS else _COLLAPSED_COLOUR for value in values]
+    axis.bar(np.arange(1, len(values) + 1), values, color=colours, width=0.85)
+    active = int((values > ACTIVE_NATS).sum())
+    axis.set(title=f"KL per dimension: {values.sum():.1f} nats, {active} of {len(values)} active", xlabel="rank of dimension", ylabel="nats per frame")
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], heights: list[float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()

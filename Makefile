@@ -1,0 +1,34 @@
+# Everything starts from a fresh machine with Python 3.11 or newer: each target sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo test check bench wheel clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) -e '.[audio,demo,hub,test,check]' pystoi speechmos onnxruntime
+	$(INSTALL) pesq || echo "pesq needs a C compiler: PESQ will read 'not installed'"
+	touch $@
+
+demo: setup
+	$(BIN)/python recipes/demo/demo.py demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+wheel: setup
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv demo build dist *.egg-info
