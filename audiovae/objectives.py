@@ -111,4 +111,4 @@ def log_prob_of_power(likelihood: Independent, power: Float[Tensor, "*batch fram
     """Log density, summed over bins, of an x with |x|^2 = power under a circular likelihood."""
     base = likelihood.base_dist
     assert isinstance(base, ComplexNormal)
-    return base.log_prob_of_power(power).sum(-1)
+    return base.summed_log_prob_of_power(power)

@@ -6,15 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
-from torch.nn import functional
 
 from audiovae.distributions import ComplexNormal
 from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import ACTIVATIONS, mlp
 from audiovae.settings import FrameVAESettings
 
-SMALLEST_SCALE = 1e-6  # of a posterior: its KL stays finite
+SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 2.0  # of a posterior; the prior's is 1
 
 
 class FrameVAE(VAE):
@@ -43,21 +42,22 @@ class FrameVAE(VAE):
         self.log_power = LogPower(n_freqs)
         options = (settings.activation, settings.dropout, settings.residual)
         self.encoder = mlp([n_freqs, *settings.hidden, 2 * self.latent_dim], *options)
-        self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options)
-        for network in (self.encoder, self.decoder):  # start at the prior and at the mean spectrum: no huge first losses
-            last = network[-1]
-            assert isinstance(last, nn.Linear)
-            with torch.no_grad():
-                last.weight.mul_(0.1)
-                last.bias.zero_()
+        self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
+        self.mean_log_variance = nn.Parameter(torch.zeros(n_freqs))
+        with torch.no_grad():  # start near the prior and near the mean spectrum: no huge first losses
+            self.encoder[-1].weight.mul_(0.1)
+            self.encoder[-1].bias.zero_()
+            self.decoder[-1].weight.mul_(0.1)
 
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)
+        with torch.no_grad():
+            self.mean_log_variance.copy_(self.log_power.mean + EULER_GAMMA)  # E[log |x|^2] = log variance - gamma
 
     def posterior(self, power: Float[Tensor, "*batch frame freq"]) -> Independent:
         """q(z | x): batch `[..., frame]`, event `[latent]`."""
         loc, spread = self.encoder(self.log_power(power)).to(power.dtype).chunk(2, dim=-1)  # back from mixed precision
-        scale = functional.softplus(spread) + SMALLEST_SCALE  # grows linearly, where exp would overflow in a bad step
+        scale = LARGEST_SCALE * torch.sigmoid(spread) + SMALLEST_SCALE  # bounded, where exp would overflow in a bad step
         return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> Inference:
@@ -70,8 +70,8 @@ class FrameVAE(VAE):
     def likelihood(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
     ) -> Distribution:
-        log_variance = self.log_power.log_variance(self.decoder(latents))
-        return Independent(ComplexNormal(log_variance=log_variance, validate_args=False), 1, validate_args=False)
+        log_variance = self.decoder(latents).to(latents.dtype).add_(self.mean_log_variance)
+        return Independent(ComplexNormal(log_variance=log_variance, floor=VARIANCE_FLOOR, validate_args=False), 1, validate_args=False)
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         return torch.randn(n_frames, self.latent_dim, device=self.log_power.mean.device)

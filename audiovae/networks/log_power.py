@@ -1,8 +1,6 @@
-"""Power spectra as a network sees them: standardised logarithms, and back to a variance."""
+"""Power spectra as a network sees them: standardised logarithms."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from jaxtyping import Float
@@ -16,7 +14,7 @@ EULER_GAMMA = 0.5772156649015329
 
 
 class LogPower(nn.Module):
-    """Standardised log power of a spectrogram at unit level, and the log variance that a decoder's output stands for.
+    """Standardised log power of a spectrogram at unit level.
 
     `forward(power) = (log(power + VARIANCE_FLOOR) - mean) / std`, with the mean and the standard deviation of each bin
     over the training data, set once by `calibrate` and saved with the model.
@@ -38,11 +36,7 @@ class LogPower(nn.Module):
         self.std.copy_(log_power.std(0, correction=0).clamp(min=1e-2))  # a bin may be constant in a tiny corpus
 
     def forward(self, power: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
-        return (torch.log(power + VARIANCE_FLOOR) - self.mean) / self.std
-
-    def log_variance(self, output: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
-        """Log variance for a decoder output that is relative to the mean spectrum.
-
-        A complex Gaussian of log variance v has E[log power] = v - gamma (Euler's constant), hence the offset.
-        """
-        return (output + (self.mean + EULER_GAMMA)).clamp(min=math.log(VARIANCE_FLOOR))
+        log_power = power + VARIANCE_FLOOR
+        if log_power.requires_grad:
+            return (log_power.log() - self.mean) / self.std
+        return log_power.log_().sub_(self.mean).div_(self.std)  # in place: a new array costs more than the arithmetic

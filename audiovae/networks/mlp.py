@@ -12,17 +12,20 @@ from audiovae.settings import ActivationName
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
-def mlp(sizes: Sequence[int], activation: ActivationName, dropout: float = 0.0, residual: bool = False) -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int], activation: ActivationName, dropout: float = 0.0, residual: bool = False, last_bias: bool = True
+) -> nn.Sequential:
     """Linear layers from `sizes[0]` to `sizes[-1]`, each but the last followed by the activation and dropout.
 
     Args:
         residual: add a hidden layer's input to its output wherever the two have the same width.
+        last_bias: give the last layer a bias.
     """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True)):
         layer = nn.Sequential(nn.Linear(n_in, n_out), ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout > 0 else []))
         layers.append(Residual(layer) if residual and i > 0 and n_in == n_out else layer)
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=last_bias))
 
 
 class Residual(nn.Module):

@@ -1,0 +1,368 @@
+"""Bounds on log p(x) of models whose log p(x) is known: in closed form, or integrated on a grid."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Gamma, Independent, MultivariateNormal, Normal, kl_divergence
+
+from audiovae import ELBO, VAE, ComplexNormal, FrameVAE, FrameVAESettings, elbo
+from audiovae.models import Inference
+from audiovae.objectives import (
+    ACTIVE_NATS,
+    collapse_warning,
+    elbo_of_power,
+    importance_weighted_bound,
+    kl_per_dimension,
+    log_prob_of_power,
+    power,
+)
+
+DOUBLE = torch.float64
+Z_LIMIT = 5.0  # a test of a mean fails by chance once in two million
+N_FREQS = 6
+
+
+def z_score(draws: Tensor, expected: Tensor | float) -> Tensor:
+    """How many standard errors the mean over the first dimension is from what is expected."""
+    return (draws.mean(0) - expected) / (draws.std(0) / math.sqrt(len(draws)))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Settings of the toys: their posterior is the exact one at 1 and wrong elsewhere."""
+
+    factor: float = 1.0
+
+
+class LinearGaussianVAE(VAE):
+    """z ~ N(0, I), x | z ~ N(W z + b, s2 I) on real bins, with the posterior N(exact mean + offset, factor^2 exact variance).
+
+    The columns of W are orthogonal, so the exact posterior factorises. Encoders see |x|^2 alone: the toy is used on positive
+    x, where the root of it is x.
+    """
+
+    needs_past = False
+    noise = 0.3
+
+    def __init__(self, settings: Scale = Scale(), offset: float = 0.0) -> None:
+        super().__init__()
+        self.n_freqs, self.latent_dim, self.settings = N_FREQS, 2, settings
+        self.offset = offset
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(N_FREQS, 2, dtype=DOUBLE, generator=generator))[0]
+        self.weight = basis * torch.tensor([1.5, 0.4], dtype=DOUBLE)
+        self.bias = torch.full((N_FREQS,), 10.0, dtype=DOUBLE)
+
+    def calibrate(self, power: Tensor) -> None:
+        raise NotImplementedError
+
+    def exact_posterior(self, x: Tensor) -> Independent:
+        precision = 1 + self.weight.square().sum(0) / self.noise**2
+        loc = (x - self.bias) @ self.weight / self.noise**2 / precision
+        return Independent(Normal(loc, precision.rsqrt().expand_as(loc)), 1)
+
+    def infer(self, power: Tensor, condition: Tensor | None = None) -> Inference:
+        exact = self.exact_posterior(power.sqrt())
+        posterior = Independent(Normal(exact.mean + self.offset, exact.stddev * self.settings.factor), 1)
+        prior = Independent(Normal(torch.zeros_like(exact.mean), torch.ones_like(exact.mean)), 1)
+        return Inference(posterior.rsample(), posterior, prior)
+
+    def likelihood(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> Distribution:
+        return OnRealPart(latents @ self.weight.T + self.bias, self.noise)
+
+    def generate(self, n_frames: int, condition: Tensor | None = None) -> Tensor:
+        return torch.randn(n_frames, 2, dtype=DOUBLE)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        covariance = self.weight @ self.weight.T + self.noise**2 * torch.eye(N_FREQS, dtype=DOUBLE)
+        return MultivariateNormal(self.bias, covariance).log_prob(x)
+
+
+class OnRealPart(Distribution):
+    """Independent real Gaussians, evaluated at the real part of complex values."""
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, loc: Tensor, scale: float) -> None:
+        self._normal = Independent(Normal(loc, scale), 1)
+        super().__init__(self._normal.batch_shape, self._normal.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._normal.log_prob(value.real)
+
+
+class ConjugateVAE(VAE):
+    """lambda ~ Gamma(a, b), x_f | lambda ~ N_C(0, 1 / lambda) for all bins: the posterior is Gamma(a + n_freqs, b + sum |x|^2).
+
+    A likelihood as that of the real models, so every bound can be computed. `settings.factor` multiplies both parameters
+    of the posterior: the right mean, the wrong spread.
+    """
+
+    needs_past = False
+    a, b = 2.5, 1.5
+
+    def __init__(self, settings: Scale = Scale()) -> None:
+        super().__init__()
+        self.n_freqs, self.latent_dim, self.settings = N_FREQS, 1, settings
+
+    def calibrate(self, power: Tensor) -> None:
+        raise NotImplementedError
+
+    def exact_posterior(self, power: Tensor) -> Independent:
+        rate = self.b + power.sum(-1, keepdim=True)
+        return Independent(Gamma(torch.full_like(rate, self.a + N_FREQS), rate), 1)
+
+    def infer(self, power: Tensor, condition: Tensor | None = None) -> Inference:
+        exact = self.exact_posterior(power).base_dist
+        posterior = Independent(Gamma(exact.concentration * self.settings.factor, exact.rate * self.settings.factor), 1)
+        prior = Gamma(torch.tensor([self.a], dtype=DOUBLE), torch.tensor([self.b], dtype=DOUBLE))
+        return Inference(posterior.rsample(), posterior, Independent(prior, 1))
+
+    def likelihood(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> Distribution:
+        return Independent(ComplexNormal((1 / latents).expand(*latents.shape[:-1], N_FREQS)), 1)
+
+    def generate(self, n_frames: int, condition: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def log_evidence(self, power: Tensor) -> Tensor:
+        """The integral of prod_f (lambda / pi) exp(-lambda |x_f|^2) over the Gamma prior."""
+        a, b = self.a, self.b
+        total = power.sum(-1)
+        constant = a * math.log(b) - math.lgamma(a) + math.lgamma(a + N_FREQS) - N_FREQS * math.log(math.pi)
+        return constant - (a + N_FREQS) * torch.log(b + total)
+
+
+def real_frames(n_frames: int = 4) -> Tensor:
+    """Frames drawn from the linear model, as complex numbers; all are positive."""
+    torch.manual_seed(0)
+    vae = LinearGaussianVAE()
+    x = vae.likelihood(vae.generate(n_frames))._normal.sample()  # type: ignore[attr-defined]
+    assert (x > 0).all()
+    return x.to(torch.complex128)
+
+
+def complex_frames(n_frames: int = 4, n_freqs: int = N_FREQS) -> Tensor:
+    return torch.randn(n_frames, n_freqs, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_linear_toy_has_the_evidence_that_its_parts_integrate_to() -> None:
+    """The reference itself: log p(x) = log p(x | z) + log p(z) - log q(z | x) at any z, for the exact posterior."""
+    vae, x = LinearGaussianVAE(), real_frames()
+    inference = vae.infer(power(x))
+    log_joint = vae.likelihood(inference.latents).log_prob(x) + inference.prior.log_prob(inference.latents)
+    torch.testing.assert_close(log_joint - inference.posterior.log_prob(inference.latents), vae.log_evidence(x.real))
+
+
+def test_the_elbo_is_the_evidence_at_the_exact_posterior() -> None:
+    torch.manual_seed(1)
+    vae, x = LinearGaussianVAE(), real_frames()
+    bound = elbo(vae, x.expand(20000, -1, -1)).bound
+    assert bound.shape == (20000, 4)
+    assert (z_score(bound, vae.log_evidence(x.real)).abs() < Z_LIMIT).all()
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(0.5, 0.0), (2.0, 0.0), (1.0, 0.3), (0.8, -0.1)])
+def test_elsewhere_the_elbo_falls_below_the_evidence_by_the_divergence_of_the_posteriors(factor: float, offset: float) -> None:
+    torch.manual_seed(2)
+    vae, x = LinearGaussianVAE(Scale(factor), offset), real_frames()
+    gap = kl_divergence(vae.infer(power(x)).posterior, vae.exact_posterior(x.real))
+    assert (gap > 0.03).all()
+    bound = elbo(vae, x.expand(20000, -1, -1)).bound
+    assert (z_score(bound, vae.log_evidence(x.real) - gap).abs() < Z_LIMIT).all()
+    assert (z_score(bound, vae.log_evidence(x.real)) < -Z_LIMIT).all()
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.4, 2.5])
+@pytest.mark.parametrize("from_power", [False, True])
+def test_the_elbo_of_a_circular_likelihood_is_the_evidence_less_the_divergence(factor: float, from_power: bool) -> None:
+    torch.manual_seed(3)
+    vae, x = ConjugateVAE(Scale(factor)), complex_frames().expand(20000, -1, -1)
+    bound = (elbo_of_power(vae, power(x)) if from_power else elbo(vae, x)).bound
+    gap = kl_divergence(vae.infer(power(x[0])).posterior, vae.exact_posterior(power(x[0])))
+    assert (gap > 0.05).all() == (factor != 1)
+    assert (z_score(bound, vae.log_evidence(power(x[0])) - gap).abs() < Z_LIMIT).all()
+
+
+def test_the_terms_of_the_elbo_are_likelihood_and_divergence() -> None:
+    """By hand, for the latents that the model draws."""
+    vae, x = small_vae(), complex_frames(5, 9).to(torch.complex64)
+    torch.manual_seed(4)
+    terms = elbo(vae, x)
+    torch.manual_seed(4)
+    inference = vae.infer(power(x))
+    variance = vae.likelihood(inference.latents).variance
+    expected = -(math.log(math.pi) + variance.log() + x.abs().square() / variance).sum(-1)
+    torch.testing.assert_close(terms.log_likelihood, expected)
+    loc, scale = inference.posterior.mean, inference.posterior.stddev
+    torch.testing.assert_close(terms.kl, 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1))
+    torch.testing.assert_close(terms.bound, terms.log_likelihood - terms.kl)
+
+
+def test_a_bound_is_the_likelihood_less_the_divergence() -> None:
+    terms = ELBO(torch.tensor([1.0, -2.0]), torch.tensor([0.25, 3.0]))
+    assert terms.bound.tolist() == [0.75, -5.0]
+
+
+def test_the_elbo_of_a_power_is_that_of_its_spectrogram() -> None:
+    vae, x = small_vae(), complex_frames(5, 9).to(torch.complex64)
+    torch.manual_seed(5)
+    of_spectrogram = elbo(vae, x)
+    torch.manual_seed(5)
+    of_power = elbo_of_power(vae, power(x))
+    torch.testing.assert_close(of_power.log_likelihood, of_spectrogram.log_likelihood)
+    torch.testing.assert_close(of_power.kl, of_spectrogram.kl)
+
+
+def test_the_gradient_of_the_elbo_is_that_of_finite_differences() -> None:
+    """Along a random direction of all weights, in double precision, the noise being the same in every evaluation."""
+    vae, x = small_vae().double(), complex_frames(3, 9)
+    weights = torch.nn.utils.parameters_to_vector(vae.parameters())
+    direction = torch.randn(len(weights), dtype=DOUBLE, generator=torch.Generator().manual_seed(6))
+
+    def bound(step: float) -> Tensor:
+        torch.manual_seed(6)
+        torch.nn.utils.vector_to_parameters((weights + step * direction).detach(), vae.parameters())
+        return elbo(vae, x).bound.sum()
+
+    gradient = torch.cat([part.flatten() for part in torch.autograd.grad(bound(0), list(vae.parameters()))])
+    slope = float((bound(1e-5) - bound(-1e-5)).detach() / 2e-5)
+    assert abs(slope) > 1
+    assert float(gradient.detach() @ direction) == pytest.approx(slope, rel=1e-6)
+
+
+def small_vae(latent_dim: int = 3, n_freqs: int = 9, seed: int = 0) -> FrameVAE:
+    """A frame-wise VAE whose decoder depends on its latents, and whose posterior is neither prior nor point."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = FrameVAE(n_freqs, FrameVAESettings(latent_dim=latent_dim, hidden=(16,)))
+        with torch.no_grad():
+            vae.decoder[-1].weight.mul_(10)
+            vae.encoder[-1].weight.mul_(10)
+        return vae.eval().requires_grad_()
+
+
+# Importance weighting ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 10])
+def test_with_the_exact_posterior_every_importance_weight_is_the_evidence(n_samples: int) -> None:
+    vae, x = ConjugateVAE(), complex_frames()
+    torch.testing.assert_close(importance_weighted_bound(vae, x, n_samples), vae.log_evidence(power(x)))
+
+
+def test_the_importance_weighted_bound_of_one_sample_is_the_elbo_in_expectation() -> None:
+    torch.manual_seed(7)
+    vae, x = ConjugateVAE(Scale(0.3)), complex_frames(2)
+    gap = kl_divergence(vae.infer(power(x)).posterior, vae.exact_posterior(power(x)))
+    draws = importance_weighted_bound(vae, x.expand(20000, -1, -1), 1)
+    assert (z_score(draws, vae.log_evidence(power(x)) - gap).abs() < Z_LIMIT).all()
+
+
+def test_the_importance_weighted_bound_rises_with_its_samples_to_the_evidence() -> None:
+    torch.manual_seed(8)
+    vae, x = ConjugateVAE(Scale(0.2)), complex_frames(1).expand(4000, -1, -1)
+    evidence = vae.log_evidence(power(x[0]))
+    bounds = [importance_weighted_bound(vae, x, n_samples) for n_samples in (1, 2, 5, 20, 100)]
+    for fewer, more in itertools.pairwise(bounds):
+        assert (z_score(more - fewer, 0) > Z_LIMIT).all()
+    assert all((z_score(bound, evidence) < Z_LIMIT).all() for bound in bounds)
+    torch.testing.assert_close(bounds[-1].mean(0), evidence, atol=0.01, rtol=0)
+    assert (bounds[0].mean(0) < evidence - 0.2).all()
+
+
+def test_both_bounds_are_below_the_evidence_integrated_on_a_grid_and_the_weighted_one_reaches_it() -> None:
+    """A real model with one latent dimension: log of the integral of p(x | z) p(z) over z by the rule of trapezia."""
+    vae, x = small_vae(latent_dim=1).double().requires_grad_(False), complex_frames(3, 9)
+    vae.encoder[-1].weight.mul_(0.1)
+    vae.encoder[-1].bias[1] = 1.0  # a spread of 1.3, broad enough for importance sampling
+    grid = torch.linspace(-12, 12, 4801, dtype=DOUBLE)[:, None, None]  # [grid, frame, latent]
+    log_joint = vae.likelihood(grid).log_prob(x) + Normal(0.0, 1.0).log_prob(grid[..., 0])
+    evidence = torch.trapezoid(log_joint.exp(), dx=24 / 4800, dim=0).log()
+    torch.manual_seed(9)
+    many = x.expand(2000, -1, -1)
+    bound = elbo(vae, many).bound
+    assert (z_score(bound, evidence) < -Z_LIMIT).all()
+    weighted = importance_weighted_bound(vae, many, 200)
+    assert (weighted.mean(0) > bound.mean(0)).all()
+    assert (z_score(weighted, evidence) < Z_LIMIT).all()
+    torch.testing.assert_close(weighted.mean(0), evidence, atol=0.02, rtol=0)
+    assert (evidence - bound.mean(0) > 0.02).any()  # or the comparison would say nothing
+
+
+@pytest.mark.parametrize("n_samples", [0, -3])
+def test_an_importance_weighted_bound_needs_a_sample(n_samples: int) -> None:
+    with pytest.raises(ValueError, match=f"n_samples must be at least 1, got {n_samples}"):
+        importance_weighted_bound(ConjugateVAE(), complex_frames(), n_samples)
+
+
+# Divergence per dimension --------------------------------------------------------------------------------------------
+
+
+def test_the_divergences_of_the_dimensions_are_those_of_gaussians_and_add_up() -> None:
+    vae, frames = small_vae(), power(complex_frames(12, 9)).float().reshape(3, 4, 9)
+    kl = kl_per_dimension(vae, frames)
+    posterior = vae.infer(frames).posterior
+    loc, variance = posterior.mean, posterior.variance
+    torch.testing.assert_close(kl, 0.5 * (loc.square() + variance - 1 - variance.log()).mean((0, 1)))
+    spectrogram = torch.complex(frames.sqrt(), torch.zeros_like(frames))
+    torch.testing.assert_close(kl.sum(), elbo(vae, spectrogram).kl.mean())
+
+
+ACTIVITY = [
+    # latent dimensions, active ones, and the collapse that is reported
+    (16, 0, "0 of 16 latent dimensions"),
+    (16, 1, "1 of 16 latent dimensions"),
+    (16, 2, None),
+    (16, 16, None),
+    (64, 3, "3 of 64 latent dimensions"),
+    (64, 4, None),
+    (2, 2, None),
+    (1, 0, "0 of 1 latent dimensions"),
+    (1, 1, None),
+]
+
+
+@pytest.mark.parametrize(("n_dimensions", "n_active", "reported"), ACTIVITY)
+def test_a_collapsed_posterior_is_reported_with_a_remedy(n_dimensions: int, n_active: int, reported: str | None) -> None:
+    kl = torch.full((n_dimensions,), 0.5 * ACTIVE_NATS)
+    kl[:n_active] = 2.0
+    warning = collapse_warning(kl)
+    if reported is None:
+        assert warning is None
+    else:
+        assert warning is not None
+        assert "posterior has collapsed" in warning
+        assert reported in warning
+        assert "lower beta" in warning
+
+
+def test_a_model_that_ignores_its_input_is_reported_as_collapsed() -> None:
+    vae = small_vae(latent_dim=8).requires_grad_(False)
+    frames = power(complex_frames(20, 9)).float()
+    assert collapse_warning(kl_per_dimension(vae, frames)) is None
+    vae.encoder[-1].weight.zero_()
+    vae.encoder[-1].bias[:8] = 0.0
+    vae.encoder[-1].bias[8:] = math.log(math.e - 1)  # softplus gives 1
+    assert "0 of 8" in str(collapse_warning(kl_per_dimension(vae, frames)))
+
+
+# Powers --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_power_is_the_squared_modulus_with_a_gradient_at_zero() -> None:
+    x = torch.tensor([0j, 1 + 2j, -3j], dtype=torch.complex128, requires_grad=True)
+    assert power(x).tolist() == [0.0, 5.0, 9.0]
+    (gradient,) = torch.autograd.grad(power(x).sum(), x)
+    torch.testing.assert_close(gradient, 2 * x.detach())
+
+
+def test_the_density_of_a_power_is_summed_over_bins() -> None:
+    x = complex_frames(3)
+    likelihood = Independent(ComplexNormal(torch.linspace(0.5, 3, N_FREQS, dtype=DOUBLE).expand(3, -1)), 1)
+    torch.testing.assert_close(log_prob_of_power(likelihood, power(x)), likelihood.log_prob(x))
