@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 import audiovae.distributions
@@ -81,6 +81,72 @@ def test_the_density_of_a_power_is_that_of_its_value() -> None:
     points = draw_points(20)
     distribution = ComplexNormal(torch.linspace(0.1, 5, 20, dtype=DOUBLE))
     torch.testing.assert_close(distribution.log_prob_of_power(points.abs() ** 2), distribution.log_prob(points))
+
+
+SHAPES = [((4, 7), (4, 7)), ((7,), (4, 7)), ((4, 7), (7,)), ((1, 7), (3, 4, 7)), ((3, 1, 7), (4, 7))]
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+@pytest.mark.parametrize(("parameters", "values"), SHAPES)
+def test_the_summed_density_is_the_sum_of_the_densities(parameters: tuple[int, ...], values: tuple[int, ...], floor: float) -> None:
+    """Also where parameters and values broadcast, as everywhere in torch.distributions."""
+    generator = torch.Generator().manual_seed(3)
+    log_variance = torch.randn(parameters, dtype=DOUBLE, generator=generator).requires_grad_()
+    power = torch.rand(values, dtype=DOUBLE, generator=generator).requires_grad_()
+    distribution = ComplexNormal(log_variance=log_variance, floor=floor)
+    summed, expected = distribution.summed_log_prob_of_power(power), distribution.log_prob_of_power(power).sum(-1)
+    torch.testing.assert_close(summed, expected)
+    weights = torch.randn(expected.shape, dtype=DOUBLE, generator=generator)
+    of_summed = torch.autograd.grad((weights * summed).sum(), (log_variance, power))
+    of_expected = torch.autograd.grad((weights * expected).sum(), (log_variance, power))
+    for actual, reference in zip(of_summed, of_expected, strict=True):
+        torch.testing.assert_close(actual, reference)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_the_summed_density_has_both_derivatives_of_finite_differences(floor: float) -> None:
+    """A floor of 0.3 lies between the variances."""
+    log_variance = torch.tensor([[-3.0, -0.4, 0.7], [2.0, -1.3, 0.1]], dtype=DOUBLE, requires_grad=True)
+    power = torch.tensor([[0.0, 1.0, 0.2], [3.0, 0.0, 1e-3]], dtype=DOUBLE, requires_grad=True)
+
+    def summed(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return ComplexNormal(log_variance=parameter, floor=floor).summed_log_prob_of_power(value)
+
+    assert gradcheck(summed, (log_variance, power))
+    assert gradcheck(lambda parameter: summed(parameter, power.detach()), (log_variance,))
+    assert gradcheck(lambda value: summed(log_variance.detach(), value), (power,))
+    assert gradgradcheck(summed, (log_variance, power))
+
+
+def test_the_summed_density_can_be_differentiated_twice_over_one_graph() -> None:
+    log_variance = torch.tensor([0.5, -1.0], requires_grad=True)
+    total = ComplexNormal(log_variance=log_variance, floor=1e-3).summed_log_prob_of_power(torch.tensor([1.0, 2.0]))
+    (first,) = torch.autograd.grad(total, log_variance, retain_graph=True)
+    (second,) = torch.autograd.grad(total, log_variance)
+    torch.testing.assert_close(first, torch.tensor([1.0, 2.0]) * torch.exp(-log_variance.detach()) - 1)
+    torch.testing.assert_close(second, first)
+
+
+def test_the_summed_density_leaves_its_inputs_as_they_are() -> None:
+    log_variance, power = torch.randn(3, 4), torch.rand(3, 4)
+    copies = log_variance.clone(), power.clone()
+    ComplexNormal(log_variance=log_variance.requires_grad_(), floor=0.5).summed_log_prob_of_power(power).sum().backward()
+    assert torch.equal(log_variance, copies[0])
+    assert torch.equal(power, copies[1])
+
+
+@pytest.mark.parametrize("parameter", ["variance", "log_variance"])
+def test_a_variance_below_the_floor_counts_as_the_floor(parameter: str) -> None:
+    given = torch.tensor([1e-9, 1e-6, 1e-3, 5.0], dtype=DOUBLE)
+    floored = ComplexNormal(**{parameter: given if parameter == "variance" else given.log()}, floor=1e-4)
+    raised = ComplexNormal(torch.tensor([1e-4, 1e-4, 1e-3, 5.0], dtype=DOUBLE))
+    points = draw_points(4)
+    torch.testing.assert_close(floored.variance, raised.variance)
+    torch.testing.assert_close(floored.log_prob(points), raised.log_prob(points))
+    torch.testing.assert_close(floored.entropy(), raised.entropy())
+    torch.testing.assert_close(floored.expand((2, 4)).log_prob(points), raised.log_prob(points).expand(2, 4))
+    other = ComplexNormal(torch.ones(4, dtype=DOUBLE))
+    torch.testing.assert_close(kl_divergence(floored, other), kl_divergence(raised, other))
 
 
 @pytest.mark.parametrize("x", [0.0, 1e-3, 1.0 + 2.0j, -3.0j])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from dataclasses import asdict
@@ -32,6 +33,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def run(options: Any) -> int:
+    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):  # one of several processes of the same run
+        options.quiet, options.json, options.overwrite = True, False, False
     shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
     try:
         settings = TrainingSettings(**{**options.training.as_dict(), **shorts})

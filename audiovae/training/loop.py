@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def fit(
     """
     from lightning_fabric import Fabric
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
     if corpus.header.sample_rate != prior.sample_rate:
         raise TrainingError(f"{corpus.folder} was prepared at {corpus.header.sample_rate} Hz, and the model has {prior.sample_rate} Hz")
     fabric = Fabric(
@@ -139,6 +141,7 @@ def fit(
         optimizer.zero_grad()
         fabric.backward(losses[0])
         fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
+        losses = fabric.all_reduce(losses.detach())  # the mean: every device sees the same trace, and the same NaN
         if not torch.isfinite(losses).all():
             names = ", ".join(sorted({utterance.id for utterance in utterances}))
             raise TrainingError(
@@ -146,7 +149,7 @@ def fit(
                 f"{state.saved_step} is kept. Lower learning_rate or clip_norm, or leave these recordings out"
             )
         optimizer.step()
-        state.advance(losses.detach(), settings.averaging)
+        state.advance(losses, settings.averaging)
 
         if state.step % settings.log_every == 0:
             record.trace(state.close_interval(settings.log_every))
@@ -160,7 +163,7 @@ def fit(
             if fabric.is_global_zero:
                 save_checkpoint(record.folder, state.checkpoint())
             fabric.barrier()
-            progress(Progress(state.step, settings.steps, state.trace[-1][1] if state.trace else math.nan, state.last_elbo))
+            progress(Progress(state.step, settings.steps, losses[0].item(), state.last_elbo))
 
     record.close()
     if state.best is None:

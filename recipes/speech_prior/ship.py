@@ -1,0 +1,107 @@
+"""Put a trained model into the package, with a card made from its run and its scores.
+
+    python recipes/speech_prior/ship.py MODEL SCORES.json SECONDS audiovae/pretrained/speech-16k
+
+SCORES.json is what benchmarks/quality.py wrote for MODEL; SECONDS is how long training took.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from audiovae import AudioVAE
+from audiovae.metrics import UNITS, summarise
+
+HERE = Path(__file__).parent
+CARD = """---
+library_name: audiovae
+license: cc-by-4.0
+language: en
+datasets: [openslr/librispeech_asr]
+tags: [audio, speech, vae, unsupervised]
+---
+
+# {name}
+
+A frame-wise variational autoencoder of clean English speech at 16 kHz: {weights:,} weights, {latent_dim} latent dimensions per frame,
+STFT {n_fft}/{hop_length} with a {window} window. It needs no network and no other file.
+
+    prior = audiovae.AudioVAE.from_pretrained("{name}")
+
+## Data and licence
+
+Trained on {n_train} utterances, one each of {n_train} speakers ({minutes:.1f} minutes after trimming; each also played at 0.9 and 1.1
+times its speed), out of LibriSpeech train-clean-100: V. Panayotov, G. Chen, D. Povey, S. Khudanpur, "LibriSpeech: an ASR corpus based on
+public domain audio books", ICASSP 2015, licensed under CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). The utterances were
+trimmed, resampled to other speeds, and reduced to these weights. The weights are under CC BY 4.0 as well; name the corpus and audiovae.
+
+{n_tuning} other speakers chose the settings and the step that was kept. {n_validation} further speakers were scored once, at the end: the table.
+
+## Numbers
+
+{n_validation} recordings of {n_validation} speakers that it never heard, trimmed at 30 dB, unit RMS; original phase; means with 95 % intervals over files;
+NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on -log p(x). One training run (seed {seed}).
+
+| wave from | {heads} |
+| --- |{rules}
+{rows}
+
+## Training
+
+    python recipes/speech_prior/subset.py LIBRISPEECH subset
+    audiovae prepare subset packed --validation_speakers recipes/speech_prior/tuning_speakers.txt \\
+        --test_speakers recipes/speech_prior/validation_speakers.txt --speeds '[0.9, 1.1]'
+    OMP_NUM_THREADS=1 audiovae train packed -o {name} --config recipes/speech_prior/{name}.yaml
+
+{steps} steps of {batch} frames, beta {beta}, seed {seed}, {seconds} s on one thread of an AMD EPYC (Zen 5, with bf16 instructions), torch {torch}, audiovae {audiovae}.
+
+## Limits
+
+* English read speech, recorded close and clean, with little noise; trained on less than an hour of it. Whispered, sung, shouted, noisy,
+  reverberant or band-limited speech, other languages, children and music are outside: their bound says how far.
+* It treats frames as independent: what is sampled from it has no order in time, and sounds like a succession of phonemes at best.
+* "Original phase" is an oracle. With Griffin-Lim, magnitudes are the same and the wave is not.
+* beta {beta} buys sound with bits: the aggregate posterior is wider than the prior, so samples of the prior are less speech-like than its
+  resynthesis. Bound and sound in the table are of the same weights.
+
+## Utterances
+
+{utterances}
+"""
+
+
+def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
+    run = json.loads((model / "training" / "run.json").read_text())
+    prior = AudioVAE.from_pretrained(model)
+    scores = {name: values for name, values in json.loads(scores_file.read_text()).items() if name.startswith(f"{model.name},")}
+    summaries = {
+        name.split(", ")[1].replace("mean z", "posterior mean").replace("sample z", "sampled z"): summarise(
+            [{key: value for key, value in row.items() if key != "file"} for row in rows]
+        )
+        for name, rows in scores.items()
+    }
+    metrics = [metric for metric in UNITS if metric in next(iter(summaries.values()))]
+    with open(HERE / "utterances.tsv", newline="") as file:
+        utterances = list(csv.DictReader(file, delimiter="\t"))
+    count = {role: sum(row["role"] == role for row in utterances) for role in ("train", "tuning", "validation")}
+    heads = {"nll": "NLL", "kl": "KL", "bound": "NLL + KL", "si_sdr": "SI-SDR (dB)", "pesq": "PESQ (wide-band)", "estoi": "ESTOI", "dnsmos": "DNSMOS"}
+    card = CARD.format(
+        name=target.name, weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
+        n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(heads[m] for m in metrics),
+        rules=" ---: |" * len(metrics), rows="\n".join(f"| {name} | {' | '.join(str(s[m]) for m in metrics)} |" for name, s in summaries.items()),
+        seed=run["settings"]["seed"], steps=run["settings"]["steps"], batch=run["settings"]["batch_frames"], beta=run["settings"]["beta"],
+        seconds=seconds, torch=run["versions"]["torch"].split("+")[0], audiovae=run["versions"]["audiovae"],
+        utterances="| utterance | role | SHA-256 of its FLAC file |\n| --- | --- | --- |\n"
+        + "\n".join(f"| {row['utterance']} | {row['role']} | {row['sha256_of_flac']} |" for row in utterances),
+    )  # fmt: skip
+    prior.save_pretrained(target, card)
+    print(f"{target}: {(target / 'model.safetensors').stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

@@ -1,0 +1,671 @@
+"""fit(): one seed one result, killed and continued, stopped by NaN, schedules, averaging, and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, PrepareSettings, STFTSettings, TrainingSettings, fit, prepare
+from audiovae.cli.main import main
+from audiovae.corpora.batches import SegmentSampler
+from audiovae.errors import CorpusError, TrainingError
+from audiovae.training import loop
+from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
+from audiovae.training.loop import Fitted, Progress, beta, learning_rate
+
+# Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up, dropout, equaliser.
+SIZES = FrameVAESettings(latent_dim=4, hidden=(16,), dropout=0.1)
+FRONT_END = STFTSettings(n_fft=256, hop_length=64)
+SETTINGS = TrainingSettings(
+    steps=30, batch_frames=64, segment_frames=8, learning_rate=1e-2, warmup=0.1, beta_warmup=0.3, averaging=0.9, equaliser_db=1.0,
+    validate_every=5, patience=50, log_every=3,
+)  # fmt: skip
+
+
+def build(seed: int = 0, sizes: FrameVAESettings = SIZES, rate: int = 16000) -> AudioVAE:
+    torch.manual_seed(seed)
+    stft = STFT(FRONT_END.n_fft, FRONT_END.hop_length)
+    return AudioVAE(stft, FrameVAE(stft.n_freqs, sizes), rate)
+
+
+def run(packed: Path, folder: Path, settings: TrainingSettings = SETTINGS, prior: AudioVAE | None = None, **options: Any) -> Fitted:
+    corpus = PackedCorpus(packed)
+    return fit(prior or build(settings.seed), corpus, corpus, folder, settings, **options)
+
+
+def rows(folder: Path) -> list[tuple[int, float, float]]:
+    with open(folder / "training" / "trace.csv", newline="") as file:
+        return [(int(row["step"]), float(row["loss"]), float(row["kl"])) for row in csv.DictReader(file)]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What must be the same, byte by byte, however often a run was interrupted."""
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "README.md", "training/trace.csv")}
+
+
+def all_finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return all(all_finite(part) for part in parts)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "model"
+    run(packed, folder)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One seed, one result
+
+
+def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run(packed, tmp_path / "again")
+    run(packed, tmp_path / "other", replace(SETTINGS, seed=1))
+    assert results(tmp_path / "again") == results(uninterrupted)
+    assert [step for step, _, _ in rows(uninterrupted)] == list(range(3, 31, 3))
+    ours, others = rows(uninterrupted), rows(tmp_path / "other")
+    assert all(a != b for a, b in zip(ours, others, strict=True))
+
+
+def test_the_command_line_trains_the_same_as_python(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    assert main(command(packed, tmp_path / "model")) == 0
+    assert results(tmp_path / "model") == results(uninterrupted)
+
+
+def test_the_trained_prior_is_the_one_in_the_folder(packed: Path, tmp_path: Path) -> None:
+    prior = build()
+    run(packed, tmp_path / "model", prior=prior)
+    loaded = AudioVAE.from_pretrained(tmp_path / "model")
+    assert not prior.training
+    assert loaded.state_dict().keys() == prior.state_dict().keys()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in prior.state_dict().items())
+
+
+def test_settings_versions_and_data_are_recorded(packed: Path, uninterrupted: Path) -> None:
+    found = json.loads((uninterrupted / "training" / "run.json").read_text())
+    assert found["settings"]["learning_rate"] == SETTINGS.learning_rate
+    assert found["model"]["hidden"] == [16]
+    assert found["model"]["hop_length"] == 64
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["data"]["train"] == found["data"]["validation"] == PackedCorpus(packed).fingerprint()
+    assert "12 recordings of 6 speakers" in found["data"]["description"]
+
+
+def test_a_finished_run_is_not_trained_further(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "model")
+    steps: list[int] = []
+    fitted = run(packed, tmp_path / "model", progress=lambda now: steps.append(now.step))
+    assert steps == []
+    assert fitted.steps == 30
+    assert results(tmp_path / "model") == results(uninterrupted)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed at any moment
+
+
+def command(packed: Path, folder: Path, *more: str) -> list[str]:
+    """The command line of SETTINGS, SIZES and FRONT_END."""
+    options = [f"--training.{name}={value}" for name, value in vars(SETTINGS).items()]
+    options += ["--vae.latent_dim=4", "--vae.hidden=[16]", "--vae.dropout=0.1", "--stft.n_fft=256", "--stft.hop_length=64"]
+    return ["train", str(packed), "-o", str(folder), *options, "--quiet", *more]
+
+
+# The real command, slowed down so that a signal from outside meets it at work.
+SLOW_TRAINING = """
+import sys, time
+from audiovae.cli.main import main
+from audiovae.training import loop
+learning_rate = loop.learning_rate
+def slow(settings, step):
+    time.sleep(0.05)
+    return learning_rate(settings, step)
+loop.learning_rate = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def kill_when(packed: Path, folder: Path, ready: Callable[[], bool]) -> float:
+    """Start training in a process of its own and kill it at a random moment after `ready`; returns how long after."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SLOW_TRAINING, *command(packed, folder)], env=environment)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    delay = random.uniform(0, 0.1)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return delay
+
+
+def test_killed_before_the_first_checkpoint_it_starts_again_and_ends_the_same(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    trace = folder / "training" / "trace.csv"
+    kill_when(packed, folder, lambda: trace.exists() and trace.read_text().count("\n") >= 2)  # after step 3 of 5
+    assert not (folder / "training" / NEWEST).exists()
+    assert main(command(packed, folder)) == 0
+    assert results(folder) == results(uninterrupted)
+
+
+def test_killed_twice_after_a_checkpoint_it_continues_and_ends_the_same(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    checkpoint = folder / "training" / NEWEST
+    delays = [kill_when(packed, folder, checkpoint.exists)]
+    inode = checkpoint.stat().st_ino
+    delays.append(kill_when(packed, folder, lambda: checkpoint.exists() and checkpoint.stat().st_ino != inode))
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+    assert 5 < state["step"] < 30
+    assert main(command(packed, folder)) == 0
+    assert results(folder) == results(uninterrupted), f"killed {delays} s after the condition, at step {state['step']}"
+    assert_curves_are_equal(folder, uninterrupted)
+
+
+class Killed(BaseException):
+    """Stands for a signal at a chosen place."""
+
+
+@pytest.mark.parametrize(
+    ("place", "nth"),
+    [("audiovae.training.record.save", 2), ("audiovae.training.loop.save_checkpoint", 2), ("audiovae.training.record.Record.validation", 3)],
+)
+def test_killed_between_model_curves_and_checkpoint_it_ends_the_same(
+    packed: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, nth: int
+) -> None:
+    import importlib
+
+    owner_name, name = place.rsplit(".", 1)
+    owner = loop.Record if owner_name.endswith(".Record") else importlib.import_module(owner_name)
+    original, calls = getattr(owner, name), []
+
+    def die(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == nth:
+            raise Killed
+        original(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(owner, name, die)
+        run(packed, tmp_path / "model")
+    run(packed, tmp_path / "model")
+    assert results(tmp_path / "model") == results(uninterrupted)
+
+
+def test_killed_between_the_two_renames_of_a_checkpoint_the_one_before_is_taken(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    stop_at(packed, folder, 12)
+    (folder / "training" / NEWEST).unlink()
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+    assert state["step"] == 5
+    run(packed, folder)
+    assert results(folder) == results(uninterrupted)
+
+
+def stop_at(packed: Path, folder: Path, step: int, settings: TrainingSettings = SETTINGS) -> None:
+    def stop(now: Progress) -> None:
+        if now.step >= step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(packed, folder, settings, progress=stop)
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 5000), lambda path: path.write_bytes(b"\0" * 900), lambda path: os.truncate(path, 0)])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_one(
+    packed: Path, uninterrupted: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    folder = tmp_path / "model"
+    stop_at(packed, folder, 12)  # checkpoints of steps 5 and 10
+    damage(folder / "training" / NEWEST)
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+    assert state["step"] == 5
+    run(packed, folder)
+    assert results(folder) == results(uninterrupted)
+
+
+def test_when_no_checkpoint_can_be_read_training_refuses(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    stop_at(packed, folder, 12)
+    for name in (NEWEST, PREVIOUS):
+        os.truncate(folder / "training" / name, 100)
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: no checkpoint can be read; --overwrite starts anew"):
+        run(packed, folder)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "training"), size_guidance={"scalars": 0})
+    board.Reload()
+    return {name: [(event.step, event.value) for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
+
+
+def assert_curves_are_equal(folder: Path, other: Path) -> None:
+    ours, others = curves(folder), curves(other)
+    assert {name: [step for step, _ in curve] for name, curve in ours.items()} == {
+        name: [step for step, _ in curve] for name, curve in others.items()
+    }
+    assert ours == others
+
+
+@pytest.mark.parametrize(("stop", "log_every", "validate_every"), [(4, 3, 5), (14, 3, 5), (22, 20, 6), (8, 20, 6)])
+def test_the_curves_of_a_continued_run_have_each_point_once(
+    packed: Path, tmp_path: Path, stop: int, log_every: int, validate_every: int
+) -> None:
+    settings = replace(SETTINGS, log_every=1, validate_every=validate_every)
+    whole, continued = tmp_path / "whole", tmp_path / "continued"
+    settings = replace(settings, log_every=log_every)
+    run(packed, whole, settings)
+    original, count = loop.learning_rate, []
+
+    def interrupt(*arguments: Any) -> float:
+        count.append(1)
+        if len(count) == stop + 1:
+            raise Killed
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(loop, "learning_rate", interrupt)
+        run(packed, continued, settings)
+    time.sleep(1.1)  # event files are named by the second, and read in the order of their names
+    run(packed, continued, settings)
+    assert_curves_are_equal(continued, whole)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What may not be continued
+
+
+@pytest.fixture(scope="module")
+def begun(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped at step 12."""
+    folder = tmp_path_factory.mktemp("begun") / "model"
+    stop_at(packed, folder, 12)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"steps": 40}, r"another steps \(settings\): 30 there, 40 now"),
+        ({"seed": 7}, r"another seed \(settings\): 0 there, 7 now"),
+        ({"learning_rate": 0.5}, r"another learning_rate \(settings\): 0\.01 there, 0\.5 now"),
+        ({"patience": 3}, r"another patience \(settings\)"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_by_their_name(begun: Path, packed: Path, change: dict[str, Any], difference: str) -> None:
+    before = results(begun)
+    with pytest.raises(TrainingError, match=rf"model: holds a run with {difference}; repeat its settings to continue it, or --overwrite"):
+        run(packed, begun, replace(SETTINGS, **change))
+    assert results(begun) == before
+
+
+@pytest.mark.parametrize(
+    ("prior", "difference"),
+    [
+        (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another latent_dim \(model\): 4 there, 5 now"),
+        (lambda: build(sizes=replace(SIZES, hidden=(16, 16))), r"another hidden \(model\): \[16\] there, \[16, 16\] now"),
+        (lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000), r"another hop_length \(model\): 64 there, 32 now"),
+    ],
+)
+def test_a_run_with_another_model_is_refused_by_the_difference(
+    begun: Path, packed: Path, prior: Callable[[], AudioVAE], difference: str
+) -> None:
+    with pytest.raises(TrainingError, match=difference):
+        run(packed, begun, prior=prior())
+
+
+@pytest.mark.parametrize("role", ["train", "validation"])
+def test_a_run_on_other_data_is_refused(
+    begun: Path, packed: Path, tmp_path: Path, tone_folder: Callable[..., Path], role: str
+) -> None:
+    prepare(tone_folder(tmp_path / "sound", n_speakers=3), tmp_path / "other")
+    corpora = {"train": PackedCorpus(packed), "validation": PackedCorpus(packed), role: PackedCorpus(tmp_path / "other")}
+    with pytest.raises(TrainingError, match=rf"holds a run with another ({role}|description) \(data\)"):
+        fit(build(), corpora["train"], corpora["validation"], begun, SETTINGS)
+
+
+def test_a_model_that_no_run_left_there_is_not_replaced(packed: Path, model_folder: Path) -> None:
+    before = (model_folder / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match=r"model: holds a model already; --overwrite replaces it"):
+        run(packed, model_folder)
+    assert (model_folder / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_starts_anew_and_keeps_what_is_not_of_training(
+    begun: Path, packed: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(begun, folder)
+    (folder / "notes.txt").write_text("mine")
+    assert main(command(packed, folder, "--training.seed=1", "--overwrite")) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (folder / "notes.txt").read_text() == "mine"
+    run(packed, tmp_path / "fresh", replace(SETTINGS, seed=1))
+    assert results(folder) == results(tmp_path / "fresh")
+    assert len(list((folder / "training").glob("events.*"))) == 1
+
+
+@pytest.mark.parametrize("bad", [["--stft.hop_length=200"], ["--vae.hidden=[0]"], ["--device=nonsense"], ["--training.precision=nonsense"]])
+def test_a_model_is_not_deleted_for_a_run_that_cannot_begin(uninterrupted: Path, packed: Path, tmp_path: Path, bad: list[str]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(uninterrupted, folder)
+    with pytest.raises(SystemExit):
+        main(command(packed, folder, "--overwrite", *bad))
+    assert results(folder) == results(uninterrupted)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NaN
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_utterances_and_keeps_the_checkpoint(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder, prior, corpus = tmp_path / "model", build(), PackedCorpus(packed)
+
+    def spoil(now: Progress) -> None:
+        if now.step == 12:
+            with torch.no_grad():
+                prior.vae.decoder[-1].bias[3] = math.nan
+
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 12, in a batch from .*; the checkpoint of step 10 is kept") as caught:
+        run(packed, folder, prior=prior, progress=spoil)
+    _, utterances = SegmentSampler(corpus, "train", prior.stft, 8, torch.device("cpu")).draw(8, SETTINGS.seed, 12, 0)
+    assert f"in a batch from {', '.join(sorted({u.id for u in utterances}))};" in str(caught.value)
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+    assert state["step"] == 10
+    assert all_finite({name: state[name] for name in ("vae", "optimizer", "average", "best")})
+    run(packed, folder)  # without what spoilt it, it goes on as if nothing had been
+    assert results(folder) == results(uninterrupted)
+
+
+def test_an_absurd_learning_rate_is_reported_and_leaves_no_model(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command(packed, tmp_path / "model", "--training.learning_rate=1e30"))
+    output = capsys.readouterr()
+    assert caught.value.code == 2
+    assert len(output.err.splitlines()) == 1
+    assert "loss is" in output.err
+    assert "Lower learning_rate" in output.err
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_weights_that_became_nan_just_before_a_checkpoint_do_not_replace_the_last_good_one(packed: Path, tmp_path: Path) -> None:
+    folder, prior, calls = tmp_path / "model", build(), []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * math.nan if len(calls) == 10 else gradient  # of the step after which the second checkpoint is due
+
+    prior.vae.decoder[-1].bias.register_hook(spoil)
+    with pytest.raises(TrainingError, match=r"at step (9|10)"):
+        run(packed, folder, prior=prior)
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+    assert all_finite({name: state[name] for name in ("vae", "optimizer", "average", "best")})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Best weights, patience, schedules, averaging
+
+
+def prescribed_elbos(monkeypatch: pytest.MonkeyPatch, elbos: list[float]) -> list[dict[str, torch.Tensor]]:
+    """Let the validations return these ELBOs in turn; collects the weights that they saw."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(prior: AudioVAE, held_out: list[torch.Tensor], seed: int) -> tuple[float, float]:
+        seen.append(copy.deepcopy(prior.vae.state_dict()))
+        return elbos[len(seen) - 1] + 1.0, 1.0
+
+    monkeypatch.setattr(loop, "_validate", validate)
+    return seen
+
+
+def test_the_best_weights_are_saved_and_not_the_last(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = prescribed_elbos(monkeypatch, [-10.0, -5.0, -7.0, -5.0, -8.0, -6.0])
+    fitted = run(packed, tmp_path / "model")
+    assert (fitted.steps, fitted.best_step, fitted.elbo) == (30, 10, -5.0)
+    loaded = AudioVAE.from_pretrained(tmp_path / "model").vae.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in seen[1].items())
+    assert not torch.equal(loaded["decoder.1.weight"], seen[-1]["decoder.1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("patience", "elbos", "stops_at"),
+    [
+        (1, [-9.0, -8.0, -8.0], 15),
+        (2, [-9.0, -8.0, -8.5, -8.2], 20),
+        (2, [-9.0, -9.5, -8.0, -8.5, -8.2], 25),  # a better one in between starts the count again
+        (0, [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], 30),
+        (2, [-5.0, math.nan, math.nan], 15),
+    ],
+)
+def test_patience_stops_training(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, elbos: list[float], stops_at: int
+) -> None:
+    seen = prescribed_elbos(monkeypatch, elbos)
+    fitted = run(packed, tmp_path / "model", replace(SETTINGS, patience=patience))
+    assert fitted.steps == stops_at == 5 * len(seen)
+
+
+def test_patience_goes_on_where_an_interrupted_run_left_it(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, patience=2)
+    with monkeypatch.context() as patched:
+        prescribed_elbos(patched, [-5.0, -6.0])
+        stop_at(packed, tmp_path / "model", 12, settings)
+    prescribed_elbos(monkeypatch, [-7.0])
+    fitted = run(packed, tmp_path / "model", settings)
+    assert (fitted.steps, fitted.best_step, fitted.elbo) == (15, 5, -5.0)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "step", "expected"),
+    [
+        (0.25, 0, 0.02 * 0.01 / 0.25),  # after one of 100 steps
+        (0.25, 11, 0.02 * 0.12 / 0.25),
+        (0.25, 24, 0.02),  # the top
+        (0.2, 59, 0.02 * 0.5),  # half of the cosine: t = 0.6 is half-way from 0.2 to 1
+        (0.2, 39, 0.02 * (1 + math.sqrt(0.5)) / 2),  # a quarter of it
+        (0.25, 99, 0.0),
+        (0.0, 49, 0.02 * 0.5),
+    ],
+)
+def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine(warmup: float, step: int, expected: float) -> None:
+    settings = TrainingSettings(steps=100, learning_rate=0.02, warmup=warmup)
+    assert learning_rate(settings, step) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("beta_warmup", "step", "expected"), [(0.0, 0, 0.5), (0.0, 99, 0.5), (0.4, 0, 0.0), (0.4, 10, 0.125), (0.4, 40, 0.5), (0.4, 99, 0.5)]
+)
+def test_beta_rises_linearly_from_zero(beta_warmup: float, step: int, expected: float) -> None:
+    assert beta(TrainingSettings(steps=100, beta=0.5, beta_warmup=beta_warmup), step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_first_step_of_adam_moves_weights_by_the_scheduled_learning_rate(packed: Path, tmp_path: Path) -> None:
+    # Adam's first step is learning_rate * g / (|g| + eps): its size is known without knowing the gradient.
+    prior = build()
+    before = {name: parameter.detach().clone() for name, parameter in prior.vae.named_parameters()}
+    moved: list[float] = []
+
+    def measure(now: Progress) -> None:
+        if not moved:
+            moved.append(max(float((parameter - before[name]).abs().max()) for name, parameter in prior.vae.named_parameters()))
+
+    run(packed, tmp_path / "model", replace(SETTINGS, steps=8, warmup=0.5, log_every=1), prior=prior, progress=measure)
+    assert moved[0] == pytest.approx(1e-2 * (1 / 8) / 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
+def test_the_averaged_weights_follow_their_recursion(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
+    seen = prescribed_elbos(monkeypatch, [-float(i) for i in range(6)])
+    prior, history = build(), []
+    average = prior.vae.decoder[-1].weight.detach().double().clone()
+
+    def keep(now: Progress) -> None:
+        if now.elbo is None:  # once a step
+            history.append(prior.vae.decoder[-1].weight.detach().double().clone())
+
+    run(packed, tmp_path / "model", replace(SETTINGS, averaging=decay, log_every=1), prior=prior, progress=keep)
+    assert len(history) == 30
+    for step, weights in enumerate(history):
+        share = min(decay, (1 + step) / (10 + step))  # of the past, less at first
+        average = share * average + (1 - share) * weights
+        if (step + 1) % 5 == 0:
+            validated = seen[step // 5]["decoder.1.weight"].double()
+            assert torch.allclose(validated, average, rtol=0, atol=2e-7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes out
+
+
+def test_training_improves_loss_and_bound_on_the_toy_corpus(packed: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=150, validate_every=30, log_every=10, beta_warmup=0.0, equaliser_db=0.0)
+    elbos: list[float] = []
+    fitted = run(packed, tmp_path / "model", settings, progress=lambda now: elbos.append(now.elbo) if now.elbo is not None else None)
+    losses = [loss for _, loss, _ in rows(tmp_path / "model")]
+    assert all(later < earlier for earlier, later in zip(elbos[:-1], elbos[1:], strict=True)) is False
+    assert fitted.elbo == max(elbos)
+    assert elbos[-1] > elbos[0] + 100  # nats per frame
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 100
+    assert fitted.warning is None
+
+
+def test_the_reported_elbo_is_that_of_the_saved_model(packed: Path, tmp_path: Path) -> None:
+    """Against the definition: E_q log p(x | z) - KL on segments of the validation speakers, with the model's own distributions."""
+    fitted = run(packed, tmp_path / "model")
+    prior = AudioVAE.from_pretrained(tmp_path / "model")
+    corpus = PackedCorpus(packed)
+    waves, _ = SegmentSampler(corpus, "validation", prior.stft, 8, torch.device("cpu")).draw(2500, seed=5, step=0)
+    with torch.no_grad():
+        x = prior.stft.frames(waves)
+        q = prior.vae.posterior(x.abs().square())
+        z = q.rsample()
+        g = prior.vae.likelihood(z).variance
+        log_p = (-math.log(math.pi) - g.log() - x.abs().square() / g).sum(-1)
+        kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
+    per_segment = (log_p - kl).mean(-1)
+    # Other segments and other noise than the run's own: within five standard errors of the difference of two such means.
+    assert abs(float(per_segment.mean()) - fitted.elbo) < 5 * math.sqrt(2 / 2500) * float(per_segment.std())
+
+
+def test_a_collapsed_posterior_is_reported(packed: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=60, beta=1e4, beta_warmup=0.0, learning_rate=0.05, averaging=0.0)
+    fitted = run(packed, tmp_path / "model", settings)
+    assert fitted.warning is not None
+    assert "the posterior has collapsed: 0 of 4 latent dimensions" in fitted.warning
+
+
+def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrupted: Path) -> None:
+    import io
+
+    import soundfile
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(uninterrupted / "training"), size_guidance={"scalars": 0, "images": 0, "audio": 0})
+    board.Reload()
+    trace = rows(uninterrupted)
+    loss = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert loss == [(step, pytest.approx(value, rel=1e-6)) for step, value, _ in trace]
+    assert [event.step for event in board.Scalars("train/kl")] == [step for step, _, _ in trace]
+    elbo, log_likelihood, kl = (board.Scalars(f"validation/{name}") for name in ("elbo", "log_likelihood", "kl"))
+    assert [event.step for event in elbo] == [5, 10, 15, 20, 25, 30]
+    for bound, reconstruction, divergence in zip(elbo, log_likelihood, kl, strict=True):
+        assert bound.value == pytest.approx(reconstruction.value - divergence.value, rel=1e-5)
+    held_out = PackedCorpus(packed).split("validation")[0]
+    picture = Image.open(io.BytesIO(board.Images("validation/power_and_psd")[-1].encoded_image_string))
+    assert picture.size == (1 + math.ceil(held_out.n_samples / 64), 2 * 129)  # a column a frame, spectrogram above PSD
+    for name in ("original", "resynthesis"):
+        wave, rate = soundfile.read(io.BytesIO(board.Audio(f"validation/{name}")[-1].encoded_audio_string))
+        assert (rate, len(wave)) == (16000, held_out.n_samples)
+        assert 0.01 < np.abs(wave).max() <= 0.91
+
+
+@pytest.mark.parametrize("role", ["train", "validation"])
+def test_a_corpus_at_another_rate_is_refused(
+    packed: Path, tmp_path: Path, tone_folder: Callable[..., Path], role: str
+) -> None:
+    prepare(tone_folder(tmp_path / "sound", n_speakers=3), tmp_path / "other", PrepareSettings(sample_rate=8000))
+    corpora = {"train": PackedCorpus(packed), "validation": PackedCorpus(packed), role: PackedCorpus(tmp_path / "other")}
+    with pytest.raises(TrainingError, match=r"was prepared at 8000 Hz, and the model has 16000 Hz"):
+        fit(build(), corpora["train"], corpora["validation"], tmp_path / "model", SETTINGS)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_corpus_without_a_needed_split_is_refused_and_leaves_nothing(
+    tmp_path: Path, tone_folder: Callable[..., Path], split: str
+) -> None:
+    prepare(tone_folder(tmp_path / "sound", n_speakers=2), tmp_path / "packed", PrepareSettings(validation=1.0 if split == "train" else 0.0))
+    with pytest.raises(CorpusError, match=rf"packed: has no recording in the split '{split}'"):
+        run(tmp_path / "packed", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
+        ({"learning_rate": math.inf}, "learning_rate must be .*, got inf"),
+        ({"warmup": 1.0}, "warmup must be from 0 up to"),
+        ({"averaging": math.nan}, "averaging must be from 0 up to"),
+        ({"beta": -0.5}, "beta must not be negative, got -0.5"),
+        ({"beta": math.nan}, "beta must not be negative, got nan"),
+        ({"weight_decay": math.nan}, "weight_decay must not be negative, got nan"),
+        ({"batch_frames": 100, "segment_frames": 16}, r"batch_frames \(100\) must be a multiple of segment_frames \(16\)"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused_with_their_value(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+@pytest.mark.xdist_group("two_processes")
+def test_two_processes_take_the_same_steps_and_report_once(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    arguments = [word for word in command(packed, folder) if word != "--quiet"] + ["--devices=2", "--json"]
+    program = shutil.which("audiovae", path=str(Path(sys.executable).parent))
+    assert program is not None
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+    assert state["step"] == 30
+    assert [step for step, _, _ in rows(folder)] == list(range(3, 31, 3))
+    # Each process draws its own batch, so one process alone gives another result.
+    assert json.loads(done.stdout)["steps"] == 30
