@@ -20,16 +20,24 @@ from audiovae.errors import AudioError
 Wave = NDArray[np.float32]
 
 SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .aifc .au .snd .caf .rf64 .w64 .sph .nist .wv1 .wv2".split()
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".rf64", ".w64", ".sph", ".nist"}
+    | {".wv1", ".wv2"}  # NIST files of WSJ0
 )
 # Sound that libsndfile cannot decode: named, so that it is not overlooked in a folder.
-FOREIGN_SUFFIXES = frozenset(".m4a .aac .mp4 .wma .webm .amr .shn .ape .wv .ac3".split())
+FOREIGN_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".webm", ".amr", ".shn", ".ape", ".wv", ".ac3"})
 
 BLOCK_SECONDS = 20.0
 
 _FORMAT_OF_SUFFIX = {
-    ".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".sph": "NIST", ".wv1": "NIST", ".wv2": "NIST",
-}  # fmt: skip
+    ".oga": "OGG",
+    ".opus": "OGG",
+    ".aif": "AIFF",
+    ".aifc": "AIFF",
+    ".snd": "AU",
+    ".sph": "NIST",
+    ".wv1": "NIST",
+    ".wv2": "NIST",
+}
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
 
 
@@ -190,9 +198,7 @@ class Writer:
     def __enter__(self) -> Writer:
         temporary = self._atomic.__enter__()
         try:
-            self._file = soundfile.SoundFile(
-                str(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container
-            )
+            self._file = soundfile.SoundFile(str(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container)
         except (RuntimeError, ValueError, TypeError) as error:
             failure = AudioError(
                 self.path,

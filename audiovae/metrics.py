@@ -26,7 +26,16 @@ PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this
 _BLOCK = 2**19  # samples that are scored at a time
 _SHORTEST_SECONDS = 0.5  # below it neither PESQ nor ESTOI is defined
 
-UNITS = {"nll": "nats per frame", "kl": "nats per frame", "bound": "nats per frame", "iw_bound": "nats per frame", "si_sdr": "dB", "pesq": "MOS, wide-band", "estoi": "0 to 1", "dnsmos": "MOS, overall"}  # fmt: skip
+UNITS = {
+    "nll": "nats per frame",
+    "kl": "nats per frame",
+    "bound": "nats per frame",
+    "iw_bound": "nats per frame",
+    "si_sdr": "dB",
+    "pesq": "MOS, wide-band",
+    "estoi": "0 to 1",
+    "dnsmos": "MOS, overall",
+}
 
 
 class NotScored(Exception):  # noqa: N818 - an outcome, not a failure

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 from audiovae.distributions import ComplexNormal
 from audiovae.models.vae import VAE
@@ -58,7 +58,7 @@ def elbo_of_power(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition
 def importance_weighted_bound(
     vae: VAE, spectrogram: Complex[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
 ) -> Float[Tensor, "*batch frame"]:
-    """log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x) with K = `n_samples`, `[..., frame]`, in nats.
+    """Log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x) with K = `n_samples`, `[..., frame]`, in nats.
 
     A lower bound of log p(x_t) that rises with K in expectation. The weights are per frame: for models whose frames are
     independent.
@@ -74,7 +74,9 @@ def importance_weighted_bound(
     log_weights = []
     for _ in range(n_samples):  # one at a time: memory as for the ELBO
         inference = vae.infer(frame_power, condition)
-        log_joint = log_prob_of_power(vae.likelihood(inference.latents, condition), frame_power) + inference.prior.log_prob(inference.latents)
+        log_joint = log_prob_of_power(vae.likelihood(inference.latents, condition), frame_power) + inference.prior.log_prob(
+            inference.latents
+        )
         log_weights.append(log_joint - inference.posterior.log_prob(inference.latents))
     return torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(n_samples)
 
@@ -82,7 +84,8 @@ def importance_weighted_bound(
 def kl_per_dimension(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> Float[Tensor, " latent"]:
     """KL of each latent dimension, averaged over all frames, in nats: for posteriors and priors that factorise."""
     inference = vae.infer(power, condition)
-    assert isinstance(inference.posterior, Independent) and isinstance(inference.prior, Independent)
+    assert isinstance(inference.posterior, Independent)
+    assert isinstance(inference.prior, Independent)
     kl = kl_divergence(inference.posterior.base_dist, inference.prior.base_dist)
     return kl.reshape(-1, kl.shape[-1]).mean(0)
 
@@ -107,8 +110,8 @@ def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return spectrogram.real.square() + spectrogram.imag.square()
 
 
-def log_prob_of_power(likelihood: Independent, power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:
+def log_prob_of_power(likelihood: Distribution, power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:
     """Log density, summed over bins, of an x with |x|^2 = power under a circular likelihood."""
-    base = likelihood.base_dist
-    assert isinstance(base, ComplexNormal)
-    return base.summed_log_prob_of_power(power)
+    assert isinstance(likelihood, Independent)
+    assert isinstance(likelihood.base_dist, ComplexNormal)
+    return likelihood.base_dist.summed_log_prob_of_power(power)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,9 +100,7 @@ class AudioVAE(nn.Module):
         level = torch.as_tensor(level, dtype=wave.dtype, device=wave.device).expand(wave.shape[:-1])
         return self.stft(wave / _divisor(level).unsqueeze(-1)), level
 
-    def encode(
-        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None
-    ) -> Latents:
+    def encode(self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None) -> Latents:
         """Infer the posterior of every frame."""
         spectrogram, level = self.analyse(wave, level)
         return Latents(self.vae.infer(power(spectrogram), condition).posterior, level, wave.shape[-1])

@@ -97,12 +97,18 @@ class LatentsFile:
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file without pickle."""
-        fields = {"level": self.level, "sample_rate": self.sample_rate, "n_samples": self.n_samples, "model": self.model}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
-                file, loc=self.loc.numpy(force=True), scale=self.scale.numpy(force=True), n_channels=self.loc.shape[0],
-                format_version=LATENTS_FORMAT_VERSION, **fields,
-            )  # fmt: skip
+                file,
+                loc=self.loc.numpy(force=True),
+                scale=self.scale.numpy(force=True),
+                level=self.level,
+                sample_rate=self.sample_rate,
+                n_samples=self.n_samples,
+                n_channels=self.loc.shape[0],
+                model=np.array(self.model),
+                format_version=LATENTS_FORMAT_VERSION,
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> LatentsFile:
@@ -119,9 +125,7 @@ class LatentsFile:
                 loc, scale = (torch.from_numpy(fields[name]) for name in ("loc", "scale"))
                 if loc.ndim != 3 or loc.shape != scale.shape or not (torch.isfinite(loc).all() and (scale >= 0).all()):
                     raise ValueError("latents")
-                return cls(
-                    loc, scale, float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"]), str(fields["model"])
-                )
+                return cls(loc, scale, float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"]), str(fields["model"]))
         except FileNotFoundError as error:
             raise ModelError(path, "no such file") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
@@ -224,4 +228,3 @@ class StreamingGriffinLim:
         n = min(self._tail.shape[1], wave.shape[1])
         ramp = torch.linspace(0, 1, self._tail.shape[1], device=wave.device)[:n]
         return torch.cat([self._tail[:, :n] * (1 - ramp) + wave[:, :n] * ramp, wave[:, n:]], dim=1)
-

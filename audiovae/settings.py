@@ -111,7 +111,17 @@ class TrainingSettings:
     nodes: int = 1
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_frames", "segment_frames", "learning_rate", "clip_norm", "validate_every", "log_every", "devices", "nodes")
+        positive = (
+            "steps",
+            "batch_frames",
+            "segment_frames",
+            "learning_rate",
+            "clip_norm",
+            "validate_every",
+            "log_every",
+            "devices",
+            "nodes",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

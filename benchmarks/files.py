@@ -62,6 +62,12 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def accumulate(seconds: float, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+    begin = time.perf_counter()
+    result = work()
+    return result, seconds + time.perf_counter() - begin
+
+
 def bench_prepare(folder: Path) -> list[list[str]]:
     seconds = [timed(lambda i=i: prepare(folder, folder / f"packed{i}", PrepareSettings())) for i in range(3)]
     speed = N_FILES * FILE_SECONDS / statistics.median(seconds)
@@ -87,7 +93,13 @@ def bench_encode(prior: AudioVAE, folder: Path) -> list[list[str]]:
 
     encode_all()
     ratios = [timed(encode_all) / parts() for _ in range(3)]
-    return [[f"encode {N_FILES} files, times its parts", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", "at most 1.3"]]
+    return [
+        [
+            f"encode {N_FILES} files, times its parts",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            "at most 1.3",
+        ]
+    ]
 
 
 def bench_resynthesize(prior: AudioVAE, folder: Path) -> list[list[str]]:
@@ -99,19 +111,11 @@ def bench_resynthesize(prior: AudioVAE, folder: Path) -> list[list[str]]:
     times = dict.fromkeys(("STFT", "encoder", "decoder", "inverse"), 0.0)
     with torch.no_grad():
         for block in blocks:
-            results: dict[str, torch.Tensor] = {}
-
-            def keep(name: str, work: Callable[[], torch.Tensor], results: dict[str, torch.Tensor] = results) -> None:
-                def run() -> None:
-                    results[name] = work()
-
-                times[name] += timed(run)
-
-            keep("STFT", lambda block=block: stft(block))
-            frame_power = power(results["STFT"])
-            keep("encoder", lambda: prior.vae.infer(frame_power).posterior.mean)
-            keep("decoder", lambda: prior.vae.likelihood(results["encoder"]).variance)
-            keep("inverse", lambda block=block: stft.inverse(results["STFT"], len(block)))
+            spectrogram, times["STFT"] = accumulate(times["STFT"], lambda block=block: stft(block))
+            frame_power = power(spectrogram)
+            latents, times["encoder"] = accumulate(times["encoder"], lambda p=frame_power: prior.vae.infer(p).posterior.mean)
+            _, times["decoder"] = accumulate(times["decoder"], lambda z=latents: prior.vae.likelihood(z).variance)
+            _, times["inverse"] = accumulate(times["inverse"], lambda x=spectrogram, n=len(block): stft.inverse(x, n))
     seconds |= times
     seconds["writing"] = timed(lambda: soundfile.write(folder / "copy.wav", wave, RATE))
     whole = timed(lambda: resynthesize_file(prior, folder / "long.wav", folder / "out.wav"))
@@ -144,7 +148,9 @@ def bench_help() -> list[list[str]]:
     for arguments in [["--help"], *([verb, "--help"] for verb in VERBS)]:
         command = [program, *arguments]
         subprocess.run(command, capture_output=True, check=True)
-        slowest[" ".join(arguments)] = max(timed(lambda command=command: subprocess.run(command, capture_output=True, check=True)) for _ in range(3))
+        slowest[" ".join(arguments)] = max(
+            timed(lambda command=command: subprocess.run(command, capture_output=True, check=True)) for _ in range(3)
+        )
     name, seconds = max(slowest.items(), key=lambda item: item[1])
     return [["slowest help, s", f"{seconds:.2f} ({name})", "at most 0.5"]]
 

@@ -44,7 +44,9 @@ def main() -> None:
     rows = [[name, *(str(summary.get(metric, "-")) for metric in metrics)] for name, summary in summaries.items()]
     print_table(["model", *metrics], rows, f"{len(files)} recordings of {len(speakers)} speakers, original phase, bound with sampled z")
     if options.json:
-        rows_by_model = {name: [{"file": file.name, **s.values} for file, s in zip(files, scores, strict=True)] for name, scores in results.items()}
+        rows_by_model = {
+            name: [{"file": file.name, **s.values} for file, s in zip(files, scores, strict=True)] for name, scores in results.items()
+        }
         options.json.write_text(json.dumps(rows_by_model, indent=1))
 
 

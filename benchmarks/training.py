@@ -58,8 +58,12 @@ def main() -> None:
     print_table(["part", "ms per batch", "range", "frames per second"], rows, f"{BATCH} frames a step, 1 thread, {ROUNDS} rounds")
     speed = [a / b for a, b in zip(times["matrix products"], times["bare step"], strict=True)]
     share = [f / (a + b) for f, a, b in zip(times["fit"], times["bare step"], times["STFT and power"], strict=True)]
-    print(f"bare step: {statistics.median(speed):.0%} of the speed of its matrix products ({min(speed):.0%} to {max(speed):.0%}); asked: 75 %")
-    print(f"fit: {statistics.median(share):.2f} times bare step + STFT and power ({min(share):.2f} to {max(share):.2f}); asked: at most 1.15")
+    print(
+        f"bare step: {statistics.median(speed):.0%} of the speed of its matrix products ({min(speed):.0%} to {max(speed):.0%}); asked: 75 %"
+    )
+    print(
+        f"fit: {statistics.median(share):.2f} times bare step + STFT and power ({min(share):.2f} to {max(share):.2f}); asked: at most 1.15"
+    )
 
 
 def clock(part: Callable[[], object], repeats: int = 10) -> float:
@@ -132,9 +136,7 @@ def write_corpus(folder: Path) -> PackedCorpus:
     rate, n = 16000, 10 * 16000
     samples = np.random.default_rng(0).integers(-20000, 20000, 60 * n, dtype=np.int16)
     samples.tofile(folder / "samples.int16")
-    utterances = [
-        Utterance(str(i), str(i), "train" if i else "validation", i * n, n, 1 / 32767, 0.35, 0, 0, "") for i in range(60)
-    ]
+    utterances = [Utterance(str(i), str(i), "train" if i else "validation", i * n, n, 1 / 32767, 0.35, 0, 0, "") for i in range(60)]
     write_index(folder, Header(rate, True, "folder", "noise"), utterances, [])
     return PackedCorpus(folder)
 

@@ -40,8 +40,8 @@ FORMATS = [
     (".flac", "FLAC", "PCM_24", 2**-23),
     (".ogg", "OGG", "VORBIS", 0.1),
     (".oga", "OGG", "VORBIS", 0.1),
-    (".ogg", "OGG", "OPUS", 0.1),
-    (".opus", "OGG", "OPUS", 0.1),
+    (".ogg", "OGG", "OPUS", 0.5),  # at the abrupt end; the correlation tells the rest
+    (".opus", "OGG", "OPUS", 0.5),
     (".mp3", "MP3", "MPEG_LAYER_III", 0.1),
     (".aiff", "AIFF", "PCM_16", 2**-15),
     (".aif", "AIFF", "PCM_24", 2**-23),
@@ -54,7 +54,7 @@ FORMATS = [
     (".nist", "NIST", "ULAW", 2**-5),
 ]
 every_format = pytest.mark.parametrize(
-    ("suffix", "container", "subtype", "tolerance"), FORMATS, ids=[f"{suffix[1:]}-{container}-{subtype}" for suffix, container, subtype, _ in FORMATS]
+    ("suffix", "container", "subtype", "tolerance"), FORMATS, ids=["-".join((row[0][1:], *row[1:3])) for row in FORMATS]
 )
 
 
@@ -107,7 +107,9 @@ def test_blocks_put_together_are_the_whole_file(block: int | None, suffix: str, 
     parts = list(audio.blocks(info, block))
     assert all(part.flags.c_contiguous for part in parts)
     assert [part.shape[1] for part in parts[:-1]] == [block] * (len(parts) - 1)
-    assert np.array_equal(np.concatenate(parts, axis=1), audio.read(path)[0])
+    together = np.concatenate(parts, axis=1)
+    assert together.shape == (2, 3001)
+    np.testing.assert_allclose(together, audio.read(path)[0], atol=0 if suffix != ".mp3" else 1e-6)  # the MP3 decoder rounds otherwise
 
 
 @pytest.mark.parametrize("n_channels", [1, 3, 8])
@@ -316,11 +318,13 @@ def test_channels_are_resampled_apart() -> None:
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("suffix", "container", "subtype"),
-    [(".wav", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG", "VORBIS"), (".opus", "OGG", "OPUS"), (".mp3", "MP3", "MPEG_LAYER_III"),
-     (".aif", "AIFF", "PCM_16"), (".snd", "AU", "PCM_16"), (".sph", "NIST", "PCM_16"), (".WAV", "WAV", "PCM_16")],
-)  # fmt: skip
+USUAL_FORMATS = [
+    (".wav", "WAV", "PCM_16"), (".WAV", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG", "VORBIS"), (".opus", "OGG", "OPUS"),
+    (".mp3", "MP3", "MPEG_LAYER_III"), (".aif", "AIFF", "PCM_16"), (".snd", "AU", "PCM_16"), (".sph", "NIST", "PCM_16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "container", "subtype"), USUAL_FORMATS)
 def test_another_suffix_decides_on_the_format(suffix: str, container: str, subtype: str, tmp_path: Path) -> None:
     like = audio.inspect(store(tmp_path / "x.w64", sound(), subtype="FLOAT"))
     with Writer(tmp_path / f"y{suffix}", RATE, 2, 6001, like) as writer:
@@ -345,52 +349,59 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["x.wav"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, AudioError("y.wav", "is damaged")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("stop"), AudioError("y.wav", "is damaged")])
 @pytest.mark.parametrize("before", [None, b"an earlier file"])
 def test_nothing_is_left_when_the_block_raises(error: BaseException, before: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     if before is not None:
         path.write_bytes(before)
-    with pytest.raises((KeyboardInterrupt, RuntimeError, AudioError)), Writer(path, RATE, 2, 6001) as writer:
-        writer.write(sound())
-        raise error
+
+    def write_and_fail() -> None:
+        with Writer(path, RATE, 2, 6001) as writer:
+            writer.write(sound())
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        write_and_fail()
+    assert caught.value is error
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == ({} if before is None else {"x.wav": before})
 
 
-@pytest.mark.parametrize(
-    ("peak", "suffix", "subtype", "clips"),
-    [(0.5, ".wav", "PCM_16", False), (1.0, ".wav", "PCM_16", False), (1.5, ".wav", "PCM_16", True), (1.5, ".wav", "PCM_24", True),
-     (1.5, ".wav", "ULAW", True), (1.5, ".flac", "PCM_16", True), (1.5, ".wav", "FLOAT", False), (1.5, ".wav", "DOUBLE", False)],
-)  # fmt: skip
-def test_peaks_above_full_scale_are_reported(peak: float, suffix: str, subtype: str, clips: bool, tmp_path: Path) -> None:
-    like = audio.inspect(store(tmp_path / f"x{suffix}", sound(), subtype=subtype))
-    wave = np.float32(peak) * np.sin(2 * np.pi * np.arange(800, dtype=np.float32) / 8)[None]
-    with Writer(tmp_path / f"y{suffix}", RATE, 1, 800, like) as writer:
-        writer.write(0.1 * wave)
-        writer.write(-wave)
-        writer.write(0.1 * wave)
+CLIPPING = [
+    (0.5, ".wav", "PCM_16", False), (1.0, ".wav", "PCM_16", False), (1.5, ".wav", "PCM_16", True), (1.5, ".wav", "PCM_24", True),
+    (1.001, ".wav", "PCM_U8", True), (1.5, ".flac", "PCM_16", True), (1.5, ".aiff", "PCM_24", True), (1.001, ".wav", "ULAW", True),
+    (1.5, ".wav", "ALAW", True), (1.5, ".sph", "ULAW", True), (1.5, ".wav", "MS_ADPCM", True), (1.5, ".wav", "FLOAT", False),
+    (1.5, ".wav", "DOUBLE", False), (0.5, ".wav", "ULAW", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("peak", "suffix", "subtype", "clips"), CLIPPING)
+def test_peaks_above_full_scale_are_reported_and_cut_off(peak: float, suffix: str, subtype: str, clips: bool, tmp_path: Path) -> None:
+    """What is stored is the wave within -1 and 1: it does not wrap around to the other end of the range."""
+    container = {".sph": "NIST"}.get(suffix)
+    like = audio.inspect(store(tmp_path / f"x{suffix}", sound(), container, subtype))
+    wave = np.float32(peak) * np.sin(2 * np.pi * np.arange(8000, dtype=np.float32) / 160)[None]
+    with Writer(tmp_path / f"y{suffix}", RATE, 1, 8000, like) as writer:
+        writer.write(wave[:, :20])
+        writer.write(wave[:, 20:])
     assert writer.peak == pytest.approx(peak, rel=1e-6)
     assert writer.clips == clips
-    stored = np.abs(audio.read(tmp_path / f"y{suffix}")[0]).max()
-    assert stored == pytest.approx(min(peak, 1) if clips else peak, rel=0.03)
+    stored = audio.read(tmp_path / f"y{suffix}")[0][:, :8000]
+    np.testing.assert_allclose(stored, wave.clip(-1, 1) if clips else wave, atol=0.1)
 
 
-def test_clipped_samples_stay_on_their_side(tmp_path: Path) -> None:
-    """And do not wrap around to the other end of the range."""
-    with Writer(tmp_path / "x.wav", RATE, 1, 4) as writer:
-        writer.write(np.array([[1.5, -1.5, 100.0, -100.0]], np.float32))
-    assert np.sign(audio.read(tmp_path / "x.wav")[0]).tolist() == [[1, -1, 1, -1]]
-    assert np.abs(audio.read(tmp_path / "x.wav")[0]).min() > 0.999
-
-
-@pytest.mark.parametrize(("name", "what"), [("x.xyz", r"\.xyz"), ("x", "no suffix"), ("x.m4a", r"\.m4a"), ("x.npz", r"\.npz"), (".wav", "no suffix")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("x.xyz", r"\.xyz"), ("x", "no suffix"), ("x.m4a", r"\.m4a"), ("x.npz", r"\.npz"), (".wav", "no suffix")]
+)
 def test_a_suffix_that_cannot_be_written_is_refused(name: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=f"{what} is not a sound format that can be written; use .wav or .flac"):
         Writer(tmp_path / name, RATE, 1, 100)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "rate", "n_channels"), [("x.opus", 44100, 1), ("x.mp3", 192000, 1), ("x.mp3", 16000, 8), ("x.flac", 16000, 9)])
+@pytest.mark.parametrize(
+    ("name", "rate", "n_channels"), [("x.opus", 44100, 1), ("x.mp3", 192000, 1), ("x.mp3", 16000, 8), ("x.flac", 16000, 9)]
+)
 def test_what_a_format_cannot_hold_is_refused(name: str, rate: int, n_channels: int, tmp_path: Path) -> None:
     message = f"cannot be written as .* at {rate} Hz with {n_channels} channels; .*choose another suffix"
     with pytest.raises(AudioError, match=message), Writer(tmp_path / name, rate, n_channels, 100):
@@ -401,7 +412,8 @@ def test_what_a_format_cannot_hold_is_refused(name: str, rate: int, n_channels: 
 def test_a_target_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     for target in (tmp_path / "file" / "x.wav", tmp_path / "file" / "deep" / "x.wav"):
-        with pytest.raises(PathError, match="cannot be written .*check the folder and the free space") as caught, Writer(target, RATE, 1, 100):
+        message = r"cannot be written .*check the folder and the free space"
+        with pytest.raises(PathError, match=message) as caught, Writer(target, RATE, 1, 100):
             pass
         assert caught.value.path == target
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -286,7 +286,15 @@ FORMATS = [  # file, container, sample format, rate, channels
     ("s.caf", "CAF", "PCM_16", 16000, 1), ("t.w64", "W64", "PCM_16", 16000, 1), ("u.WAV", "WAV", "PCM_16", 16000, 1),
     ("v.wv1", "NIST", "PCM_16", 16000, 1),
 ]  # fmt: skip
-RATES = [("8k.wav", 8000), ("11k.flac", 11025), ("22k.wav", 22050), ("44k.ogg", 44100), ("48k.opus", 48000), ("96k.wav", 96000), ("192k.wav", 192000)]
+RATES = [
+    ("8k.wav", 8000),
+    ("11k.flac", 11025),
+    ("22k.wav", 22050),
+    ("44k.ogg", 44100),
+    ("48k.opus", 48000),
+    ("96k.wav", 96000),
+    ("192k.wav", 192000),
+]
 TONE_HZ, TONE_AMPLITUDE = 440.0, 0.4
 
 
@@ -296,7 +304,9 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PackedCorpu
     generator = np.random.default_rng(1)
     for name, container, subtype, rate, n_channels in FORMATS:
         fade = np.hanning(8000)[:, None]
-        soundfile.write(folder / name, 0.3 * fade * generator.standard_normal((8000, n_channels)).clip(-3, 3), rate, subtype, format=container)
+        soundfile.write(
+            folder / name, 0.3 * fade * generator.standard_normal((8000, n_channels)).clip(-3, 3), rate, subtype, format=container
+        )
     for name, rate in RATES:
         tone = TONE_AMPLITUDE * np.sin(2 * np.pi * TONE_HZ * np.arange(rate) / rate)
         options = {"format": "OGG", "subtype": "OPUS"} if name.endswith(".opus") else {}
@@ -569,9 +579,7 @@ def _cut_samples(target: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_drop_last_lines, _append_samples, _drop_index, _drop_samples, _cut_samples])
-def test_the_same_command_repairs_an_interrupted_corpus_or_refuses_it(
-    small: Path, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+def test_the_same_command_repairs_an_interrupted_corpus_or_refuses_it(small: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     target = tmp_path / "packed"
     fingerprint = _fresh(small, target)
     damage(target)
@@ -663,7 +671,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("damage", "message"), REFUSED)
-def test_a_packed_corpus_that_cannot_be_used_is_refused(packed: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_a_packed_corpus_that_cannot_be_used_is_refused(
+    packed: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     folder = tmp_path / "corpus"
     shutil.copytree(packed, folder)
     damage(folder)
@@ -701,7 +711,8 @@ def _ramp_corpus(folder: Path, *lengths: int, level: float = 1.0) -> PackedCorpu
     np.arange(1, sum(lengths) + 1, dtype="<i2").tofile(folder / "samples.int16")
     starts = np.cumsum([0, *lengths])[:-1].tolist()
     utterances = [
-        Utterance(f"{i}.wav", str(i), "train", start, length, 0.5, level, 0, 0, "") for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
+        Utterance(f"{i}.wav", str(i), "train", start, length, 0.5, level, 0, 0, "")
+        for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
     ]
     write_index(folder, Header(RATE, True, "folder", ""), utterances, [])
     return PackedCorpus(folder)
@@ -741,7 +752,9 @@ def test_positions_are_uniform_within_and_over_the_recordings(tmp_path: Path) ->
     corpus = _ramp_corpus(tmp_path, *lengths)
     waves, utterances = _sampler(corpus).draw(111 * 200, seed=0, step=0)
     starts = (waves[:, 0] / 0.5 - 1).round().long().numpy()
-    allowed = np.concatenate([np.arange(length - SEGMENT_SAMPLES + 1) + begin for begin, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True)])
+    allowed = np.concatenate(
+        [np.arange(length - SEGMENT_SAMPLES + 1) + begin for begin, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True)]
+    )
     counts = np.bincount(starts, minlength=sum(lengths))
     assert counts.sum() == counts[allowed].sum() == len(starts)
     assert chisquare(counts[allowed]).pvalue > 1e-3  # a wrong alarm for one seed in a thousand; this seed was not chosen

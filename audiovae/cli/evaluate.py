@@ -88,6 +88,8 @@ def _pairs(clean: str, estimate: str) -> list[Item]:
     pairs = []
     for item in arguments.find_inputs([clean]):
         same = Path(estimate) / item.name
-        others = [] if same.exists() else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+        others = (
+            [] if same.exists() else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+        )
         pairs.append(Item(item.source, item.name, others[0] if others else same))
     return pairs

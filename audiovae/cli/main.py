@@ -48,7 +48,9 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
         if wrong := re.search(r'key "([\w.]+)": (.+)', line):
-            line = f"{wrong[1]}: " + re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("Expected a ", "expected ").replace("expected tuple", "expected a list such as [1, 2]")
+            line = f"{wrong[1]}: " + re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("Expected a ", "expected ").replace(
+                "expected tuple", "expected a list such as [1, 2]"
+            )
         for pattern in _UNKNOWN_NAME:
             if unknown := re.search(pattern, line):
                 name = ".".join(part for part in unknown.groups() if part)

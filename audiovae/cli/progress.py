@@ -39,4 +39,3 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
     console.print(table)
     for note in notes:
         console.print(Text(note))
-

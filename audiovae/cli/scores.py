@@ -7,7 +7,16 @@ from typing import Any
 
 _LONGEST_TABLE = 40  # files; above it only the summary is printed
 
-HEADINGS = {"nll": "NLL", "kl": "KL", "bound": "NLL + KL", "si_sdr": "SI-SDR", "pesq": "PESQ", "estoi": "ESTOI", "dnsmos": "DNSMOS", "iw_bound": "bound (IW)"}  # fmt: skip
+HEADINGS = {
+    "nll": "NLL",
+    "kl": "KL",
+    "bound": "NLL + KL",
+    "si_sdr": "SI-SDR",
+    "pesq": "PESQ",
+    "estoi": "ESTOI",
+    "dnsmos": "DNSMOS",
+    "iw_bound": "bound (IW)",
+}
 
 
 def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
@@ -19,7 +28,9 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     if options.json:
         from audiovae.cli.batch import print_json
 
-        means = {name: {"mean": e.mean, "half_width": e.half_width, "n_files": e.n_files, "unit": UNITS[name]} for name, e in summary.items()}
+        means = {
+            name: {"mean": e.mean, "half_width": e.half_width, "n_files": e.n_files, "unit": UNITS[name]} for name, e in summary.items()
+        }
         print_json({"about": title, "files": rows, "summary": means})
         return
     if options.quiet or not scored:
@@ -29,7 +40,11 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     names = list(summary)
     body = [[row["file"], *(_cell(row["values"].get(name)) for name in names)] for row in scored] if len(scored) <= _LONGEST_TABLE else []
     body.append([f"mean of {len(scored)} ± 95 %", *(str(summary[name]) for name in names)])
-    notes = [f"{HEADINGS[name]}: scored on {summary[name].n_files} of {len(scored)} files" for name in names if summary[name].n_files < len(scored)]
+    notes = [
+        f"{HEADINGS[name]}: scored on {summary[name].n_files} of {len(scored)} files"
+        for name in names
+        if summary[name].n_files < len(scored)
+    ]
     reasons = sorted({(metric, reason) for row in scored for metric, reason in row["reasons"].items()})
     for metric, reason in reasons:
         files = [row["file"] for row in scored if row["reasons"].get(metric) == reason]

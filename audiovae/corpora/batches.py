@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import CorpusError

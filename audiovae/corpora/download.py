@@ -27,7 +27,10 @@ def download(name: str, folder: Path) -> None:
     corpus = corpus.upper()
     if corpus not in DOWNLOADS:
         near = difflib.get_close_matches(corpus, DOWNLOADS, 1)
-        raise AudiovaeError(f"--download {name}: not a corpus that can be fetched; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(DOWNLOADS)}"))
+        raise AudiovaeError(
+            f"--download {name}: not a corpus that can be fetched; "
+            + (f"did you mean {near[0]}?" if near else f"known are {', '.join(DOWNLOADS)}")
+        )
     option, example = DOWNLOADS[corpus]
     if part and option is None:
         raise AudiovaeError(f"--download {name}: {corpus} has no parts; give {corpus} alone")

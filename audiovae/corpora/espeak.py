@@ -13,14 +13,24 @@ from numpy.typing import NDArray
 from audiovae.audio import Writer
 from audiovae.errors import AudiovaeError
 
-SENTENCES = (
-    "The birch canoe slid on the smooth planks.", "Glue the sheet to the dark blue background.", "It is easy to tell the depth of a well.",
-    "These days a chicken leg is a rare dish.", "Rice is often served in round bowls.", "The juice of lemons makes fine punch.",
-    "The box was thrown beside the parked truck.", "The hogs were fed chopped corn and garbage.", "Four hours of steady work faced us.",
-    "A large size in stockings is hard to sell.", "The boy was there when the sun rose.", "A rod is used to catch pink salmon.",
-    "The source of the huge river is the clear spring.", "Kick the ball straight and follow through.", "Help the woman get back to her feet.",
+SENTENCES = (  # IEEE recommended practice for speech quality measurements, 1969: the "Harvard sentences"
+    "The birch canoe slid on the smooth planks.",
+    "Glue the sheet to the dark blue background.",
+    "It is easy to tell the depth of a well.",
+    "These days a chicken leg is a rare dish.",
+    "Rice is often served in round bowls.",
+    "The juice of lemons makes fine punch.",
+    "The box was thrown beside the parked truck.",
+    "The hogs were fed chopped corn and garbage.",
+    "Four hours of steady work faced us.",
+    "A large size in stockings is hard to sell.",
+    "The boy was there when the sun rose.",
+    "A rod is used to catch pink salmon.",
+    "The source of the huge river is the clear spring.",
+    "Kick the ball straight and follow through.",
+    "Help the woman get back to her feet.",
     "A pot of tea helps to pass the evening.",
-)  # fmt: skip  # IEEE recommended practice for speech quality measurements, 1969: the "Harvard sentences"
+)  # IEEE recommended practice for speech quality measurements, 1969: the "Harvard sentences"
 
 ACCENTS = ("en-us", "en-gb-scotland", "en-gb-x-rp")
 TIMBRES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
@@ -79,7 +89,7 @@ class _Engine:
         self._parts.clear()
         content = text.encode()
         self._library.espeak_Synth(content, ctypes.c_size_t(len(content) + 1), 0, 1, 0, _UTF8, None, None)
-        return np.concatenate(self._parts).astype(np.float32) / 32768
+        return np.concatenate(self._parts) * np.float32(1 / 32768)
 
     def _receive(self, samples: Iterable[int], count: int, events: int) -> int:
         if count > 0 and samples:

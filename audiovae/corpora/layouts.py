@@ -54,7 +54,8 @@ class Layout:
 
 
 def _libri_split(match: re.Match[str]) -> Split | None:
-    return {"train": None, "dev": "validation", "test": "test"}[match["split"]]  # type: ignore[return-value]
+    splits: dict[str, Split | None] = {"train": None, "dev": "validation", "test": "test"}
+    return splits[match["split"]]
 
 
 def _voicebank_split(match: re.Match[str]) -> Split | None:
@@ -64,7 +65,13 @@ def _voicebank_split(match: re.Match[str]) -> Split | None:
 
 
 def _wsj0_split(match: re.Match[str]) -> Split | None:
-    return {"tr": "train", "dt": "validation", "et": "test"}[match["split"]]  # type: ignore[return-value]
+    splits: dict[str, Split] = {"tr": "train", "dt": "validation", "et": "test"}
+    return splits[match["split"]]
+
+
+def _jsut_split(match: re.Match[str]) -> Split:
+    splits: dict[str, Split] = {"voiceactress100": "validation", "travel1000": "test"}
+    return splits.get(match["speaker"], "train")
 
 
 def _timit_split(match: re.Match[str]) -> Split | None:
@@ -100,7 +107,7 @@ LAYOUTS: dict[str, Layout] = {
     "jsut": Layout(
         r"(?P<speaker>basic5000|utparaphrase512|onomatopee300|countersuffix26|loanword128|voiceactress100|travel1000|precedent130|repeat500)"
         r"/wav/[^/]+\.wav$",
-        lambda match: {"voiceactress100": "validation", "travel1000": "test"}.get(match["speaker"], "train"),  # type: ignore[return-value]
+        _jsut_split,
         single_speaker=True,
     ),
 }  # fmt: skip
@@ -159,7 +166,7 @@ def assign_splits(
         raise CorpusError(name, "is named as a validation or test speaker, but the corpus has no such speaker")
     for name in sorted(validation & test):
         raise CorpusError(name, "is named as a validation and as a test speaker; choose one")
-    named: dict[str, Split] = {**{name: "validation" for name in validation}, **{name: "test" for name in test}}
+    named: dict[str, Split] = {**dict.fromkeys(validation, "validation"), **dict.fromkeys(test, "test")}
     chosen = [replace(source, split=named.get(source.speaker, source.split)) for source in recordings]
     if not any(source.split == "validation" for source in chosen):
         free = sorted({s.speaker for s in chosen if s.split is None and not s.left_out}, key=_hash)

@@ -85,7 +85,7 @@ def prepare(
     header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
     utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
 
-    known = {entry.id for entry in [*utterances, *left_out]}
+    known = {u.id for u in utterances} | {file.id for file in left_out}
     new = [source for source in found if source.left_out is None and source.id not in known]
     left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
     n_before = len(utterances)

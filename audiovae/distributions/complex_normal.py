@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class ComplexNormal(Distribution):
         Itakura-Saito divergence", Neural Computation 21(3), 2009.
     """
 
-    arg_constraints = {"variance": constraints.positive, "log_variance": constraints.real}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"variance": constraints.positive, "log_variance": constraints.real}
     support = _Complex()
     has_rsample = True
 

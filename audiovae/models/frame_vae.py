@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,9 +47,10 @@ class FrameVAE(VAE):
         self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
         self.mean_log_variance = nn.Parameter(torch.zeros(n_freqs))
         with torch.no_grad():  # start near the prior and near the mean spectrum: no huge first losses
-            self.encoder[-1].weight.mul_(0.1)
-            self.encoder[-1].bias.zero_()
-            self.decoder[-1].weight.mul_(0.1)
+            heads = cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1])
+            for head in heads:
+                head.weight.mul_(0.1)
+            heads[0].bias.zero_()
 
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -22,7 +23,7 @@ def mlp(
         last_bias: give the last layer a bias.
     """
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True)):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes[:-1])):
         layer = nn.Sequential(nn.Linear(n_in, n_out), ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout > 0 else []))
         layers.append(Residual(layer) if residual and i > 0 and n_in == n_out else layer)
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=last_bias))

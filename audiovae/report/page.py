@@ -26,15 +26,26 @@ SHOWN_RECORDINGS = 6
 LISTENING_SECONDS = 10.0
 _LISTENING_LEVEL = 0.05  # RMS of every sound on the page: a louder one always seems better
 
-_HEADINGS = {"nll": "NLL", "kl": "KL", "bound": "NLL + KL", "si_sdr": "SI-SDR (dB)", "pesq": "PESQ", "estoi": "ESTOI", "dnsmos": "DNSMOS"}
+_HEADINGS = {
+    "nll": "NLL",
+    "kl": "KL",
+    "bound": "NLL + KL",
+    "si_sdr": "SI-SDR (dB)",
+    "pesq": "PESQ",
+    "estoi": "ESTOI",
+    "dnsmos": "DNSMOS",
+}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fdfcfa }
 h1 { font-size: 1.6rem } h2 { font-size: 1.3rem; margin-top: 2.6rem } h3 { font-size: 1.1rem; margin-top: 2rem; overflow-wrap: anywhere }
 img { max-width: 100%; display: block; margin: .6rem 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th { white-space: nowrap; padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums } 
+td, th { white-space: nowrap; padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+
 td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere } tr:last-child td { font-weight: 600 }
-.scroll { overflow-x: auto } .players { display: flex; flex-wrap: wrap; gap: 1.5rem } .players label { display: flex; flex-direction: column }
+.scroll { overflow-x: auto }
+.players { display: flex; flex-wrap: wrap; gap: 1.5rem } .players label { display: flex; flex-direction: column }
 .warning { background: #fff0d9; padding: .5rem .8rem; border-left: 4px solid #d9622b } .note { color: #666 }
 """
 
@@ -121,8 +132,7 @@ def _recording(prior: AudioVAE, file: ReportedFile) -> tuple[str, torch.Tensor]:
     values = ", ".join(f"{_HEADINGS[name]} {_number(value)}" for name, value in file.values.items() if name in _HEADINGS)
     alt = "spectrogram beside decoded PSD, latents over time, KL per dimension"
     return (
-        f"<h3>{html.escape(str(file.path))}</h3><p>{values}</p>"
-        f'<div class="players">{players}</div>{_image(picture, alt)}',
+        f'<h3>{html.escape(str(file.path))}</h3><p>{values}</p><div class="players">{players}</div>{_image(picture, alt)}',
         kl,
     )
 
@@ -133,14 +143,18 @@ def _table(files: Sequence[ReportedFile]) -> str:
     head = "".join(f"<th>{_HEADINGS[name]}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{html.escape(str(file.path))}</td>"
-        + "".join(f"<td>{_number(file.values[name])}</td>" if name in file.values else f"<td>{html.escape(file.reasons.get(name, '-'))}</td>" for name in names)
+        + "".join(
+            f"<td>{_number(file.values[name])}</td>" if name in file.values else f"<td>{html.escape(file.reasons.get(name, '-'))}</td>"
+            for name in names
+        )
         + "</tr>"
         for file in files
     )
     last = "".join(f"<td>{summary[name]}</td>" for name in names)  # Estimate prints as mean ± half-width
     return (
         f'<div class="scroll"><table><tr><th>file</th>{head}</tr>{rows}<tr><td>mean of {len(files)} ± 95 %</td>{last}</tr></table></div>'
-        '<p class="note">NLL and KL in nats per frame of the trimmed sound at unit RMS. What could not be scored says why, and is not averaged.</p>'
+        '<p class="note">NLL and KL in nats per frame of the trimmed sound at unit RMS. '
+        "What could not be scored says why, and is not averaged.</p>"
     )
 
 

@@ -32,9 +32,13 @@ def decibel_image(powers: list[Float[Tensor, "frame freq"]]) -> NDArray[np.uint8
 
 
 def spectrogram_and_psd(
-    power: Float[Tensor, "frame freq"], psd: Float[Tensor, "frame freq"], latents: Float[Tensor, "frame latent"], kl: Float[Tensor, " latent"],
-    sample_rate: int, hop_length: int,
-) -> bytes:  # fmt: skip
+    power: Float[Tensor, "frame freq"],
+    psd: Float[Tensor, "frame freq"],
+    latents: Float[Tensor, "frame latent"],
+    kl: Float[Tensor, " latent"],
+    sample_rate: int,
+    hop_length: int,
+) -> bytes:
     """A PNG: spectrogram beside PSD on one scale, below them the most informative latents and the KL per dimension.
 
     Args:
@@ -74,7 +78,11 @@ def _kl_bars(axis: Any, kl: Tensor) -> None:
     colours = [_ACTIVE_COLOUR if value > ACTIVE_NATS else _COLLAPSED_COLOUR for value in values]
     axis.bar(np.arange(1, len(values) + 1), values, color=colours, width=0.85)
     active = int((values > ACTIVE_NATS).sum())
-    axis.set(title=f"KL per dimension: {values.sum():.1f} nats, {active} of {len(values)} active", xlabel="rank of dimension", ylabel="nats per frame")
+    axis.set(
+        title=f"KL per dimension: {values.sum():.1f} nats, {active} of {len(values)} active",
+        xlabel="rank of dimension",
+        ylabel="nats per frame",
+    )
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], heights: list[float]) -> tuple[Any, Any]:

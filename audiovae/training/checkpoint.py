@@ -33,7 +33,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception:  # noqa: S112 - whatever a damaged file raises, the one before may be whole
+        except Exception:
             continue
     if paths:
         raise TrainingError(f"{paths[0]}: no checkpoint can be read; --overwrite starts anew")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from audiovae.corpora.packed import PackedCorpus
 from audiovae.errors import TrainingError
 from audiovae.objectives import collapse_warning, elbo_of_power, kl_per_dimension, power
 from audiovae.prior import AudioVAE
+from audiovae.settings import TrainingSettings
 from audiovae.stft import STFT
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
 from audiovae.training.record import Record
-from audiovae.settings import TrainingSettings
 from audiovae.training.state import TrainingState
 
 CALIBRATION_FRAMES = 20_000
@@ -64,7 +65,7 @@ class NegativeELBO(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, frame_power: Float[Tensor, "*batch frame freq"], beta: float) -> Float[Tensor, "2"]:
+    def forward(self, frame_power: Float[Tensor, "*batch frame freq"], beta: float) -> Float[Tensor, 2]:
         """The loss -log p(x | z) + beta KL and the KL alone, each a mean over frames, in nats."""
         terms = elbo_of_power(self.vae, frame_power)  # type: ignore[arg-type]
         kl = terms.kl.mean()
@@ -133,7 +134,9 @@ def fit(
         waves, utterances = draws.draw(n_segments, settings.seed, step, rank)
         frame_power = power(prior.stft.frames(waves))
         if settings.equaliser_db:
-            frame_power *= random_equaliser(n_segments, prior.stft.n_freqs, settings.equaliser_db, (settings.seed, step, rank, 1)).to(device_)
+            frame_power *= random_equaliser(n_segments, prior.stft.n_freqs, settings.equaliser_db, (settings.seed, step, rank, 1)).to(
+                device_
+            )
         _seed(settings.seed, step, rank)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
@@ -141,7 +144,7 @@ def fit(
         optimizer.zero_grad()
         fabric.backward(losses[0])
         fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
-        losses = fabric.all_reduce(losses.detach())  # the mean: every device sees the same trace, and the same NaN
+        losses = cast(Tensor, fabric.all_reduce(losses.detach()))  # the mean: every device sees the same trace, and the same NaN
         if not torch.isfinite(losses).all():
             names = ", ".join(sorted({utterance.id for utterance in utterances}))
             raise TrainingError(

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from audiovae.atomic import atomic_path
-from audiovae.corpora.packed import PackedCorpus
 from audiovae.errors import TrainingError
 from audiovae.prior import AudioVAE
 from audiovae.saved import CONFIG, save

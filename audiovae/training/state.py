@@ -30,7 +30,7 @@ class TrainingState:
     def __init__(self, vae: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
         self._vae = vae
         self._optimizer = optimizer
-        self._weights = list(vae.parameters())
+        self._weights: list[Tensor] = list(vae.parameters())
         self._average = [weight.detach().clone() for weight in self._weights]
         self._interval = torch.zeros(2, dtype=torch.float64, device=device)
         self.step = self.saved_step = self.best_step = self.waited = 0

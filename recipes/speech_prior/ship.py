@@ -87,7 +87,15 @@ def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
     with open(HERE / "utterances.tsv", newline="") as file:
         utterances = list(csv.DictReader(file, delimiter="\t"))
     count = {role: sum(row["role"] == role for row in utterances) for role in ("train", "tuning", "validation")}
-    heads = {"nll": "NLL", "kl": "KL", "bound": "NLL + KL", "si_sdr": "SI-SDR (dB)", "pesq": "PESQ (wide-band)", "estoi": "ESTOI", "dnsmos": "DNSMOS"}
+    heads = {
+        "nll": "NLL",
+        "kl": "KL",
+        "bound": "NLL + KL",
+        "si_sdr": "SI-SDR (dB)",
+        "pesq": "PESQ (wide-band)",
+        "estoi": "ESTOI",
+        "dnsmos": "DNSMOS",
+    }
     card = CARD.format(
         name=target.name, weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
         n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(heads[m] for m in metrics),
