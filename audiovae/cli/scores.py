@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 _LONGEST_TABLE = 40  # files; above it only the summary is printed
@@ -38,7 +39,12 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     from audiovae.cli.progress import print_table
 
     names = list(summary)
-    body = [[row["file"], *(_cell(row["values"].get(name)) for name in names)] for row in scored] if len(scored) <= _LONGEST_TABLE else []
+    parent = os.path.commonpath([os.path.dirname(row["file"]) for row in scored])
+    body = (
+        [[os.path.relpath(row["file"], parent or "."), *(_cell(row["values"].get(name)) for name in names)] for row in scored]
+        if len(scored) <= _LONGEST_TABLE
+        else []
+    )
     body.append([f"mean of {len(scored)} ± 95 %", *(str(summary[name]) for name in names)])
     notes = [
         f"{HEADINGS[name]}: scored on {summary[name].n_files} of {len(scored)} files"

@@ -40,7 +40,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fdfcfa }
 h1 { font-size: 1.6rem } h2 { font-size: 1.3rem; margin-top: 2.6rem } h3 { font-size: 1.1rem; margin-top: 2rem; overflow-wrap: anywhere }
 img { max-width: 100%; display: block; margin: .6rem 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } 
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { white-space: nowrap; padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 
 td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere } tr:last-child td { font-weight: 600 }

@@ -1,0 +1,206 @@
+"""The page: one file, with pictures that can be seen and sound that can be heard."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from audiovae import AudioVAE
+from audiovae.errors import AudiovaeError
+from audiovae.report import plots
+from audiovae.report.page import SHOWN_RECORDINGS, Evaluation, ReportedFile, write_report
+
+RATE = 16000
+ODD_NAME = "a <b>&\"quoted\" 'n' ü.wav"
+
+
+class Page(HTMLParser):
+    """Tags, sources and visible text of a page; fails where tags do not close."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def content(self, tag: str) -> list[bytes]:
+        """What the sources of these tags hold."""
+        sources = [str(attributes["src"]) for name, attributes in self.tags if name == tag]
+        return [base64.b64decode(source.split(";base64,")[1], validate=True) for source in sources]
+
+
+def reported(path: Path, **values: float) -> ReportedFile:
+    return ReportedFile(path, {"nll": 1300.0, "kl": 50.5, "bound": 1350.5, "si_sdr": 7.25, **values}, {"pesq": "not installed"})
+
+
+@pytest.fixture(scope="module")
+def page(prior: AudioVAE, toy_corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    folder = tmp_path_factory.mktemp("report")
+    wave, rate = soundfile.read(toy_corpus_folder / "speaker0" / "0.wav")
+    soundfile.write(folder / ODD_NAME, wave, rate)
+    soundfile.write(folder / "silent.wav", np.zeros(8000), RATE)
+    files = [reported(folder / ODD_NAME, estoi=0.875), reported(folder / "silent.wav", si_sdr=9.25)]
+    write_report(folder / "report.html", [Evaluation("speech-16k", prior, files)], "A <title> & more", "note: 1 < 2")
+    return folder / "report.html", Page(folder / "report.html")
+
+
+def test_the_page_needs_nothing_but_itself(page: tuple[Path, Page]) -> None:
+    path, parsed = page
+    sources = [value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href", "srcset", "data", "poster")]
+    assert sources
+    assert all(str(source).startswith("data:") for source in sources)
+    without_data = re.sub(r'src="data:[^"]*"', "", path.read_text(encoding="utf-8"))
+    assert not re.search(r"(https?:)?//|file:|url\(|@import|<script|<link|<iframe", without_data.replace(html.escape(str(path.parent)), ""))
+
+
+def test_the_sounds_are_the_recording_and_its_resyntheses_at_the_rate_of_the_model(
+    page: tuple[Path, Page], prior: AudioVAE, toy_corpus_folder: Path
+) -> None:
+    import librosa
+
+    sounds = [soundfile.read(io.BytesIO(content)) for content in page[1].content("audio")]
+    assert len(sounds) == 3
+    assert all(rate == prior.sample_rate for _, rate in sounds)
+    trimmed = librosa.effects.trim(soundfile.read(toy_corpus_folder / "speaker0" / "0.wav")[0], top_db=30)[0]
+    expected = prior.resynthesize(torch.from_numpy(trimmed.astype(np.float32))).detach().numpy()
+    for (wave, _), reference in zip(sounds[:2], (trimmed, expected), strict=True):
+        assert len(wave) == len(trimmed)
+        assert np.corrcoef(wave, reference)[0, 1] > 0.999
+    levels = [np.sqrt(np.mean(wave**2)) for wave, _ in sounds]
+    assert max(levels) < 1.02 * min(levels)  # none is louder: a louder one always seems better
+
+
+def test_the_pictures_can_be_decoded(page: tuple[Path, Page]) -> None:
+    pictures = [Image.open(io.BytesIO(content)) for content in page[1].content("img")]
+    assert [picture.format for picture in pictures] == ["PNG", "PNG"]
+    for picture in pictures:
+        picture.load()
+        assert picture.width > 500
+        assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 20
+    assert all(attributes.get("alt") for tag, attributes in page[1].tags if tag == "img")
+
+
+def test_odd_names_titles_and_notes_are_escaped(page: tuple[Path, Page]) -> None:
+    path, parsed = page
+    text = "\n".join(parsed.text)
+    assert f"{path.parent}/{ODD_NAME}" in text
+    assert "A <title> & more" in text
+    assert "note: 1 < 2" in text
+    assert "b" not in {tag for tag, _ in parsed.tags}
+
+
+def test_the_table_holds_values_means_and_reasons(page: tuple[Path, Page]) -> None:
+    text = " ".join(page[1].text)
+    assert "1350.5" in text
+    assert "8.25 ± 12.71" in text  # of 7.25 and 9.25: t(0.975, 1) = 12.706 times sqrt(2) / sqrt(2)
+    assert "0.875" in text
+    assert "Not shown: silent." in text
+
+
+def test_a_reason_stands_where_only_some_files_could_be_scored(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+    file = toy_corpus_folder / "speaker1" / "0.wav"
+    rows = [ReportedFile(file, {"pesq": 3.5}, {}), ReportedFile(file, {}, {"pesq": "PESQ finds no <speech>"})]
+    write_report(tmp_path / "r.html", [Evaluation("m", prior, rows)], "t")
+    assert "PESQ finds no <speech>" in Page(tmp_path / "r.html").text
+
+
+def test_several_priors_are_headed_and_long_lists_shortened(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+    file = reported(toy_corpus_folder / "speaker1" / "0.wav")
+    evaluations = [Evaluation("first & one", prior, [file]), Evaluation("second", prior, [file] * (SHOWN_RECORDINGS + 1))]
+    write_report(tmp_path / "r.html", evaluations, "t")
+    parsed = Page(tmp_path / "r.html")
+    assert [tag for tag, _ in parsed.tags].count("audio") == 3 * (1 + SHOWN_RECORDINGS)
+    assert [tag for tag, _ in parsed.tags].count("h2") == 2
+    assert "first & one" in parsed.text
+    assert any(f"first {SHOWN_RECORDINGS} of {SHOWN_RECORDINGS + 1} files" in text for text in parsed.text)
+
+
+@pytest.mark.parametrize(
+    ("wave", "rate"),
+    [(np.full(1, 0.5), RATE), (np.full(4000, 0.3), RATE), (1e-7 * np.random.default_rng(0).standard_normal(4000), 8000), (np.ones((900, 3)), 44100)],
+    ids=["one sample", "constant", "faint", "three channels"],
+)  # fmt: skip
+def test_odd_recordings_have_pictures_and_sound(prior: AudioVAE, tmp_path: Path, wave: np.ndarray, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", wave, rate, "FLOAT")
+    write_report(tmp_path / "r.html", [Evaluation("m", prior, [reported(tmp_path / "a.wav")])], "t")
+    parsed = Page(tmp_path / "r.html")
+    assert len(parsed.content("img")) == 2
+    for content in parsed.content("audio"):
+        sound, sound_rate = soundfile.read(io.BytesIO(content))
+        assert sound_rate == RATE
+        assert 1 <= len(sound) <= math.ceil(len(wave) * RATE / rate)
+        assert 0 < np.abs(sound).max() < 1
+
+
+def test_a_prior_without_information_in_its_latents_is_warned_of(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+    import copy
+
+    collapsed = copy.deepcopy(prior)
+    with torch.no_grad():
+        for parameter in collapsed.vae.encoder.parameters():
+            parameter.zero_()
+        spread = next(p for p in reversed(list(collapsed.vae.encoder.parameters())) if p.ndim == 1)[collapsed.vae.latent_dim :]
+        for candidate in torch.linspace(-3, 3, 2001):  # whatever maps it to a scale: take the one that is nearest to 1
+            spread.copy_(candidate)
+            scale = collapsed.vae.posterior(torch.ones(1, 513)).stddev
+            if abs(float(scale[0, 0]) - 1) < 2e-3:
+                break
+    write_report(tmp_path / "r.html", [Evaluation("m", collapsed, [reported(toy_corpus_folder / "speaker1" / "0.wav")])], "t")
+    assert any("the posterior has collapsed: 0 of 8" in text for text in Page(tmp_path / "r.html").text)
+
+
+@pytest.mark.parametrize("target", ["file.txt/report.html", "folder"])
+def test_a_page_that_cannot_be_written_is_named(prior: AudioVAE, tmp_path: Path, target: str) -> None:
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(AudiovaeError, match=rf"{target}: cannot be written"):
+        write_report(tmp_path / target, [Evaluation("m", prior, [])], "t")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def test_decibels_are_below_the_loudest_bin_of_all_and_at_most_80() -> None:
+    first, second = plots.decibels([torch.tensor([[1.0, 100.0]]), torch.tensor([[10.0, 0.0]])])
+    assert np.allclose(first, [[-20.0, 0.0]], atol=1e-5)
+    assert np.allclose(second, [[-10.0, -80.0]], atol=1e-5)
+    assert np.allclose(plots.decibels([torch.zeros(2, 3)])[0], -80.0)
+
+
+def test_a_picture_has_low_frequencies_at_the_bottom_and_the_first_frame_at_the_left() -> None:
+    power = torch.zeros(4, 3)
+    power[0, 0] = 1.0  # first frame, lowest bin
+    image = plots.decibel_image([power, torch.zeros(4, 3)])
+    assert image.shape == (3, 6, 4)
+    brightness = image.astype(int).sum(axis=0)
+    assert np.unravel_index(brightness.argmax(), brightness.shape) == (2, 0)
+    assert (np.sort(brightness.ravel())[:-1] == brightness.min()).all()
