@@ -60,7 +60,7 @@ def test_si_sdr_is_that_of_another_package(snr_db: float, offset: float) -> None
     ],
 )
 def test_si_sdr_of_vectors_by_hand(reference: list[float], estimate: list[float], expected: float) -> None:
-    assert si_sdr(np.array(reference), np.array(estimate)) == pytest.approx(expected, abs=1e-9)
+    assert si_sdr(np.array(reference, float), np.array(estimate, float)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 0.3, 1e4])
@@ -101,9 +101,9 @@ def test_identical_speech_has_the_best_score_and_noise_lowers_it(clean: np.ndarr
 def test_dnsmos_prefers_clean_speech_and_does_not_see_the_reference(clean: np.ndarray) -> None:
     require("dnsmos")
     noisy = with_noise(clean, 0)
-    assert metrics.dnsmos(clean, clean) > metrics.dnsmos(clean, noisy) + 0.5
-    assert metrics.dnsmos(clean, noisy) == metrics.dnsmos(noisy, noisy)
-    assert 1 <= metrics.dnsmos(clean, 30 * clean) <= 5  # above full scale
+    of_noisy = metrics.dnsmos(clean, noisy)
+    assert metrics.dnsmos(noisy, noisy) == of_noisy
+    assert of_noisy + 0.5 < metrics.dnsmos(clean, 30 * clean) <= 5  # above full scale, which the model refuses
 
 
 @pytest.mark.parametrize("name", ["pesq", "estoi", "dnsmos"])
@@ -125,6 +125,13 @@ def test_sound_without_speech_is_not_scored_by_estoi() -> None:
 # Comparing files
 
 
+@pytest.fixture
+def without_dnsmos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds a file."""
+    monkeypatch.setattr(metrics, "WAVE_METRICS", {name: f for name, f in metrics.WAVE_METRICS.items() if name != "dnsmos"})
+
+
+@pytest.mark.usefixtures("without_dnsmos")
 def test_compare_averages_the_channels(clean: np.ndarray) -> None:
     reference = np.stack([clean, clean[::-1]])
     estimate = np.stack([with_noise(clean, 20), with_noise(clean[::-1], 5)])
@@ -146,6 +153,7 @@ def test_compare_names_what_it_cannot_score(clean: np.ndarray) -> None:
     assert short.reasons["estoi"] == "shorter than 0.5 s"
 
 
+@pytest.mark.usefixtures("without_dnsmos")
 def test_compare_gives_perceptual_metrics_16_khz_and_si_sdr_the_rate_of_the_file(clean: np.ndarray) -> None:
     high = librosa.resample(clean, orig_sr=RATE, target_sr=48000)
     tone = 0.1 * np.sin(2 * np.pi * 15000 * np.arange(len(high)) / 48000).astype(np.float32)  # which 16 kHz cannot hold
@@ -271,7 +279,8 @@ def test_the_bound_is_that_of_an_offline_computation(certain: AudioVAE, n_channe
 
 def test_the_bound_is_minus_the_log_likelihood_of_the_prior(certain: AudioVAE, clean: np.ndarray) -> None:
     wave = clean[None, 8000:24000]
-    expected = -float(certain.log_likelihood(torch.from_numpy(wave)).double().mean())
+    with torch.no_grad():
+        expected = -float(certain.log_likelihood(torch.from_numpy(wave)).double().mean())
     assert bound(certain, wave)["bound"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -297,6 +306,7 @@ def test_the_importance_weighted_bound_is_the_tighter_one(prior: AudioVAE, clean
 # Whole files
 
 
+@pytest.mark.usefixtures("without_dnsmos")
 def test_a_file_is_scored_by_its_trimmed_wave_at_unit_rms(prior: AudioVAE, clean: np.ndarray, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", 0.01 * clean, RATE, "FLOAT")
     score = evaluate_file(prior, tmp_path / "a.wav")

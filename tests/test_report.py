@@ -6,7 +6,9 @@ import base64
 import html
 import io
 import math
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from PIL import Image
 
 from audiovae import AudioVAE
 from audiovae.errors import AudiovaeError
+from audiovae.report import page as page_module
 from audiovae.report import plots
-from audiovae.report.page import SHOWN_RECORDINGS, Evaluation, ReportedFile, write_report
+from audiovae.report.page import Evaluation, ReportedFile, write_report
 
 RATE = 16000
 ODD_NAME = "a <b>&\"quoted\" 'n' ü.wav"
@@ -115,6 +118,13 @@ def test_odd_names_titles_and_notes_are_escaped(page: tuple[Path, Page]) -> None
     assert "b" not in {tag for tag, _ in parsed.tags}
 
 
+def test_a_name_that_is_no_unicode_is_shown_somehow(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))  # from an old disc
+    shutil.copy(toy_corpus_folder / "speaker0" / "0.wav", file)
+    write_report(tmp_path / "r.html", [Evaluation("m", prior, [reported(file)])], "t")
+    assert any(re.search(r"caf.+\.wav", text) for text in Page(tmp_path / "r.html").text)
+
+
 def test_the_table_holds_values_means_and_reasons(page: tuple[Path, Page]) -> None:
     text = " ".join(page[1].text)
     assert "1350.5" in text
@@ -130,15 +140,18 @@ def test_a_reason_stands_where_only_some_files_could_be_scored(prior: AudioVAE, 
     assert "PESQ finds no <speech>" in Page(tmp_path / "r.html").text
 
 
-def test_several_priors_are_headed_and_long_lists_shortened(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+def test_several_priors_are_headed_and_long_lists_shortened(
+    prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "SHOWN_RECORDINGS", 2)
     file = reported(toy_corpus_folder / "speaker1" / "0.wav")
-    evaluations = [Evaluation("first & one", prior, [file]), Evaluation("second", prior, [file] * (SHOWN_RECORDINGS + 1))]
+    evaluations = [Evaluation("first & one", prior, [file]), Evaluation("second", prior, [file] * 3)]
     write_report(tmp_path / "r.html", evaluations, "t")
     parsed = Page(tmp_path / "r.html")
-    assert [tag for tag, _ in parsed.tags].count("audio") == 3 * (1 + SHOWN_RECORDINGS)
+    assert [tag for tag, _ in parsed.tags].count("audio") == 3 * (1 + 2)
     assert [tag for tag, _ in parsed.tags].count("h2") == 2
     assert "first & one" in parsed.text
-    assert any(f"first {SHOWN_RECORDINGS} of {SHOWN_RECORDINGS + 1} files" in text for text in parsed.text)
+    assert any("first 2 of 3 files" in text for text in parsed.text)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
+from jaxtyping import TypeCheckError
 
 from audiovae import STFT
 from audiovae.stft import StreamingAnalysis, StreamingSynthesis
@@ -211,6 +212,14 @@ def test_sizes_without_an_inverse_are_refused(arguments: dict[str, int], message
 def test_an_unknown_window_is_refused() -> None:
     with pytest.raises(ValueError, match="window must be one of sine, hann, hamming, got 'triangle'"):
         STFT(window="triangle")  # type: ignore[arg-type]
+
+
+def test_shapes_in_signatures_are_checked_under_the_test_runner() -> None:
+    """The check of all checks: a complex wave, and a spectrogram without frames."""
+    with pytest.raises(TypeCheckError, match="wave"):
+        STFT()(torch.zeros(1000, dtype=torch.complex64))
+    with pytest.raises(TypeCheckError, match="spectrogram"):
+        STFT().inverse(torch.zeros(513, dtype=torch.complex64), 100)
 
 
 def test_a_wave_without_samples_is_refused() -> None:

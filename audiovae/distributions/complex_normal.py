@@ -101,11 +101,19 @@ class ComplexNormal(Distribution):
 
     def summed_log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob_of_power(power).sum(-1)` at a third of its cost: what training calls."""
-        return _SummedLogProb.apply(self._given, power, self._log_floor)
+        given, power = torch.broadcast_tensors(self._given, power)
+        return _SummedLogProb.apply(given, power, self._log_floor)
 
     def entropy(self) -> Tensor:
         """1 + log(pi) + log(variance), in nats."""
         return 1 + LOG_PI + self.log_variance
+
+
+_CACHED = 2**17  # numbers that stay in a processor's own cache while several passes go over them
+
+
+def _rows(array: Tensor, at_once: int) -> tuple[Tensor, ...]:
+    return array.reshape(-1, array.shape[-1]).split(at_once)
 
 
 class _SummedLogProb(torch.autograd.Function):
@@ -117,17 +125,21 @@ class _SummedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_variance: Tensor, power: Tensor, log_floor: float) -> Tensor:
-        work = torch.neg(log_variance)
-        ctx.log_floor = log_floor
-        ctx.floored = log_floor > -math.inf and bool(work.amax() > -log_floor)
-        if ctx.floored:
-            work.clamp_(max=-log_floor)
-        total = work.sum(-1)  # minus the sum of v
-        ratio = work.exp_().mul_(power)
-        total -= ratio.sum(-1)
-        total -= power.shape[-1] * LOG_PI
+        ctx.log_floor, ctx.floored = log_floor, False
+        slope = torch.empty_like(log_variance)
+        total = log_variance.new_empty(log_variance.shape[:-1])
+        rows_at_once = max(1, _CACHED // log_variance.shape[-1]) if log_variance.device.type == "cpu" else max(1, total.numel())
+        for work, v, p, out in zip(*(_rows(t, rows_at_once) for t in (slope, log_variance, power, total.unsqueeze(-1))), strict=True):
+            torch.neg(v, out=work)
+            if log_floor > -math.inf and bool(work.amax() > -log_floor):
+                work.clamp_(max=-log_floor)
+                ctx.floored = True
+            torch.sum(work, -1, keepdim=True, out=out)  # minus the sum of v
+            work.exp_().mul_(p)
+            out.sub_(work.sum(-1, keepdim=True)).sub_(power.shape[-1] * LOG_PI)
+            work.sub_(1)
         ctx.save_for_backward(log_variance, power)
-        ctx.slope = ratio.sub_(1)
+        ctx.slope = slope
         return total
 
     @staticmethod

@@ -39,4 +39,5 @@ class LogPower(nn.Module):
         log_power = power + VARIANCE_FLOOR
         if log_power.requires_grad:
             return (log_power.log() - self.mean) / self.std
-        return log_power.log_().sub_(self.mean).div_(self.std)  # in place: a new array costs more than the arithmetic
+        log_power.log_()  # in place: a new array costs more than the arithmetic
+        return torch.addcmul(-self.mean / self.std, log_power, 1 / self.std, out=log_power)

@@ -1,0 +1,239 @@
+"""What holds for the code as a whole: who may import, print, exit and unpickle; and that recipes and README run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import audiovae
+from audiovae.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "audiovae"
+
+# From the top to the ground. A module may import what stands on a lower floor, and what shares its own room.
+FLOORS: list[tuple[str, ...]] = [
+    ("cli",),
+    ("separation",),
+    ("training",),
+    ("report",),
+    ("metrics",),
+    ("recordings",),
+    ("prior", "saved"),  # a prior and its files know each other
+    ("corpora",),
+    ("objectives",),
+    ("models",),
+    ("networks",),
+    ("distributions",),
+    ("stft",),
+    ("audio",),
+    ("containers", "level", "atomic"),
+    ("settings", "errors"),
+]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
+
+
+def room(path: Path) -> str:
+    """The file or folder directly below the package that a module belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a module imports, at its top or inside a function."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
+    """Line, dotted name and node of every call of a name."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    rooms = {room(path) for path in MODULES} - {"__init__"}
+    assert rooms <= FLOOR.keys()
+    assert "prior" in rooms
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_imports_point_down_only(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":  # the public names, from everywhere, loaded when they are used
+        assert not [name for node in tree(path).body if isinstance(node, ast.ImportFrom) for name in [node.module] if "audiovae" in str(name)]
+        return
+    wrong = []
+    for line, name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "audiovae":
+            continue
+        other = parts[1] if len(parts) > 1 else ""
+        assert other in FLOOR, f"{path}:{line}: imports {name}, which stands on no floor"
+        if other != room(path) and FLOOR[other] < FLOOR[room(path)]:
+            wrong.append(f"line {line} imports {name}, which stands above")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room(path) != "cli"], ids=[i for i in IDS if not i.startswith("cli/")])
+def test_only_the_command_line_prints_or_exits(path: Path) -> None:
+    forbidden = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+    assert [(line, name) for line, name, _ in calls(path) if name in forbidden] == []
+    assert not [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Raise) and "SystemExit" in ast.unparse(node)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_nothing_is_unpickled(path: Path) -> None:
+    assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} & {name.split(".")[0] for _, name in imports(path)}
+    for line, name, call in calls(path):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name == "torch.load":
+            assert keywords.get("weights_only") == "True", f"line {line}"
+        if name in ("np.load", "numpy.load"):
+            assert keywords.get("allow_pickle", "False") == "False", f"line {line}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_no_exception_is_caught_without_a_name(path: Path) -> None:
+    assert [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler) and node.type is None] == []
+
+
+def test_the_public_names_resolve_to_what_type_checkers_see() -> None:
+    for name in audiovae.__all__:
+        assert getattr(audiovae, name).__module__.startswith("audiovae.")
+        assert name in dir(audiovae)
+    stubs = [node for node in ast.walk(tree(PACKAGE / "__init__.py")) if isinstance(node, ast.ImportFrom) and str(node.module).startswith("audiovae")]
+    declared = {alias.asname: (str(node.module), alias.name) for node in stubs for alias in node.names}
+    assert declared.keys() == set(audiovae.__all__)
+    for name, (module, original) in declared.items():
+        assert getattr(importlib.import_module(module), original) is getattr(audiovae, name)
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'audiovae' has no attribute 'Nonsense'"):
+        _ = audiovae.Nonsense
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = "import sys, audiovae; assert not {'torch', 'numpy', 'soundfile', 'jsonargparse'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The files of the repository
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a clone: no list of tracked files")
+    return [ROOT / os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+
+
+def readable(paths: list[Path]) -> Iterator[tuple[Path, str]]:
+    for path in paths:
+        try:
+            yield path, path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue
+
+
+# The folders of one machine: never part of a project. Written so that this line does not match itself.
+MACHINE_FOLDERS = re.compile(r"(?<![\w.~}<-])/(?:" + "|".join(["work", "tmp", "root", "home", "mnt", "Users", "var", "opt"]) + r")/\w")
+INDEX_ADDRESSES = re.compile("|".join([r"--(?:extra-)?index-" + "url", r"--find-" + "links", r"--trusted-" + "host", r"\bfile:" + r"//\w", "local" + r"host[:/]"]))
+
+
+def test_no_tracked_file_names_a_folder_of_a_machine(tracked: list[Path]) -> None:
+    found = [(path.name, match.group()) for path, content in readable(tracked) for match in MACHINE_FOLDERS.finditer(content)]
+    assert found == []
+    assert MACHINE_FOLDERS.search("see " + "/".join(["", "home", "me"]))
+
+
+def test_no_tracked_file_names_a_package_index(tracked: list[Path]) -> None:
+    found = [(path.name, match.group()) for path, content in readable(tracked) for match in INDEX_ADDRESSES.finditer(content)]
+    assert found == []
+
+
+def test_no_tracked_file_is_a_recording_or_larger_than_8_megabytes(tracked: list[Path]) -> None:
+    from audiovae.audio import SUFFIXES
+
+    assert [path.name for path in tracked if path.suffix.lower() in SUFFIXES] == []
+    assert [path.name for path in tracked if path.exists() and path.stat().st_size > 8_000_000] == []
+
+
+CONFIGURATIONS = sorted((ROOT / "recipes").rglob("*.yaml"))
+CONFIGURATION_IDS = [path.relative_to(ROOT).as_posix() for path in CONFIGURATIONS]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=CONFIGURATION_IDS)
+def test_a_recipe_parses_and_holds_decisions_only(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["train", "packed", "-o", "model", "--config", str(path), "--print_config"])
+    output = capsys.readouterr()
+    assert leave.value.code in (0, None), output.err
+    printed, decided = yaml.safe_load(output.out), yaml.safe_load(path.read_text())
+    assert decided
+    defaults = {"vae": audiovae.FrameVAESettings(), "stft": audiovae.STFTSettings(), "training": audiovae.TrainingSettings()}
+    for group, values in decided.items():
+        for name, value in values.items():
+            assert printed[group][name] == pytest.approx(value) if isinstance(value, float) else printed[group][name] == value
+            default = getattr(defaults[group], name)
+            assert value != (list(default) if isinstance(default, tuple) else default), f"{group}.{name}: {value} is the default: no decision"
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=CONFIGURATION_IDS)
+def test_a_recipe_trains_for_two_steps(path: Path, packed: Path, tmp_path: Path) -> None:
+    shorter = ["--training.steps=2", "--training.batch_frames=64", "--training.segment_frames=16", "--training.precision=32-true"]
+    assert main(["train", str(packed), "-o", str(tmp_path / "model"), "--config", str(path), *shorter, "--quiet"]) == 0
+    config = yaml.safe_load(path.read_text())
+    loaded = audiovae.AudioVAE.from_pretrained(tmp_path / "model")
+    assert list(loaded.vae.settings.hidden) == config["vae"]["hidden"]
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_tour_of_the_readme_runs(tmp_path: Path, tone_folder: Callable[..., Path]) -> None:
+    blocks = python_blocks(ROOT / "README.md")
+    if not blocks:
+        pytest.skip("the README has no tour yet")
+    tone_folder(tmp_path / "recordings", n_speakers=4)  # "any folder of sound files"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    from audiovae.cli.main import VERBS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    verbs = re.findall(r"\baudiovae ([a-z]+)\b", " ".join(re.findall(r"^    .*|`[^`]+`", text, flags=re.MULTILINE)))
+    if not verbs:
+        pytest.skip("the README has no commands yet")
+    assert set(verbs) <= VERBS.keys()
+    named = set(re.findall(r"`((?:audiovae|recipes|benchmarks|tests)/[\w./-]*)`", text))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert "PLACEHOLDER" not in text

@@ -1,0 +1,772 @@
+"""The command line as a user meets it: real files in a temporary folder, exit statuses, and what stands on which stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae import AudioVAE, metrics
+from audiovae.cli.main import VERBS, main
+
+RATE = 16000
+COMMON = ["--model", "--device", "--seed", "--jobs", "--json", "--quiet"]
+
+
+def noise(seconds: float = 1.0, channels: int = 1, rate: int = RATE, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
+
+
+def audiovae(command: str, **places: object) -> int:
+    """Run one command line; the exit status, also where it leaves by SystemExit."""
+    try:
+        return main(shlex.split(command.format(**places)))
+    except SystemExit as leave:
+        return int(leave.code or 0)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder, hidden ones too, with its hash."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def here(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: `model`, `good.wav` of one second."""
+    soundfile.write(tmp_path / "good.wav", noise(), RATE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def only_si_sdr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics of perception take seconds."""
+    monkeypatch.setattr(metrics, "WAVE_METRICS", {"si_sdr": metrics.si_sdr})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input: exit status 2, one line that names the file or option and the remedy, nothing written.
+
+
+def sound(name: str, wave: np.ndarray | None = None, rate: int = RATE, **options: Any) -> Callable[[], None]:
+    return lambda: soundfile.write(name, noise() if wave is None else wave, rate, **options)
+
+
+def cut(name: str, **options: Any) -> Callable[[], None]:
+    """Half of a sound file."""
+
+    def make() -> None:
+        soundfile.write(name, noise(2.0), RATE, **options)
+        os.truncate(name, os.path.getsize(name) // 2)
+
+    return make
+
+
+def text(name: str, content: str = "This is not sound.\n" * 40) -> Callable[[], None]:
+    return lambda: Path(name).write_text(content) and None
+
+
+def flip_bit() -> None:
+    content = bytearray(Path("model/model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("model/model.safetensors").write_bytes(content)
+
+
+def change_config(**fields: Any) -> Callable[[], None]:
+    def make() -> None:
+        config = json.loads(Path("model/config.json").read_text())
+        Path("model/config.json").write_text(json.dumps({**config, **fields}))
+
+    return make
+
+
+def remove(name: str) -> Callable[[], None]:
+    return lambda: os.remove(name)
+
+
+def folder(*names: str) -> Callable[[], None]:
+    return lambda: [os.makedirs(name) for name in names] and None
+
+
+def latents(name: str = "a.npz", **fields: Any) -> Callable[[], None]:
+    """A latents file of good.wav, with other fields put into it."""
+
+    def make() -> None:
+        assert main(["encode", "good.wav", "-o", name, "--model", "model"]) == 0
+        with np.load(name) as found:
+            whole = {**found, **fields}
+        np.savez(name, **whole)
+
+    return make
+
+
+def cut_latents() -> None:
+    latents()()
+    os.truncate("a.npz", os.path.getsize("a.npz") // 2)
+
+
+def two_of_one_name() -> None:
+    folder("a", "b")()
+    sound("a/x.wav")()
+    sound("b/x.wav")()
+
+
+def two_of_one_stem() -> None:
+    folder("in")()
+    sound("in/x.wav")()
+    sound("in/x.flac")()
+
+
+def estimates(*waves: tuple[str, np.ndarray, int]) -> Callable[[], None]:
+    def make() -> None:
+        folder("clean", "estimate")()
+        for name, wave, rate in waves:
+            sound(name, wave, rate)()
+
+    return make
+
+
+def nothing() -> None:
+    pass
+
+
+RESYNTHESIZE = "resynthesize {bad} -o out --model model"
+TRAIN = "train {packed} -o run --vae.latent_dim 2 --vae.hidden [4] --stft.n_fft 256 --stft.hop_length 64 --training.steps 2 "
+WHOLE = "restore the whole file"
+
+BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how it is made, the command, what is said)
+    # sound files
+    "missing": (nothing, "resynthesize none.wav -o out --model model", r"none\.wav: no such file"),
+    "missing, scored": (nothing, "score none.wav --model model", r"none\.wav: no such file"),
+    "missing, encoded": (nothing, "encode none.wav -o out --model model", r"none\.wav: no such file"),
+    "empty": (text("e.wav", ""), "resynthesize e.wav -o out --model model", r"e\.wav: is empty \(0 bytes\); restore it or leave it out"),
+    "truncated WAV": (cut("t.wav"), "resynthesize t.wav -o out --model model", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated WAV, 24 bits": (cut("t.wav", subtype="PCM_24"), "score t.wav --model model", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated RF64": (cut("t.wav", format="RF64"), "encode t.wav -o out --model model", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated AIFF": (cut("t.aiff"), "resynthesize t.aiff -o out --model model", rf"t\.aiff: is truncated: .*; {WHOLE}"),
+    "truncated MP3": (cut("t.mp3"), "resynthesize t.mp3 -o out --model model", rf"t\.mp3: is truncated: .*; {WHOLE}"),
+    "truncated OGG": (cut("t.ogg"), "resynthesize t.ogg -o out --model model", rf"t\.ogg: is truncated: .*; {WHOLE}"),
+    "truncated Opus": (cut("t.opus", format="OGG", subtype="OPUS"), "encode t.opus -o out --model model", rf"t\.opus: is truncated: .*; {WHOLE}"),
+    "truncated FLAC": (cut("t.flac"), "resynthesize t.flac -o out --model model", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
+    "truncated FLAC, evaluated": (cut("t.flac"), "evaluate t.flac --model model", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
+    "text as WAV": (text("t.wav"), "resynthesize t.wav -o out --model model", r"t\.wav: is not a sound file, or a damaged one; .*convert it"),
+    "text as FLAC": (text("t.flac"), "encode t.flac -o out --model model", r"t\.flac: is not a sound file, or a damaged one; .*convert it"),
+    "text as MP3": (text("t.mp3"), "score t.mp3 --model model", r"t\.mp3: is not a sound file, or a damaged one; .*convert it"),
+    "header only": (sound("h.wav", np.zeros((0, 1))), "resynthesize h.wav -o out --model model", r"h\.wav: has a header but no samples; restore"),
+    "NaN": (sound("n.wav", np.r_[noise()[:, 0], np.nan], subtype="FLOAT"), "resynthesize n.wav -o out --model model", r"n\.wav: holds .* NaN or inf"),
+    "infinite": (sound("n.wav", np.r_[noise()[:, 0], -np.inf], subtype="FLOAT"), "encode n.wav -o out --model model", r"n\.wav: holds .* NaN or inf"),
+    "late NaN": (sound("n.wav", np.r_[noise(25)[:, 0], np.nan], subtype="FLOAT"), "resynthesize n.wav -o out --model model", r"n\.wav: holds .*leave it"),
+    "foreign": (text("f.m4a"), "resynthesize f.m4a -o out --model model", r"f\.m4a: \.m4a files cannot be read; convert it to WAV or FLAC"),
+    "folder without sound": (folder("empty"), "resynthesize empty -o out --model model", r"empty: is a folder without any file to work on \(\.a"),
+    "pattern without a match": (nothing, "score 'no*.wav' --model model", r"no\*\.wav: no file matches this pattern"),
+    # targets
+    "existing output": (text("out.wav"), "resynthesize good.wav -o out.wav --model model", r"out\.wav: exists already; --overwrite replaces it"),
+    "existing output in a folder": (folder("good.wav.d"), "resynthesize good.wav -o ./ --model model", r"good\.wav: is the input itself; choose another"),
+    "existing latents": (text("out.npz"), "encode good.wav -o out.npz --model model", r"out\.npz: exists already; --overwrite replaces it"),
+    "existing decoded": (latents(), "decode a.npz -o good.wav --model model", r"good\.wav: exists already; --overwrite replaces it"),
+    "existing sample": (nothing, "sample -o good.wav --model model", r"good\.wav: exists already; --overwrite replaces it"),
+    "existing report": (text("r.html"), "evaluate good.wav --report r.html --model model", r"r\.html: exists already; --overwrite replaces it"),
+    "existing model": (nothing, TRAIN.replace("-o run", "-o model"), r"model: holds a model already; --overwrite replaces it"),
+    "output over its input": (nothing, "resynthesize good.wav -o good.wav --overwrite --model model", r"good\.wav: is the input itself; choose another"),
+    "target below a file": (nothing, "resynthesize good.wav -o good.wav/o.wav --model model", r"good\.wav/o\.wav: cannot be written .*check the folder"),
+    "latents below a file": (nothing, "encode good.wav -o good.wav/o.npz --model model", r"good\.wav/o\.npz: cannot be written .*check the folder"),
+    "sample below a file": (nothing, "sample -o good.wav/o.wav --model model", r"good\.wav/o\.wav: cannot be written .*check the folder"),
+    "report below a file": (nothing, "evaluate good.wav --report good.wav/r.html --model model", r"good\.wav/r\.html: cannot be written .*check"),
+    "corpus below a file": (nothing, "prepare {corpus} good.wav/packed", r"good\.wav/packed: cannot be written .*check the folder"),
+    "model below a file": (nothing, TRAIN.replace("-o run", "-o good.wav/run"), r"good\.wav/run.*: cannot be written .*check the folder"),
+    "target of no known format": (nothing, "resynthesize good.wav -o out.xyz --model model", r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac"),
+    "sample of no known format": (nothing, "sample -o out.xyz --model model", r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac"),
+    "target that cannot hold the rate": (sound("a.wav", rate=44100), "resynthesize a.wav -o a.opus --model model", r"a\.opus: .*44100 Hz.*another suffix"),
+    "two inputs of one name": (two_of_one_name, "resynthesize a/x.wav b/x.wav -o out --model model", r"out/x\.wav: would be the output of both a/x\.wav and b/x"),
+    "two inputs of one stem": (two_of_one_stem, "encode in -o out --model model", r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give"),
+    "one input twice": (nothing, "resynthesize good.wav ./good.wav -o out --model model", r"out/good\.wav: would be the output of both"),
+    # options
+    "unknown verb": (nothing, "evalute good.wav", r"unknown verb 'evalute'; did you mean 'evaluate'\?"),
+    "unknown verb, far": (nothing, "xyzzy", r"unknown verb 'xyzzy'; known are prepare, train"),
+    "unknown option": (nothing, "resynthesize good.wav -o out --phaze original", r"'--phaze'; did you mean '--phase'\?"),
+    "unknown option of a group": (nothing, TRAIN + "--training.stepz 3", r"'--training\.stepz'; did you mean '--training\.steps'\?"),
+    "shortened option": (nothing, "score good.wav --model model --samp 3", r"'--samp'; did you mean '--samples'\?"),
+    "shortened option of prepare": (nothing, "prepare {corpus} out --sample_rat 8000", r"'--sample_rat'; did you mean '--sample_rate'\?"),
+    "unknown choice": (nothing, "resynthesize good.wav -o out --phase originel", r"phase.*originel.*original"),
+    "option without a value": (nothing, "resynthesize good.wav --model model -o", r"-o.*expected"),
+    "no input": (nothing, "resynthesize -o out --model model", r"resynthesize: .*required.* (F|inputs)"),
+    "no output": (nothing, "resynthesize good.wav --model model", r"resynthesize: .*output"),
+    "seed of letters": (nothing, "score good.wav --model model --seed x", r"seed: expected int"),
+    "no jobs": (nothing, "score good.wav --model model --jobs 0", r"jobs: .*0.*v>0"),
+    "negative seconds": (nothing, "sample -o out.wav --model model --seconds -1", r"seconds: .*-1.*v>0"),
+    "no importance samples": (nothing, "score good.wav --model model --samples 0", r"samples: .*0.*v>0"),
+    "unknown device": (nothing, "score good.wav --model model --device nonsense", r"--device nonsense: no such device here; use cpu or auto"),
+    "unknown device in training": (nothing, TRAIN + "--device nonsense", r"nonsense.*(cpu|auto)"),
+    "unknown precision": (nothing, TRAIN + "--training.precision nonsense", r"precision.*nonsense.*32-true"),
+    "no steps": (nothing, TRAIN + "--training.steps 0", r"train: steps must be positive, got 0"),
+    "no hidden units": (nothing, TRAIN + "--vae.hidden [0]", r"train: hidden must be positive, got \(0,\)"),
+    "number for a list": (nothing, TRAIN + "--vae.hidden 3", r"vae\.hidden: expected a list such as \[1, 2\]"),
+    "too long a hop": (nothing, TRAIN + "--stft.hop_length 200", r"train: hop_length must be from 1 to n_fft // 2 = 128, got 200"),
+    "batch of broken segments": (nothing, TRAIN + "--training.batch_frames 100", r"batch_frames \(100\) must be a multiple of segment_frames \(16\)"),
+    # configuration files
+    "missing YAML": (nothing, TRAIN + "--config none.yaml", r"config.*none\.yaml"),
+    "unknown YAML key": (text("c.yaml", "training:\n  stepz: 3\n"), TRAIN + "--config c.yaml", r"'training\.stepz'; did you mean 'training\.steps'\?"),
+    "unknown YAML group": (text("c.yaml", "trainin:\n  steps: 3\n"), TRAIN + "--config c.yaml", r"'trainin(\.steps)?'; did you mean 'training"),
+    "value of a wrong type in YAML": (text("c.yaml", "training:\n  steps: many\n"), TRAIN + "--config c.yaml", r"training\.steps: expected int.*many"),
+    "broken YAML": (text("c.yaml", "training: [1\n"), TRAIN + "--config c.yaml", r"c\.yaml"),
+    "binary YAML": (sound("c.yaml", format="WAV"), TRAIN + "--config c.yaml", r"c\.yaml"),
+    # models
+    "no such model": (nothing, "score good.wav --model nowhere", r"nowhere: no such model; give a model folder or one of: .*speech-16k|did you"),
+    "no such model, in two jobs": (nothing, "score good.wav {corpus} --model nowhere --jobs 2", r"nowhere: no such model"),
+    "model name with a slip": (nothing, "info speech-16", r"speech-16: no such model; did you mean 'speech-16k'\?"),
+    "model that is a file": (nothing, "score good.wav --model good.wav", r"good\.wav: .*(model|folder)"),
+    "flipped bit": (flip_bit, "score good.wav --model model", r"model/model\.safetensors: is damaged: its SHA-256 .*; copy or train the model again"),
+    "flipped bit, informed": (flip_bit, "info model", r"model/model\.safetensors: is damaged"),
+    "missing config": (remove("model/config.json"), "score good.wav --model model", r"model: is not a model folder: it has no config\.json"),
+    "missing tensors": (remove("model/model.safetensors"), "sample -o out.wav --model model", r"model\.safetensors: is missing; copy the whole model"),
+    "newer config": (change_config(format_version=99), "score good.wav --model model", r"config\.json: was saved by a newer audiovae \(format 99.*; update"),
+    "changed config": (change_config(sample_rate=8000), "score good.wav --model model", r"config\.json: is damaged: its fields .*; copy or train"),
+    "text as config": (text("model/config.json"), "score good.wav --model model", r"config\.json: is damaged or not from audiovae; copy or train"),
+    # latents
+    "latents of another model": (latents(model="0" * 64), "decode a.npz -o out.wav --model model", r"a\.npz: was encoded by another model .*--model"),
+    "missing latents": (nothing, "decode none.npz -o out.wav --model model", r"none\.npz: no such file"),
+    "truncated latents": (cut_latents, "decode a.npz -o out.wav --model model", r"a\.npz: is not a latents file, or a damaged one; encode"),
+    "sound as latents": (nothing, "decode good.wav -o out.wav --model model", r"good\.wav: is not a latents file, or a damaged one; encode the sound"),
+    "newer latents": (latents(format_version=9), "decode a.npz -o out.wav --model model", r"a\.npz: was written by a newer audiovae \(format 9\); update"),
+    "latents of another length": (latents(n_samples=99), "decode a.npz -o out.wav --model model", r"a\.npz: is damaged: .*; encode it again"),
+    "latents without a rate": (latents(sample_rate=0), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of a negative rate": (latents(sample_rate=-8), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of no level": (latents(level=np.nan), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of a wrong size": (latents(loc=np.zeros((1, 64, 3), "f"), scale=np.ones((1, 64, 3), "f")), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
+    "folder without latents": (folder("empty"), "decode empty -o out --model model", r"empty: is a folder without any file to work on \(\.npz"),
+    # corpora
+    "missing corpus": (nothing, "prepare nowhere packed", r"nowhere: no such folder"),
+    "file as corpus": (nothing, "prepare good.wav packed", r"good\.wav: is a file; give the folder that holds it"),
+    "corpus without sound": (folder("empty"), "prepare empty packed", r"empty: holds no sound file that can be used \(WAV, FLAC"),
+    "unknown layout": (nothing, "prepare {corpus} packed --layout libri", r"unknown layout 'libri'; known are auto, folder, librispeech"),
+    "unknown speaker": (text("s.txt", "nobody"), "prepare {corpus} packed --validation_speakers s.txt", r"nobody: is named as a validation .*no such speaker"),
+    "missing speaker file": (nothing, "prepare {corpus} packed --test_speakers s.txt", r"s\.txt: cannot be read; give a text file with one speaker"),
+    "rate of zero": (nothing, "prepare {corpus} packed --sample_rate 0", r"sample_rate.*0"),
+    "negative rate": (nothing, "prepare {corpus} packed --sample_rate -16000", r"sample_rate.*-16000"),
+    "speed of zero": (nothing, "prepare {corpus} packed --speeds [0]", r"speeds.*0"),
+    "share above one": (nothing, "prepare {corpus} packed --validation 2", r"validation.*2"),
+    "unknown download": (nothing, "prepare audio packed --download LIBRISPEACH", r"LIBRISPEACH: not a corpus that can be fetched; did you mean LIBRISPEECH\?"),
+    "part of a corpus without parts": (nothing, "prepare audio packed --download LJSPEECH:a", r"LJSPEECH has no parts; give LJSPEECH alone"),
+    "folder that is not packed": (folder("empty"), TRAIN.replace("{packed}", "empty"), r"empty: is not a packed corpus .*: audiovae prepare FOLDER"),
+    "missing packed corpus": (nothing, TRAIN.replace("{packed}", "none"), r"none: is not a packed corpus .*: audiovae prepare FOLDER"),
+    "other validation corpus": (nothing, TRAIN + "--validation none", r"none: is not a packed corpus .*: audiovae prepare FOLDER"),
+    # comparisons
+    "nothing to evaluate": (nothing, "evaluate --model model", r"evaluate: give sound files, or --clean DIR --estimate DIR"),
+    "half of a comparison": (folder("clean"), "evaluate --clean clean", r"evaluate: --clean and --estimate belong together"),
+    "comparison of files": (nothing, "evaluate good.wav --clean . --estimate .", r"evaluate: with --clean and --estimate no other files"),
+    "missing clean folder": (folder("estimate"), "evaluate --clean clean --estimate estimate", r"clean: no such (file|folder)"),
+    "missing estimate": (estimates(("clean/a.wav", noise(), RATE)), "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: no such file"),
+    "estimate of another length": (estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(0.9), RATE)),
+        "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: has another number of samples \(14400\) than the clean file \(16000\)"),
+    "estimate of another rate": (estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(), 8000)),
+        "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: has another sample rate \(8000\) than the clean file \(16000\)"),
+    "estimate of other channels": (estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(1, 2), RATE)),
+        "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: has another channel count \(2\) than the clean file \(1\)"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("only_si_sdr")
+@pytest.mark.parametrize("row", BAD)
+def test_bad_input_is_refused_with_one_line_and_leaves_nothing(
+    here: Path, packed: Path, toy_corpus_folder: Path, capsys: pytest.CaptureFixture[str], row: str
+) -> None:
+    make, command, message = BAD[row]
+    make()
+    capsys.readouterr()
+    before = contents(here)
+    status = audiovae(command, packed=packed, corpus=toy_corpus_folder)
+    output = capsys.readouterr()
+    assert status == 2
+    assert len(output.err.splitlines()) == 1, output.err
+    assert output.err.startswith("audiovae")
+    assert "Traceback" not in output.err
+    assert re.search(message, output.err), output.err
+    assert output.out == ""
+    assert contents(here) == before
+
+
+@contextmanager
+def full_disk(n_bytes: int) -> Iterator[None]:
+    """Within the block, no file may grow beyond some bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [100, 4096])
+@pytest.mark.parametrize(
+    ("command", "target"),
+    [
+        ("resynthesize good.wav -o out.wav --model model", "out.wav"),
+        ("resynthesize good.wav -o out.flac --model model", "out.flac"),
+        ("encode good.wav -o out.npz --model model", "out.npz"),
+        ("sample -o out.wav --seconds 1 --model model", "out.wav"),
+        ("prepare {corpus} out --quiet", "out"),
+    ],
+)
+def test_a_full_target_is_reported_and_leaves_nothing(
+    here: Path, toy_corpus_folder: Path, capsys: pytest.CaptureFixture[str], command: str, target: str, room: int
+) -> None:
+    with full_disk(room):
+        status = audiovae(command, corpus=toy_corpus_folder)
+    output = capsys.readouterr()
+    assert status == 2
+    assert len(output.err.splitlines()) == 1, output.err
+    assert f"{target}: cannot be written" in output.err
+    assert "space" in output.err
+    assert not [path for path in here.glob("out*") if path.is_file()]
+    assert not list(here.rglob("*.partial*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Odd input: finite sound of the same rate, length and channels
+
+
+def spoken(seconds: float, rate: int = RATE, channels: int = 1, gain: float = 1.0) -> np.ndarray:
+    envelope = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * np.arange(round(seconds * rate)) / rate)
+    return gain * envelope[:, None] * noise(seconds, channels, rate)
+
+
+ODD: dict[str, tuple[np.ndarray, int, str, str]] = {  # (wave, rate, suffix, sample format)
+    "silence": (np.zeros((8000, 1)), RATE, ".wav", "PCM_16"),
+    "a single sample": (np.full((1, 1), 0.5), RATE, ".wav", "PCM_16"),
+    "a single sample of silence": (np.zeros((1, 1)), RATE, ".wav", "FLOAT"),
+    "two samples at another rate": (np.full((2, 2), 0.5), 44100, ".flac", "PCM_16"),
+    "less than a hop": (spoken(0.01), RATE, ".wav", "PCM_16"),
+    "DC": (np.full((8000, 1), 0.3), RATE, ".wav", "PCM_16"),
+    "full scale, clipped": (np.sign(spoken(0.5)), RATE, ".wav", "PCM_16"),
+    "full scale, clipped, mu-law": (np.sign(spoken(0.5, 8000)), 8000, ".wav", "ULAW"),
+    "1e-8": (spoken(0.5, gain=1e-7), RATE, ".wav", "FLOAT"),
+    "far above full scale": (spoken(0.5, gain=1e5), RATE, ".wav", "FLOAT"),
+    "one channel silent": (np.c_[spoken(0.5), np.zeros(8000)], RATE, ".wav", "PCM_16"),
+    "silence around": (np.r_[np.zeros((9000, 1)), spoken(0.2), np.zeros((9000, 1))], RATE, ".wav", "PCM_16"),
+    "7 Hz": (spoken(5, 7), 7, ".wav", "PCM_16"),
+    "1 kHz": (spoken(1, 1000), 1000, ".wav", "PCM_16"),
+    "8 kHz": (spoken(0.5, 8000), 8000, ".wav", "PCM_16"),
+    "11.025 kHz": (spoken(0.5, 11025), 11025, ".flac", "PCM_16"),
+    "44.1 kHz": (spoken(0.5, 44100, 2), 44100, ".wav", "PCM_16"),
+    "192 kHz": (spoken(0.3, 192000), 192000, ".wav", "PCM_24"),
+    "8 channels": (spoken(0.3, RATE, 8), RATE, ".wav", "PCM_16"),
+    "8 bits": (spoken(0.3), RATE, ".wav", "PCM_U8"),
+    "24 bits": (spoken(0.3), RATE, ".wav", "PCM_24"),
+    "32 bits": (spoken(0.3), RATE, ".wav", "PCM_32"),
+    "float": (spoken(0.3), RATE, ".wav", "FLOAT"),
+    "double": (spoken(0.3), RATE, ".wav", "DOUBLE"),
+    "mu-law": (spoken(0.5, 8000), 8000, ".wav", "ULAW"),
+    "A-law": (spoken(0.5, 8000), 8000, ".wav", "ALAW"),
+    "ADPCM": (spoken(0.5, 8000), 8000, ".wav", "IMA_ADPCM"),
+    "24-bit FLAC": (spoken(0.3, 48000, 3), 48000, ".flac", "PCM_24"),
+    "OGG": (spoken(0.5, 44100, 2), 44100, ".ogg", "VORBIS"),
+    "Opus": (spoken(0.5, 48000), 48000, ".opus", "OPUS"),
+    "MP3": (spoken(0.5, 44100, 2), 44100, ".mp3", "MPEG_LAYER_III"),
+    "AIFF": (spoken(0.3), RATE, ".aiff", "PCM_16"),
+    "NIST": (spoken(0.3), RATE, ".sph", "PCM_16"),
+    "RF64": (spoken(0.3), RATE, ".rf64", "PCM_16"),
+    "W64": (spoken(0.3), RATE, ".w64", "PCM_16"),
+    "longer than the blocks of every pass": (spoken(70, 8000), 8000, ".flac", "PCM_16"),
+}  # fmt: skip
+CONTAINERS = {".opus": "OGG", ".sph": "NIST"}
+
+
+@pytest.mark.parametrize("row", ODD)
+def test_odd_input_gives_finite_sound_of_the_same_rate_length_and_channels(here: Path, capsys: pytest.CaptureFixture[str], row: str) -> None:
+    wave, rate, suffix, subtype = ODD[row]
+    soundfile.write(f"odd{suffix}", wave, rate, subtype, format=CONTAINERS.get(suffix, suffix[1:].upper()))
+    given, sound_given = soundfile.info(f"odd{suffix}"), soundfile.read(f"odd{suffix}")[0]
+    assert audiovae(f"resynthesize odd{suffix} -o out --model model --quiet") == 0
+    assert audiovae(f"encode odd{suffix} -o z.npz --model model --quiet") == 0
+    assert audiovae(f"decode z.npz -o out/decoded{suffix} --model model --quiet") == 0
+    assert "Traceback" not in capsys.readouterr().err
+    for name in ("odd", "decoded"):
+        found, sound_found = soundfile.info(f"out/{name}{suffix}"), soundfile.read(f"out/{name}{suffix}")[0]
+        assert (found.samplerate, found.frames, found.channels) == (given.samplerate, given.frames, given.channels)
+        assert np.isfinite(sound_found).all()
+        if not sound_given.any():
+            assert not sound_found.any()
+    resynthesis = soundfile.info(f"out/odd{suffix}")
+    assert (resynthesis.format, resynthesis.subtype) == (given.format, given.subtype)
+
+
+def test_clipped_peaks_are_reported_with_their_excess(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("loud.wav", np.sign(spoken(0.5)), RATE)
+    assert audiovae("resynthesize loud.wav -o out.wav --model model --json") == 0
+    output = capsys.readouterr()
+    (row,) = strict_json(output.out)
+    assert row["clipped"]
+    assert f"out.wav: peaks {20 * np.log10(row['peak']):.1f} dB above full scale were clipped; a float WAV keeps them" in output.err
+    assert np.abs(soundfile.read("out.wav")[0]).max() > 0.9999
+    assert audiovae("resynthesize loud.wav -o out.flac --model model --json") == 0
+    soundfile.write("float.wav", np.sign(spoken(0.5)), RATE, "FLOAT")
+    capsys.readouterr()
+    assert audiovae("resynthesize float.wav -o kept.wav --model model --json") == 0
+    output = capsys.readouterr()
+    assert not strict_json(output.out)[0]["clipped"]
+    assert output.err == ""
+    assert np.abs(soundfile.read("kept.wav")[0]).max() == pytest.approx(strict_json(output.out)[0]["peak"], rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many inputs
+
+
+@pytest.fixture
+def tree(here: Path) -> Path:
+    """in/one.wav, in/deep/er/two.flac, in/deep/three.wav, and what is not to be found."""
+    os.makedirs("in/deep/er")
+    os.makedirs("in/.hidden")
+    for i, name in enumerate(("one.wav", "deep/er/two.flac", "deep/three.wav", ".hidden/four.wav", "deep/.five.wav")):
+        soundfile.write(f"in/{name}", noise(0.3, seed=i), RATE)
+    Path("in/notes.txt").write_text("not sound")
+    return here
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ("in", {"one.wav", "deep/er/two.flac", "deep/three.wav"}),
+        ("in/", {"one.wav", "deep/er/two.flac", "deep/three.wav"}),
+        ("'in/**/*.wav'", {"one.wav", "deep/three.wav"}),
+        ("'in/*/*.wav'", {"deep/three.wav"}),
+        ("'in/deep/*.wa?'", {"three.wav"}),
+        ("in/deep in/one.wav", {"er/two.flac", "three.wav", "one.wav"}),
+        ("in/one.wav", {"one.wav"}),
+    ],
+)
+def test_outputs_mirror_the_input_tree(tree: Path, inputs: str, outputs: set[str]) -> None:
+    assert audiovae(f"resynthesize {inputs} -o out --model model --quiet") == 0
+    assert contents(tree / "out").keys() == outputs
+    assert audiovae(f"encode {inputs} -o z --model model --quiet") == 0
+    assert contents(tree / "z").keys() == {str(Path(name).with_suffix(".npz")) for name in outputs}
+    assert audiovae("decode z -o back --model model --quiet") == 0
+    assert contents(tree / "back").keys() == {str(Path(name).with_suffix(".wav")) for name in outputs}
+
+
+def test_a_name_with_brackets_is_a_file_and_not_a_pattern(here: Path) -> None:
+    shutil.copy("good.wav", "take[1].wav")
+    assert audiovae("resynthesize 'take[1].wav' -o out --model model --quiet") == 0
+    assert contents(here / "out").keys() == {"take[1].wav"}
+
+
+def test_names_of_any_bytes_are_worked_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.makedirs("odd")
+    shutil.copy("good.wav", b"odd/caf\xe9.wav")
+    shutil.copy("good.wav", "odd/日本 <&>\n.wav")
+    assert audiovae("resynthesize odd -o out --model model --json") == 0
+    assert set(os.listdir(b"out")) == {b"caf\xe9.wav", "日本 <&>\n.wav".encode()}
+    assert audiovae("score odd --model model") == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ("resynthesize in -o out --model model", ["deep/three.wav", "one.wav"]),
+        ("encode in -o out --model model", ["deep/three.npz", "one.npz"]),
+        ("encode in -o out --model model --jobs 2", ["deep/three.npz", "one.npz"]),
+        ("score in --model model", []),
+    ],
+)
+def test_one_bad_file_of_a_batch_is_named_and_the_others_are_done(
+    tree: Path, capsys: pytest.CaptureFixture[str], command: str, made: list[str]
+) -> None:
+    os.truncate("in/deep/er/two.flac", 1000)
+    assert audiovae(f"{command} --json --quiet") == 1
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 1
+    assert "in/deep/er/two.flac: is" in output.err
+    assert "Traceback" not in output.err
+    rows = strict_json(output.out)
+    rows = rows["files"] if isinstance(rows, dict) else rows
+    assert [row["file"] for row in rows if "error" in row] == ["in/deep/er/two.flac"]
+    assert [row["file"] for row in rows if "error" not in row] == ["in/one.wav", "in/deep/three.wav"]
+    assert sorted(contents(tree / "out")) == made
+
+
+def test_a_batch_of_which_nothing_could_be_done_exits_with_2(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one.wav", "deep/er/two.flac", "deep/three.wav"):
+        os.truncate(f"in/{name}", 10)
+    assert audiovae("score in --model model --quiet") == 2
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 3
+    assert output.out == ""
+
+
+def test_an_existing_output_of_a_batch_is_kept_and_the_others_are_done(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.makedirs("out")
+    Path("out/one.wav").write_text("precious")
+    assert audiovae("resynthesize in -o out --model model --quiet") == 1
+    assert capsys.readouterr().err == "audiovae: out/one.wav: exists already; --overwrite replaces it\n"
+    assert Path("out/one.wav").read_text() == "precious"
+    assert Path("out/deep/three.wav").exists()
+    assert audiovae("resynthesize in -o out --model model --quiet --overwrite") == 0
+    assert soundfile.info("out/one.wav").frames == 4800
+
+
+def test_a_sampled_result_follows_from_the_seed_and_not_from_the_jobs(tree: Path) -> None:
+    made = {}
+    for name, options in (("a", "--seed 3"), ("b", "--seed 3"), ("c", "--seed 3 --jobs 2"), ("d", "--seed 4"), ("e", "--seed 3")):
+        inputs = "in/deep in/one.wav" if name == "e" else "in/one.wav in/deep"
+        assert audiovae(f"resynthesize {inputs} -o {name} --latents sample --model model --quiet {options}") == 0
+        made[name] = contents(tree / name)
+    assert made["a"] == made["b"] == made["c"] == made["e"]  # nor from the order
+    assert all(made["d"][name] != digest for name, digest in made["a"].items())
+
+
+def test_a_drawn_sound_follows_from_the_seed(here: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert audiovae(f"sample -o {name}.wav --seconds 0.37 --seed {seed} --model model --quiet") == 0
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes() != Path("c.wav").read_bytes()
+    info = soundfile.info("a.wav")
+    assert (info.samplerate, info.frames, info.channels) == (RATE, 5920, 1)
+    os.makedirs("folder")
+    assert audiovae("sample -o folder --seconds 0.1 --model model --quiet") == 0
+    assert contents(here / "folder").keys() == {"sample.wav"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is printed
+
+EVERY_VERB = {
+    "prepare": "prepare {corpus} out",
+    "train": "train {packed} -o out --vae.latent_dim 2 --vae.hidden [4] --stft.n_fft 256 --stft.hop_length 64 "
+    "--training.steps 60 --training.batch_frames 32 --training.learning_rate 0.05",
+    "encode": "encode good.wav -o out --model model",
+    "decode": "decode z.npz -o out.wav --model model",
+    "resynthesize": "resynthesize good.wav -o out --model model",
+    "sample": "sample -o out.wav --seconds 0.2 --model model",
+    "score": "score good.wav --model model",
+    "evaluate": "evaluate good.wav --model model",
+    "info": "info model",
+}
+
+
+def test_every_verb_has_a_command_here() -> None:
+    assert EVERY_VERB.keys() == VERBS.keys()
+
+
+@pytest.mark.usefixtures("only_si_sdr")
+@pytest.mark.parametrize("verb", VERBS)
+def test_json_is_json_and_quiet_is_quiet(
+    here: Path, packed: Path, toy_corpus_folder: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    if verb == "decode":
+        latents("z.npz")()
+    capsys.readouterr()
+    command = EVERY_VERB[verb].format(corpus=toy_corpus_folder, packed=packed)
+    assert audiovae(f"{command} --json") == 0
+    result = strict_json(capsys.readouterr().out)
+    assert result
+    for made in (here / "out", here / "out.wav"):
+        shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+    assert audiovae(f"{command} --quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_quiet_leaves_errors_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("loud.wav", np.sign(spoken(0.5)), RATE)
+    assert audiovae("resynthesize loud.wav -o out.wav --model model --quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_lists_the_common_options(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert audiovae(f"{verb} --help") == 0
+    listed = set(capsys.readouterr().out.replace(",", " ").replace("[", " ").split())
+    assert [option for option in COMMON if option not in listed] == []
+
+
+def test_the_general_help_lists_every_verb_and_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audiovae("--help") == 0
+    helped = capsys.readouterr().out
+    assert all(f"\n  {verb} " in helped for verb in VERBS)
+    assert "Exit status: 0 all done, 1 some of several files failed, 2" in helped
+    assert audiovae("") == 2
+    assert capsys.readouterr().out == helped
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    assert audiovae("--version") == 0
+    assert capsys.readouterr().out == f"audiovae {version('audiovae')}\n"
+
+
+def test_no_help_loads_what_takes_long() -> None:
+    program = """
+import sys
+from audiovae.cli.main import VERBS, main
+for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+    loaded = {"torch", "scipy", "librosa", "lightning_fabric", "matplotlib", "tensorboard", "rich"} & set(sys.modules)
+    assert not loaded, (arguments, loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: audiovae resynthesize" in done.stdout
+
+
+def test_an_interrupt_is_one_line_and_130(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiovae.cli import info
+
+    def interrupt(options: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "run", interrupt)
+    assert audiovae("info model") == 130
+    assert capsys.readouterr().err == "audiovae: interrupted\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error(here: Path) -> None:
+    program = "import sys; from audiovae.cli.main import main; sys.exit(main(['info', 'model']))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the verbs tell
+
+
+def test_info_tells_sizes_weights_and_hash(here: Path, prior: AudioVAE, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audiovae("info model --json") == 0
+    facts = strict_json(capsys.readouterr().out)
+    assert facts["hash"] == json.loads(Path("model/config.json").read_text())["config_sha256"]
+    assert facts["weights"] == sum(parameter.numel() for parameter in prior.vae.parameters())
+    assert (facts["latent_dim"], facts["hidden"], facts["sample_rate"], facts["n_fft"]) == (8, [32], RATE, 1024)
+    assert audiovae("info model") == 0
+    assert facts["hash"] in capsys.readouterr().out
+
+
+def test_info_lists_the_shipped_models_and_shows_their_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    from audiovae.saved import shipped_names
+
+    assert audiovae("info --json") == 0
+    assert strict_json(capsys.readouterr().out) == {"shipped": shipped_names(), "default": "speech-16k"}
+    for name in shipped_names():
+        assert audiovae(f"info {name}") == 0
+        card = capsys.readouterr().out
+        assert "16000" in card
+        assert "CC BY 4.0" in card
+
+
+def test_score_gives_the_bound_of_the_normalised_wave_and_its_mean_over_files(
+    tree: Path, prior: AudioVAE, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write("in/silent.wav", np.zeros(8000), RATE)
+    assert audiovae("score in --samples 3 --model model --json") == 0
+    result = strict_json(capsys.readouterr().out)
+    rows = {Path(row["file"]).name: row for row in result["files"]}
+    assert rows["silent.wav"]["reasons"] == {"bound": "silent"}
+    assert rows["silent.wav"]["values"] == {}
+    wave = soundfile.read("in/one.wav", dtype="float32")[0]
+    expected = metrics.bound(prior, metrics.normalise(wave[None]))
+    assert rows["one.wav"]["values"]["kl"] == pytest.approx(expected["kl"], rel=1e-5)
+    bounds = [row["values"]["bound"] for row in rows.values() if row["values"]]
+    assert result["summary"]["bound"] == {
+        "mean": pytest.approx(np.mean(bounds)), "half_width": pytest.approx(4.303 * np.std(bounds, ddof=1) / np.sqrt(3), rel=1e-3),  # t(0.975, 2)
+        "n_files": 3, "unit": "nats per frame",
+    }  # fmt: skip
+    assert all(row["values"]["iw_bound"] < row["values"]["bound"] for row in rows.values() if row["values"])
+    assert audiovae("score in --model model") == 0
+    table = capsys.readouterr().out
+    assert "mean of" in table
+    assert "silent" in table
+    assert "in/silent.wav" in table
+
+
+def test_a_single_file_has_no_interval(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audiovae("score good.wav --model model --json") == 0
+    assert strict_json(capsys.readouterr().out)["summary"]["kl"]["half_width"] is None
+
+
+@pytest.mark.usefixtures("only_si_sdr")
+def test_evaluate_compares_files_of_equal_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, (name, other, snr_db) in enumerate((("a.wav", "a.wav", 10), ("deep/b.wav", "deep/b.flac", 20))):
+        clean, added = noise(0.6, 2, seed=i), noise(0.6, 2, seed=10 + i)
+        for c in (0, 1):  # noise that is orthogonal to the clean sound has SI-SDR = SNR
+            added[:, c] -= clean[:, c] * (added[:, c] @ clean[:, c]) / (clean[:, c] @ clean[:, c])
+            added[:, c] *= 10 ** (-snr_db / 20) * np.linalg.norm(clean[:, c]) / np.linalg.norm(added[:, c])
+        for side, path, wave in (("clean", name, clean), ("estimate", other, clean + added)):
+            os.makedirs(os.path.dirname(f"{side}/{path}"), exist_ok=True)
+            soundfile.write(f"{side}/{path}", wave, RATE, "PCM_24")
+    assert audiovae("evaluate --clean clean --estimate estimate --json") == 0
+    result = strict_json(capsys.readouterr().out)
+    assert [row["values"]["si_sdr"] for row in result["files"]] == [pytest.approx(10, abs=1e-2), pytest.approx(20, abs=1e-2)]
+    assert result["summary"]["si_sdr"]["mean"] == pytest.approx(15, abs=1e-2)
+    assert audiovae("evaluate --clean clean/a.wav --estimate estimate/a.wav --json") == 0
+    assert strict_json(capsys.readouterr().out)["files"][0]["values"]["si_sdr"] == pytest.approx(10, abs=1e-2)
+
+
+@pytest.mark.usefixtures("only_si_sdr")
+def test_comparing_files_with_themselves_is_perfect_and_no_warning(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audiovae("evaluate --clean in --estimate in --quiet --json") == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    result = strict_json(output.out)  # infinity is no JSON
+    assert len(result["files"]) == 3
+    assert audiovae("evaluate --clean in --estimate in") == 0
+    assert "inf" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("only_si_sdr")
+def test_evaluate_scores_the_resynthesis_and_writes_its_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("s.wav", np.zeros(9000), RATE)
+    assert audiovae("evaluate good.wav s.wav --model model --json --report r.html") == 0
+    result = strict_json(capsys.readouterr().out)
+    good, silent = result["files"]
+    assert good["values"]["bound"] == pytest.approx(good["values"]["nll"] + good["values"]["kl"])
+    assert silent["reasons"]["si_sdr"] == "silent"
+    assert result["summary"]["bound"]["n_files"] == 1
+    page = Path("r.html").read_text()
+    assert "good.wav" in page
+    assert "data:audio/flac" in page
+    assert audiovae("resynthesize good.wav -o again.wav --model model --quiet") == 0
+    y = soundfile.read("good.wav")[0]
+    assert good["values"]["si_sdr"] == pytest.approx(metrics.si_sdr(y, soundfile.read("again.wav")[0]), abs=0.3)  # which is not trimmed
+
+
+def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in/deep/bad.wav").write_text("text")
+    assert audiovae("prepare in packed --json") == 1
+    output = capsys.readouterr()
+    assert "audiovae: in/deep/bad.wav: left out: is not a sound file" in output.err
+    result = strict_json(output.out)
+    assert result["new"] == 3
+    assert [file["id"] for file in result["left_out"]] == ["deep/bad.wav"]
+    recordings, speakers = ({row["split"]: row[what] for row in result["splits"]} for what in ("recordings", "speakers"))
+    assert speakers == {"train": 1, "validation": 1, "test": 0}  # "one.wav", a voice of its own, and "deep"
+    assert sorted(recordings.values()) == [0, 1, 2]
+    assert audiovae("prepare in packed") == 1
+    table = capsys.readouterr().out
+    assert "layout: folder; new recordings: 0; left out: 1" in table

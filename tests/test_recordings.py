@@ -1,0 +1,535 @@
+"""Sound files through a prior: what is streamed equals what is computed at once, and what is stored comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, build_prior, speech_like
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiovae import STFT, AudioVAE, audio, recordings
+from audiovae.audio import resample
+from audiovae.errors import AudioError, ModelError
+from audiovae.level import active_level
+from audiovae.recordings import (
+    LatentsFile,
+    StreamingGriffinLim,
+    decode_file,
+    encode_file,
+    file_level,
+    resynthesize_file,
+    spectrogram_blocks,
+)
+from audiovae.saved import model_hash
+
+needs_torchaudio = pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
+
+
+def sound(n_samples: int, n_channels: int = 1, rate: int = RATE) -> NDArray[np.float32]:
+    """Speech-like channels of different pitch and loudness."""
+    seconds = max(n_samples / rate, 1e-9)
+    rows = [speech_like(seconds + 1 / rate, 0.01 * rate + 7 * i, seed=i, rate=rate)[:n_samples] / (i + 1) for i in range(n_channels)]
+    return np.stack(rows).astype(np.float32)
+
+
+def store(path: Path, wave: NDArray[np.floating], rate: int = RATE, subtype: str = "FLOAT") -> Path:
+    soundfile.write(path, wave.T, rate, subtype=subtype)
+    return path
+
+
+def offline(prior: AudioVAE, wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """The resynthesis of a whole wave: to the prior's rate, one level for all channels, and back."""
+    at_rate = resample(wave, rate, prior.sample_rate)
+    level = active_level(at_rate, prior.sample_rate)
+    with torch.no_grad():
+        result = prior.resynthesize(torch.from_numpy(at_rate), level=level)
+    return resample(result.numpy(), prior.sample_rate, rate)[:, : wave.shape[1]]
+
+
+@pytest.fixture
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in blocks of 50 ms: less than one window at 16 kHz."""
+    monkeypatch.setattr(audio, "BLOCK_SECONDS", 0.05)
+
+
+# Resynthesis ---------------------------------------------------------------------------------------------------------
+
+RECORDINGS = [
+    # rate, channels, samples
+    (16000, 1, 16001),
+    (16000, 2, 12345),
+    (16000, 8, 4000),
+    (16000, 1, 1),
+    (16000, 3, 2),
+    (16000, 1, 800),
+    (44100, 2, 30011),
+    (8000, 1, 7777),
+    (11025, 1, 9999),
+    (1000, 1, 2001),
+    (1000, 2, 1),
+    (192000, 1, 100001),
+    (192000, 1, 1),
+    (192000, 2, 13),
+]
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
+def test_the_streamed_resynthesis_of_a_file_is_the_offline_one(
+    rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
+    wave = sound(n_samples, n_channels, rate)
+    writer = resynthesize_file(prior, store(tmp_path / "x.wav", wave, rate), tmp_path / "y.wav")
+    result, info = audio.read(tmp_path / "y.wav")
+    assert (info.sample_rate, info.n_channels, info.n_samples, info.subtype) == (rate, n_channels, n_samples, "FLOAT")
+    expected = offline(prior, wave, rate)
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
+    assert writer.peak == np.abs(result).max()
+
+
+def test_a_file_of_several_usual_blocks_is_resynthesised_as_a_whole(prior: AudioVAE, tmp_path: Path) -> None:
+    """45 s in blocks of 20 s."""
+    wave = sound(45 * RATE + 3)
+    resynthesize_file(prior, store(tmp_path / "x.wav", wave), tmp_path / "y.wav")
+    np.testing.assert_allclose(audio.read(tmp_path / "y.wav")[0], offline(prior, wave, RATE), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [100, 9000])
+def test_blocks_of_any_length_give_the_same_file(length: int, prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store(tmp_path / "x.wav", sound(length, 2, 44100), 44100)
+    results = []
+    for seconds in (0.003, 0.0111, 0.05, 20.0):
+        monkeypatch.setattr(audio, "BLOCK_SECONDS", seconds)
+        resynthesize_file(prior, path, tmp_path / "y.wav")
+        results.append(audio.read(tmp_path / "y.wav")[0])
+    for result in results[:-1]:
+        np.testing.assert_allclose(result, results[-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("phase", ["original", pytest.param("griffin-lim", marks=needs_torchaudio)])
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), [(16000, 1, 5000), (44100, 2, 10000), (16000, 1, 1), (1000, 3, 100)])
+def test_silence_stays_silent(phase: str, rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
+    path = store(tmp_path / "x.wav", np.zeros((n_channels, n_samples), np.float32), rate)
+    resynthesize_file(prior, path, tmp_path / "y.wav", phase)  # type: ignore[arg-type]
+    assert np.array_equal(audio.read(tmp_path / "y.wav")[0], np.zeros((n_channels, n_samples), np.float32))
+
+
+ODD = {
+    "direct current": np.full((1, 5000), 0.5),
+    "full scale, clipped": np.clip(10 * sound(9000, 2), -1, 1),
+    "one silent channel": sound(5000, 2) * [[1.0], [0.0]],
+    "a click": np.eye(1, 5000, 2500),
+    "faint": 1e-8 * sound(5000),
+    "far above full scale": 1e3 * sound(5000),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_sound_gives_finite_sound_of_the_same_shape(name: str, prior: AudioVAE, tmp_path: Path) -> None:
+    wave = ODD[name].astype(np.float32)
+    resynthesize_file(prior, store(tmp_path / "x.wav", wave), tmp_path / "y.wav")
+    result, _ = audio.read(tmp_path / "y.wav")
+    assert result.shape == wave.shape
+    assert 0 < np.abs(result).max() < 100 * np.abs(wave).max()
+    if name == "one silent channel":
+        assert not result[1].any()
+
+
+@pytest.mark.parametrize("gain", [1e-6, 1e3])
+def test_a_louder_file_gives_a_louder_file(gain: float, prior: AudioVAE, tmp_path: Path) -> None:
+    wave = sound(6001, 2)
+    for name, factor in (("a", 1.0), ("b", gain)):
+        resynthesize_file(prior, store(tmp_path / f"{name}.wav", np.float32(factor) * wave), tmp_path / f"{name}-out.wav")
+    first, second = (audio.read(tmp_path / f"{name}-out.wav")[0] for name in "ab")
+    np.testing.assert_allclose(second / gain, first, rtol=0, atol=2e-5)
+
+
+SAMPLE_FORMATS = [(".wav", "PCM_16"), (".wav", "PCM_24"), (".wav", "ULAW"), (".flac", "PCM_24"), (".ogg", "VORBIS")]
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), SAMPLE_FORMATS)
+def test_the_sample_format_is_kept(suffix: str, subtype: str, prior: AudioVAE, tmp_path: Path) -> None:
+    path = store(tmp_path / f"x{suffix}", sound(5000, 2), subtype=subtype)
+    resynthesize_file(prior, path, tmp_path / f"y{suffix}")
+    assert dataclasses.replace(audio.inspect(tmp_path / f"y{suffix}"), path=path) == audio.inspect(path)
+    expected = offline(prior, audio.read(path)[0], RATE)
+    tolerance = 0.1 if subtype in ("ULAW", "VORBIS") else 2e-4
+    np.testing.assert_allclose(audio.read(tmp_path / f"y{suffix}")[0], expected.clip(-1, 1), rtol=0, atol=tolerance)
+
+
+def test_a_file_can_be_replaced_by_its_resynthesis(prior: AudioVAE, tmp_path: Path) -> None:
+    wave = sound(6001)
+    path = store(tmp_path / "x.wav", wave)
+    resynthesize_file(prior, path, path)
+    np.testing.assert_allclose(audio.read(path)[0], offline(prior, wave, RATE), rtol=0, atol=2e-5)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.wav"]
+
+
+def test_samples_of_the_posterior_differ_from_each_other(prior: AudioVAE, tmp_path: Path) -> None:
+    path = store(tmp_path / "x.wav", sound(6001))
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        resynthesize_file(prior, path, tmp_path / "y.wav", latents="sample")
+        results.append((tmp_path / "y.wav").read_bytes())
+    assert results[0] == results[1] != results[2]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "in the middle", "not finite", "missing"])
+def test_a_source_that_cannot_be_read_leaves_no_output(damage: str, prior: AudioVAE, tmp_path: Path) -> None:
+    path = tmp_path / "x.flac"
+    if damage == "not finite":
+        path = store(tmp_path / "x.wav", np.full((1, 5000), np.nan))
+    elif damage != "missing":
+        content = bytearray(store(path, sound(40000), subtype="PCM_16").read_bytes())
+        half = len(content) // 2
+        path.write_bytes(content[:half] if damage == "truncated" else content[:half] + bytes(2000) + content[half + 2000 :])
+    with pytest.raises(AudioError, match=r"is damaged|is truncated|NaN or infinite|no such file"):
+        resynthesize_file(prior, path, tmp_path / "out" / "y.wav")
+    with pytest.raises(AudioError, match=r"is damaged|is truncated|NaN or infinite|no such file"):
+        encode_file(prior, path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
+def test_the_level_of_a_file_is_that_of_its_wave(rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
+    wave = sound(n_samples, n_channels, rate)
+    info = audio.inspect(store(tmp_path / "x.wav", wave, rate))
+    assert file_level(prior, info) == pytest.approx(active_level(resample(wave, rate, RATE), RATE), rel=1e-4)
+
+
+@pytest.mark.usefixtures("short_blocks")
+def test_the_blocks_of_a_spectrogram_put_together_are_that_of_the_file(prior: AudioVAE, tmp_path: Path) -> None:
+    wave = sound(9001, 2)
+    info = audio.inspect(store(tmp_path / "x.wav", wave))
+    blocks = list(spectrogram_blocks(prior, info, 0.25))
+    assert len(blocks) > 5
+    torch.testing.assert_close(torch.cat(blocks, dim=1), prior.stft(torch.from_numpy(wave) / 0.25), atol=1e-4, rtol=0)
+
+
+# Latents -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(prior: AudioVAE, tmp_path: Path) -> LatentsFile:
+    return encode_file(prior, store(tmp_path / "source.wav", sound(20001, 2, 44100), 44100))
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
+def test_the_latents_of_a_file_are_those_of_its_wave(rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
+    wave = sound(n_samples, n_channels, rate)
+    encoded = encode_file(prior, store(tmp_path / "x.wav", wave, rate))
+    at_rate = resample(wave, rate, RATE)
+    level = active_level(at_rate, RATE)
+    expected = prior.encode(torch.from_numpy(at_rate), level).posterior
+    assert encoded.loc.shape == (n_channels, prior.stft.n_frames(at_rate.shape[1]), 8)
+    torch.testing.assert_close(encoded.loc, expected.mean.detach(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(encoded.scale, expected.stddev.detach(), atol=1e-3, rtol=1e-3)
+    assert encoded.level == pytest.approx(level, rel=1e-4)
+    assert (encoded.sample_rate, encoded.n_samples, encoded.model) == (rate, n_samples, model_hash(prior))
+
+
+def test_a_latents_file_gives_back_what_was_stored(encoded: LatentsFile, tmp_path: Path) -> None:
+    encoded.save(tmp_path / "deep" / "x.npz")
+    again = LatentsFile.load(tmp_path / "deep" / "x.npz")
+    assert torch.equal(again.loc, encoded.loc)
+    assert torch.equal(again.scale, encoded.scale)
+    names = ("level", "sample_rate", "n_samples", "model")
+    assert [getattr(again, name) for name in names] == [getattr(encoded, name) for name in names]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.npz"]
+
+
+def test_a_latents_file_is_plain_arrays_without_pickle(encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+    """As another program would read it."""
+    encoded.save(tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as fields:
+        content = {name: fields[name] for name in fields.files}
+    assert content["loc"].shape == content["scale"].shape == (2, prior.stft.n_frames(-(-20001 * 16000 // 44100)), 8)
+    assert content["loc"].dtype == np.float32
+    assert {name: content[name].item() for name in content if name not in ("loc", "scale")} == {
+        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "model": model_hash(prior), "format_version": 1,
+    }  # fmt: skip
+
+
+@needs_torchaudio
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
+def test_decoding_gives_sound_of_the_same_rate_length_and_channels(
+    rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
+    encode_file(prior, store(tmp_path / "x.wav", sound(n_samples, n_channels, rate), rate)).save(tmp_path / "x.npz")
+    decode_file(prior, tmp_path / "x.npz", tmp_path / "y.wav")
+    result, info = audio.read(tmp_path / "y.wav")
+    assert (info.sample_rate, result.shape) == (rate, (n_channels, n_samples))
+
+
+@needs_torchaudio
+@pytest.mark.parametrize("latents", ["mean", "sample"])
+def test_decoded_sound_has_the_spectrum_of_the_model(latents: str, prior: AudioVAE, tmp_path: Path) -> None:
+    """Griffin-Lim comes near to the magnitude; loudness within 2 dB."""
+    encoded = encode_file(prior, store(tmp_path / "x.wav", sound(16000)))
+    encoded.save(tmp_path / "x.npz")
+    torch.manual_seed(0)
+    decode_file(prior, tmp_path / "x.npz", tmp_path / "y.flac", latents)  # type: ignore[arg-type]
+    result = torch.from_numpy(audio.read(tmp_path / "y.flac")[0])
+    with torch.no_grad():
+        magnitude = prior.vae.likelihood(encoded.loc).variance.sqrt() * encoded.level
+    assert 20 * abs(float(torch.log10(prior.stft(result).abs().norm() / magnitude.norm()))) < 2
+
+
+@needs_torchaudio
+def test_decoding_twice_with_one_seed_gives_the_same_bytes(encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+    encoded.save(tmp_path / "x.npz")
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        decode_file(prior, tmp_path / "x.npz", tmp_path / "y.wav")
+        results.append((tmp_path / "y.wav").read_bytes())
+    assert results[0] == results[1] != results[2]
+
+
+def test_latents_of_another_model_are_refused(encoded: LatentsFile, tmp_path: Path) -> None:
+    encoded.save(tmp_path / "x.npz")
+    with pytest.raises(ModelError, match=rf"x\.npz: was encoded by another model \({encoded.model[:12]}\); give that one with --model"):
+        decode_file(build_prior(seed=1), tmp_path / "x.npz", tmp_path / "y.wav")
+    assert not (tmp_path / "y.wav").exists()
+
+
+@pytest.mark.parametrize("n_samples", [1, 20001 - 706, 20001 + 706, 2**60])
+def test_latents_of_another_length_are_refused(n_samples: int, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+    dataclasses.replace(encoded, n_samples=n_samples).save(tmp_path / "x.npz")
+    with pytest.raises(ModelError, match=rf"is damaged: 30 frames do not make {n_samples} samples; encode it again"):
+        decode_file(prior, tmp_path / "x.npz", tmp_path / "y.wav")
+
+
+DAMAGED = "is not a latents file, or a damaged one; encode the sound again"
+
+
+@pytest.mark.parametrize("kept", [0, 10, 100, 1000, -100, -1])
+def test_a_truncated_latents_file_is_refused(kept: int, encoded: LatentsFile, tmp_path: Path) -> None:
+    encoded.save(tmp_path / "x.npz")
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:kept])
+    with pytest.raises(ModelError, match=DAMAGED):
+        LatentsFile.load(tmp_path / "x.npz")
+
+
+def test_a_flipped_bit_in_a_latents_file_is_refused_or_without_effect(encoded: LatentsFile, tmp_path: Path) -> None:
+    """Every byte of the first 100 and the last 1000 (the directory of the archive), and some between: one bit each.
+
+    Some bits mean nothing: dates, padding.
+    """
+    encoded.save(tmp_path / "x.npz")
+    whole = (tmp_path / "x.npz").read_bytes()
+    n_refused = 0
+    for place in [*range(100), *range(100, len(whole) - 1000, 97), *range(len(whole) - 1000, len(whole))]:
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        (tmp_path / "x.npz").write_bytes(content)
+        try:
+            again = LatentsFile.load(tmp_path / "x.npz")
+        except ModelError:
+            n_refused += 1
+            continue
+        assert torch.equal(again.loc, encoded.loc)
+        assert torch.equal(again.scale, encoded.scale)
+        assert dataclasses.replace(again, loc=encoded.loc, scale=encoded.scale) == encoded
+    assert n_refused > 500
+
+
+@pytest.mark.parametrize("method", [1, 8, 12, 14, 99])
+def test_an_archive_of_an_unexpected_kind_is_refused(method: int, encoded: LatentsFile, tmp_path: Path) -> None:
+    """One bit in the archive's directory can name another compression method, which the reader may not know."""
+    encoded.save(tmp_path / "x.npz")
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 10 : directory + 12] = struct.pack("<H", method)
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ModelError, match=DAMAGED):
+        LatentsFile.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kind", ["text", "one array", "pickle", "folder", "zip"])
+def test_a_file_that_holds_no_latents_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    if kind == "text":
+        path.write_text("not an archive")
+    elif kind == "one array":
+        with open(path, "wb") as file:
+            np.save(file, np.ones(3))
+    elif kind == "pickle":
+        np.savez(path, loc=np.array([{"a": 1}], dtype=object), scale=np.ones(1), format_version=1)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("notes.txt", "nothing")
+    with pytest.raises(ModelError, match=DAMAGED):
+        LatentsFile.load(path)
+
+
+def test_missing_latents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.npz: no such file"):
+        LatentsFile.load(tmp_path / "none.npz")
+
+
+def forge(encoded: LatentsFile, path: Path, **changes: Any) -> Path:
+    """A well-formed archive with fields changed or (None) left out."""
+    fields = {
+        "loc": encoded.loc.numpy(), "scale": encoded.scale.numpy(), "n_channels": 2, "format_version": 1, "level": encoded.level,
+        "sample_rate": encoded.sample_rate, "n_samples": encoded.n_samples, "model": encoded.model, **changes,
+    }  # fmt: skip
+    np.savez(path, **{name: value for name, value in fields.items() if value is not None})
+    return path
+
+
+def test_latents_of_a_newer_version_are_refused(encoded: LatentsFile, tmp_path: Path) -> None:
+    path = forge(encoded, tmp_path / "x.npz", format_version=2)
+    with pytest.raises(ModelError, match=r"was written by a newer audiovae \(format 2\); update audiovae"):
+        LatentsFile.load(path)
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    "no location": {"loc": None},
+    "no model": {"model": None},
+    "no version": {"format_version": None},
+    "another rank": {"loc": np.zeros((30, 8), np.float32), "scale": np.ones((30, 8), np.float32)},
+    "unequal shapes": {"scale": np.ones((2, 30, 7), np.float32)},
+    "a location that is not finite": {"loc": np.full((2, 30, 8), np.nan, np.float32)},
+    "a negative spread": {"scale": np.full((2, 30, 8), -1.0, np.float32)},
+    "an infinite spread": {"scale": np.full((2, 30, 8), np.inf, np.float32)},
+    "text as numbers": {"loc": np.full((2, 30, 8), "a"), "scale": np.full((2, 30, 8), "a")},
+    "a level that is not finite": {"level": np.nan},
+    "an infinite level": {"level": np.inf},
+    "a negative level": {"level": -1.0},
+    "a rate of zero": {"sample_rate": 0},
+    "another number of dimensions": {"loc": np.zeros((2, 30, 5), np.float32), "scale": np.ones((2, 30, 5), np.float32)},
+    "another precision": {"loc": np.zeros((2, 30, 8), np.float64), "scale": np.ones((2, 30, 8), np.float64)},
+    "no channels": {"loc": np.zeros((0, 30, 8), np.float32), "scale": np.zeros((0, 30, 8), np.float32)},
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_latents_file_is_refused(name: str, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+    """Well-formed, but no latents that this model could have written."""
+    path = forge(encoded, tmp_path / "x.npz", **FORGED[name])
+    with pytest.raises(ModelError, match=r"is not a latents file|is damaged"):
+        decode_file(prior, path, tmp_path / "y.wav")
+    assert not (tmp_path / "y.wav").exists()
+
+
+def test_the_forger_forges_nothing_by_itself(encoded: LatentsFile, tmp_path: Path) -> None:
+    assert torch.equal(LatentsFile.load(forge(encoded, tmp_path / "x.npz")).loc, encoded.loc)
+
+
+FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+import torch
+from audiovae.errors import PathError
+from audiovae.recordings import LatentsFile
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+latents = LatentsFile(torch.zeros(1, 100, 8), torch.ones(1, 100, 8), 1.0, 16000, 25599, "a" * 64)
+results = []
+for limit in (10, 1000, 5000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        latents.save(Path(sys.argv[1]) / "x.npz")
+        results.append("no error")
+    except PathError as error:
+        results.append(str(error))
+    except BaseException as error:
+        results.append(repr(error))
+print(json.dumps(results))
+"""
+
+
+def test_on_a_full_disk_saving_latents_fails_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    messages = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert len(messages) == 3
+    assert all(message.startswith(f"{tmp_path / 'x.npz'}: cannot be written") and "\n" not in message for message in messages)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Griffin-Lim in stretches --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches of 40 frames, cross-faded over 4."""
+    monkeypatch.setattr(recordings, "_GRIFFIN_LIM_FRAMES", 40)
+    monkeypatch.setattr(recordings, "_CROSSFADE_FRAMES", 4)
+
+
+def stream(stft: STFT, magnitude: Tensor, length: int, block: int) -> Tensor:
+    synthesis = StreamingGriffinLim(stft)
+    parts = [synthesis.push(part) for part in magnitude.split(block, dim=1)]
+    return torch.cat([*parts, synthesis.finish(length)], dim=1)
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("block", [1, 7, 40, 41, 200])
+@pytest.mark.parametrize("n_frames", [1, 2, 40, 44, 80, 81, 82, 121, 300])
+def test_stretches_fit_together(n_frames: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a synthesis that gives ones everywhere, the cross-faded whole is ones everywhere, and of the right length."""
+    monkeypatch.setattr(recordings, "griffin_lim", lambda stft, magnitude, length: torch.ones(len(magnitude), length))
+    stft = STFT(64, 16)
+    for length in {max(1, (n_frames - 2) * 16 + 1), max(1, (n_frames - 1) * 16)}:
+        if stft.n_frames(length) == n_frames:
+            wave = stream(stft, torch.rand(2, n_frames, 33), length, block)
+            torch.testing.assert_close(wave, torch.ones(2, length))
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_stretches_stand_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a synthesis that gives the number of each frame, held until the next, the whole counts up."""
+    monkeypatch.setattr(
+        recordings, "griffin_lim", lambda stft, magnitude, length: magnitude[..., 0].repeat_interleave(stft.hop_length, -1)[:, :length]
+    )
+    magnitude = torch.arange(300.0)[None, :, None].expand(1, 300, 33)
+    wave = stream(STFT(64, 16), magnitude, 299 * 16, 13)
+    torch.testing.assert_close(wave, torch.arange(299.0).repeat_interleave(16)[None], atol=1e-3, rtol=0)
+
+
+@needs_torchaudio
+@pytest.mark.usefixtures("short_stretches")
+def test_a_stretched_synthesis_is_as_loud_as_the_whole() -> None:
+    torch.manual_seed(0)
+    stft = STFT(256, 64)
+    wave = torch.from_numpy(sound(20000))
+    result = stream(stft, stft(wave).abs(), 20000, 17)
+    assert result.shape == wave.shape
+    assert float(result.square().mean() / wave.square().mean()) == pytest.approx(1, abs=0.3)
+
+
+@needs_torchaudio
+@pytest.mark.usefixtures("short_stretches", "short_blocks")
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), [(16000, 2, 40001), (8000, 1, 30000), (16000, 1, 1)])
+def test_a_file_resynthesised_with_griffin_lim_has_its_shape(
+    rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
+    path = store(tmp_path / "x.wav", sound(n_samples, n_channels, rate), rate)
+    resynthesize_file(prior, path, tmp_path / "y.wav", "griffin-lim")
+    result, info = audio.read(tmp_path / "y.wav")
+    assert (info.sample_rate, result.shape) == (rate, (n_channels, n_samples))
+    if n_samples > 1:
+        reference = offline(prior, audio.read(path)[0], rate)
+        assert 20 * abs(np.log10(np.linalg.norm(result) / np.linalg.norm(reference))) < 3

@@ -1,0 +1,361 @@
+"""Model folders: the same bits back, and every damage refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import RATE, build_prior
+
+from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, saved
+from audiovae.errors import ModelError, PathError
+from audiovae.saved import CARD, CONFIG, TENSORS, model_hash, read_config
+
+
+def digest(config: dict[str, Any]) -> str:
+    """SHA-256 of the fields as JSON with sorted keys, without the digest itself."""
+    fields = {name: value for name, value in config.items() if name != "config_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change fields of the config and sign it anew, as another program or version would."""
+    config = {**json.loads((folder / CONFIG).read_text()), **changes}
+    config["config_sha256"] = digest(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+# Round trip ----------------------------------------------------------------------------------------------------------
+
+SIZES = [
+    ({}, {}),
+    ({"n_fft": 512, "hop_length": 100, "window": "hann"}, {"latent_dim": 3, "hidden": (20, 10), "activation": "relu"}),
+    ({"n_fft": 64, "hop_length": 16, "window": "hamming"}, {"latent_dim": 1, "hidden": (8, 8), "residual": True, "dropout": 0.25}),
+]
+
+
+@pytest.mark.parametrize(("stft", "settings"), SIZES)
+def test_a_saved_model_gives_the_same_bits(stft: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    transform = STFT(**stft)
+    vae = FrameVAE(transform.n_freqs, FrameVAESettings(**settings))
+    vae.calibrate(torch.rand(50, transform.n_freqs) + 0.01)
+    prior = AudioVAE(transform, vae, 22050).eval()
+    prior.save_pretrained(tmp_path / "model")
+    again = AudioVAE.from_pretrained(tmp_path / "model")
+    assert again.sample_rate == 22050
+    assert repr(again.stft) == repr(transform)
+    assert again.vae.settings == vae.settings
+    assert not again.training
+    state, state_again = prior.state_dict(), again.state_dict()
+    assert list(state) == list(state_again)
+    assert all(torch.equal(state[name], state_again[name]) for name in state)
+    wave = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.resynthesize(wave), prior.resynthesize(wave))
+
+
+def test_a_loaded_model_is_saved_as_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
+    AudioVAE.from_pretrained(model_folder).save_pretrained(tmp_path / "again")
+    for name in (CONFIG, TENSORS, CARD):
+        assert (tmp_path / "again" / name).read_bytes() == (model_folder / name).read_bytes()
+
+
+def test_a_model_is_found_by_path_or_string(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AudioVAE.from_pretrained(str(model_folder)).sample_rate == RATE
+    monkeypatch.chdir(model_folder.parent)
+    assert AudioVAE.from_pretrained("model", device="cpu").sample_rate == RATE
+
+
+def test_a_model_folder_holds_sizes_tensors_and_a_card(model_folder: Path) -> None:
+    """The layout of a hub repository: nothing else, nothing hidden, no pickle."""
+    assert {path.name for path in model_folder.iterdir()} == {CONFIG, TENSORS, CARD}
+    config = json.loads((model_folder / CONFIG).read_text())
+    assert config["sample_rate"] == RATE
+    assert config["stft"] == {"n_fft": 1024, "hop_length": 256, "window": "sine"}
+    assert config["vae"]["type"] == "FrameVAE"
+    assert config["vae"]["settings"]["hidden"] == [32]
+    tensors = safetensors.torch.load_file(model_folder / TENSORS)
+    assert sum(tensor.numel() for name, tensor in tensors.items() if "log_power" not in name) == 513 * 32 + 32 + 33 * 16 + 9 * 32 + 33 * 513
+    assert not any("window" in name for name in tensors)
+
+
+def test_a_card_is_written_as_it_is_given(prior: AudioVAE, tmp_path: Path) -> None:
+    prior.save_pretrained(tmp_path, "# Größe\n")
+    assert (tmp_path / CARD).read_text(encoding="utf-8") == "# Größe\n"
+    prior.save_pretrained(tmp_path)
+    assert "16000 Hz" in (tmp_path / CARD).read_text()
+
+
+def test_a_model_loads_without_its_card(model_folder: Path) -> None:
+    (model_folder / CARD).unlink()
+    assert AudioVAE.from_pretrained(model_folder).sample_rate == RATE
+
+
+def test_a_model_can_be_saved_over_another(model_folder: Path) -> None:
+    build_prior(seed=1).save_pretrained(model_folder)
+    assert model_hash(AudioVAE.from_pretrained(model_folder)) == model_hash(build_prior(seed=1))
+
+
+def test_an_interrupted_save_is_never_taken_for_a_model(prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever file it was about to write."""
+    for stop_at in (TENSORS, CARD, CONFIG):
+        folder = tmp_path / stop_at
+        original = Path.write_bytes
+
+        def fail(path: Path, content: bytes, stop_at: str = stop_at, original: Callable[..., int] = original) -> int:
+            if path.name.startswith("." + stop_at.split(".")[0]):
+                raise OSError(28, "No space left on device")
+            return original(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", fail)
+            with pytest.raises(PathError, match=r"cannot be written .*No space left on device.*; check the folder and the free space"):
+                prior.save_pretrained(folder)
+        with pytest.raises(ModelError, match=r"is not a model folder: it has no config\.json"):
+            AudioVAE.from_pretrained(folder)
+        assert not any("partial" in path.name for path in folder.iterdir())
+
+
+def test_a_model_below_a_file_is_refused(prior: AudioVAE, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PathError, match="cannot be written"):
+        prior.save_pretrained(tmp_path / "file" / "model")
+
+
+# Hash ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_that_of_the_fields_and_through_them_of_the_tensors(model_folder: Path, prior: AudioVAE) -> None:
+    config = json.loads((model_folder / CONFIG).read_text())
+    assert config["tensors_sha256"] == hashlib.sha256((model_folder / TENSORS).read_bytes()).hexdigest()
+    assert config["config_sha256"] == digest(config)
+    assert model_hash(prior) == config["config_sha256"]
+
+
+def test_the_hash_is_the_same_each_time_and_after_loading(model_folder: Path, prior: AudioVAE) -> None:
+    assert model_hash(prior) == model_hash(prior) == model_hash(build_prior()) == model_hash(AudioVAE.from_pretrained(model_folder))
+    assert model_hash(build_prior().train()) == model_hash(prior)
+
+
+def test_the_hash_changes_with_every_size_and_weight(prior: AudioVAE) -> None:
+    others = [build_prior(seed=1), build_prior(latent_dim=9), build_prior(activation="relu")]
+    others.append(AudioVAE(prior.stft, prior.vae, 8000))
+    others.append(AudioVAE(STFT(1024, 128), prior.vae, RATE))
+    others.append(AudioVAE(STFT(window="hann"), prior.vae, RATE))
+    nudged = build_prior()
+    with torch.no_grad():
+        bias = nudged.vae.encoder[-1].bias
+        bias[3] = torch.nextafter(bias[3], torch.tensor(1.0))
+    others.append(nudged)
+    hashes = [model_hash(other) for other in [prior, *others]]
+    assert len(set(hashes)) == len(hashes)
+
+
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_the_tensors_is_refused(model_folder: Path) -> None:
+    whole = (model_folder / TENSORS).read_bytes()
+    generator = np.random.default_rng(0)
+    for place in [0, 8, len(whole) - 1, *generator.integers(0, len(whole), 20)]:
+        content = bytearray(whole)
+        content[place] ^= 1 << int(generator.integers(8))
+        (model_folder / TENSORS).write_bytes(content)
+        with pytest.raises(ModelError, match=r"model\.safetensors: is damaged: its SHA-256 is not the one in config\.json"):
+            AudioVAE.from_pretrained(model_folder)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_truncated_tensors_are_refused(kept: int, model_folder: Path) -> None:
+    (model_folder / TENSORS).write_bytes((model_folder / TENSORS).read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"model\.safetensors: is damaged"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_flipped_bit_anywhere_in_the_config_is_refused(model_folder: Path) -> None:
+    whole = (model_folder / CONFIG).read_bytes()
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        (model_folder / CONFIG).write_bytes(content)
+        with pytest.raises(ModelError, match=r"config\.json: (is damaged|was saved by a newer audiovae)"):
+            read_config(model_folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"1", b"{}", b'"text"', b"\xff\xfe", b'{"format_version": 1}'])
+def test_a_config_that_is_none_is_refused(content: bytes, model_folder: Path) -> None:
+    (model_folder / CONFIG).write_bytes(content)
+    with pytest.raises(ModelError, match=r"config\.json: is damaged or not from audiovae; copy or train the model again"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+@pytest.mark.parametrize("version", ["1", None, [1], {}])
+def test_a_version_that_is_no_number_is_refused(version: object, model_folder: Path) -> None:
+    rewrite(model_folder, format_version=version)
+    with pytest.raises(ModelError, match=r"config\.json: is damaged"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_newer_format_is_refused_before_anything_else(model_folder: Path) -> None:
+    """Whatever else that version wrote."""
+    (model_folder / TENSORS).unlink()
+    rewrite(model_folder, format_version=saved.FORMAT_VERSION + 1, surprise=True)
+    known = saved.FORMAT_VERSION
+    message = rf"was saved by a newer audiovae \(format {known + 1}, this one reads up to {known}\); update audiovae"
+    with pytest.raises(ModelError, match=message):
+        AudioVAE.from_pretrained(model_folder)
+
+
+MISFITS: dict[str, dict[str, Any]] = {
+    "an unknown model": {"vae": {"type": "FlowVAE", "settings": {}}},
+    "an unknown setting": {"vae": {"type": "FrameVAE", "settings": {"latent_dim": 8, "hidden": [32], "depth": 3}}},
+    "other sizes": {"vae": {"type": "FrameVAE", "settings": {"latent_dim": 9, "hidden": [32]}}},
+    "a size of none": {"vae": {"type": "FrameVAE", "settings": {"latent_dim": 0, "hidden": [32]}}},
+    "another transform": {"stft": {"n_fft": 512, "hop_length": 128, "window": "sine"}},
+    "a hop that has no inverse": {"stft": {"n_fft": 1024, "hop_length": 1000, "window": "sine"}},
+    "a rate of zero": {"sample_rate": 0},
+    "no model": {"vae": None},
+    "no transform": {"stft": None},
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_config_that_describes_no_model_is_refused(name: str, model_folder: Path) -> None:
+    """Signed rightly, but not what this version can build."""
+    rewrite(model_folder, **MISFITS[name])
+    with pytest.raises(ModelError, match=r"config\.json: does not describe a model that this version can build"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_refusal_is_one_line(model_folder: Path) -> None:
+    """Also where the library below words it in many."""
+    rewrite(model_folder, **MISFITS["other sizes"])
+    with pytest.raises(ModelError) as caught:
+        AudioVAE.from_pretrained(model_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_miss_one_of_the_model_are_refused(model_folder: Path) -> None:
+    tensors = safetensors.torch.load_file(model_folder / TENSORS)
+    tensors.pop(sorted(tensors)[0])
+    safetensors.torch.save_file(tensors, model_folder / TENSORS)
+    rewrite(model_folder, tensors_sha256=hashlib.sha256((model_folder / TENSORS).read_bytes()).hexdigest())
+    with pytest.raises(ModelError, match="does not describe a model that this version can build"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_pickle_is_not_opened(model_folder: Path, tmp_path: Path) -> None:
+    """Even if it is signed."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "exploded",)
+
+    torch.save({"x": Bomb()}, model_folder / TENSORS)
+    rewrite(model_folder, tensors_sha256=hashlib.sha256((model_folder / TENSORS).read_bytes()).hexdigest())
+    with pytest.raises(ModelError):
+        AudioVAE.from_pretrained(model_folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_missing_tensors_are_refused(model_folder: Path) -> None:
+    (model_folder / TENSORS).unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors: is missing; copy the whole model folder"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_missing_config_is_refused(model_folder: Path) -> None:
+    (model_folder / CONFIG).unlink()
+    with pytest.raises(ModelError, match=r"model: is not a model folder: it has no config\.json"):
+        AudioVAE.from_pretrained(model_folder)
+    with pytest.raises(ModelError, match=r"config\.json: is missing; copy the whole model folder"):
+        read_config(model_folder)
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that ships two models, speech-16k and music-44k."""
+    package = tmp_path / "package"
+    for name in ("speech-16k", "music-44k"):
+        shutil.copytree(model_folder, package / "pretrained" / name)
+    (package / "pretrained" / "notes").mkdir()
+    monkeypatch.setattr(saved.resources, "files", lambda _: package)
+    return package
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_shipped_model_is_found_by_name() -> None:
+    assert saved.shipped_names() == ["music-44k", "speech-16k"]
+    assert AudioVAE.from_pretrained("speech-16k").sample_rate == RATE
+    assert AudioVAE.from_pretrained().sample_rate == RATE
+
+
+HINTS = [
+    ("speech-16", r"did you mean 'speech-16k'\?"),
+    ("muzic-44k", r"did you mean 'music-44k'\?"),
+    ("xyz", "give a model folder or one of: music-44k, speech-16k"),
+]
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize(("name", "hint"), HINTS)
+def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ModelError, match=f"{name}: no such model; {hint}"):
+        AudioVAE.from_pretrained(name)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_model_folder_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_prior(seed=1).save_pretrained(tmp_path / "here" / "speech-16k")
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_hash(AudioVAE.from_pretrained("speech-16k")) == model_hash(build_prior(seed=1))
+
+
+def test_every_shipped_model_loads() -> None:
+    for name in saved.shipped_names():
+        folder = saved.find(name)
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+        assert torch.isfinite(AudioVAE.from_pretrained(name).resynthesize(torch.ones(2000))).all()
+
+
+def test_a_model_of_the_hub_is_fetched_without_other_files(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def snapshot_download(repository: str, allow_patterns: list[str]) -> str:
+        asked[repository] = allow_patterns
+        return str(model_folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    assert AudioVAE.from_pretrained("owner/name").sample_rate == RATE
+    assert asked == {"owner/name": [CONFIG, TENSORS, CARD]}
+
+
+def test_a_hub_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(repository: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(ModelError, match=r"owner/name: no such folder, and the hub does not give it \(ConnectionError\)"):
+        AudioVAE.from_pretrained("owner/name")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelError, match=r"owner/name: no such folder; to load it from the hub: pip install 'audiovae\[hub\]'"):
+        AudioVAE.from_pretrained("owner/name")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder", "/none"])
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name}: no such model"):
+        AudioVAE.from_pretrained(name)
