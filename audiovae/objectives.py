@@ -107,7 +107,7 @@ def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
 
 def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """|x|^2 as real^2 + imag^2, whose gradient is right at zero too."""
-    return spectrogram.real.square() + spectrogram.imag.square()
+    return spectrogram.real.square().addcmul_(spectrogram.imag, spectrogram.imag)
 
 
 def log_prob_of_power(likelihood: Distribution, power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:

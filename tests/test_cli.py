@@ -152,139 +152,243 @@ def nothing() -> None:
     pass
 
 
-RESYNTHESIZE = "resynthesize {bad} -o out --model model"
 TRAIN = "train {packed} -o run --vae.latent_dim 2 --vae.hidden [4] --stft.n_fft 256 --stft.hop_length 64 --training.steps 2 "
 WHOLE = "restore the whole file"
 
 BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how it is made, the command, what is said)
     # sound files
-    "missing": (nothing, "resynthesize none.wav -o out --model model", r"none\.wav: no such file"),
-    "missing, scored": (nothing, "score none.wav --model model", r"none\.wav: no such file"),
-    "missing, encoded": (nothing, "encode none.wav -o out --model model", r"none\.wav: no such file"),
-    "empty": (text("e.wav", ""), "resynthesize e.wav -o out --model model", r"e\.wav: is empty \(0 bytes\); restore it or leave it out"),
-    "truncated WAV": (cut("t.wav"), "resynthesize t.wav -o out --model model", rf"t\.wav: is truncated: .*; {WHOLE}"),
-    "truncated WAV, 24 bits": (cut("t.wav", subtype="PCM_24"), "score t.wav --model model", rf"t\.wav: is truncated: .*; {WHOLE}"),
-    "truncated RF64": (cut("t.wav", format="RF64"), "encode t.wav -o out --model model", rf"t\.wav: is truncated: .*; {WHOLE}"),
-    "truncated AIFF": (cut("t.aiff"), "resynthesize t.aiff -o out --model model", rf"t\.aiff: is truncated: .*; {WHOLE}"),
-    "truncated MP3": (cut("t.mp3"), "resynthesize t.mp3 -o out --model model", rf"t\.mp3: is truncated: .*; {WHOLE}"),
-    "truncated OGG": (cut("t.ogg"), "resynthesize t.ogg -o out --model model", rf"t\.ogg: is truncated: .*; {WHOLE}"),
-    "truncated Opus": (cut("t.opus", format="OGG", subtype="OPUS"), "encode t.opus -o out --model model", rf"t\.opus: is truncated: .*; {WHOLE}"),
-    "truncated FLAC": (cut("t.flac"), "resynthesize t.flac -o out --model model", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
-    "truncated FLAC, evaluated": (cut("t.flac"), "evaluate t.flac --model model", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
-    "text as WAV": (text("t.wav"), "resynthesize t.wav -o out --model model", r"t\.wav: is not a sound file, or a damaged one; .*convert it"),
-    "text as FLAC": (text("t.flac"), "encode t.flac -o out --model model", r"t\.flac: is not a sound file, or a damaged one; .*convert it"),
-    "text as MP3": (text("t.mp3"), "score t.mp3 --model model", r"t\.mp3: is not a sound file, or a damaged one; .*convert it"),
-    "header only": (sound("h.wav", np.zeros((0, 1))), "resynthesize h.wav -o out --model model", r"h\.wav: has a header but no samples; restore"),
-    "NaN": (sound("n.wav", np.r_[noise()[:, 0], np.nan], subtype="FLOAT"), "resynthesize n.wav -o out --model model", r"n\.wav: holds .* NaN or inf"),
-    "infinite": (sound("n.wav", np.r_[noise()[:, 0], -np.inf], subtype="FLOAT"), "encode n.wav -o out --model model", r"n\.wav: holds .* NaN or inf"),
-    "late NaN": (sound("n.wav", np.r_[noise(25)[:, 0], np.nan], subtype="FLOAT"), "resynthesize n.wav -o out --model model", r"n\.wav: holds .*leave it"),
-    "foreign": (text("f.m4a"), "resynthesize f.m4a -o out --model model", r"f\.m4a: \.m4a files cannot be read; convert it to WAV or FLAC"),
-    "folder without sound": (folder("empty"), "resynthesize empty -o out --model model", r"empty: is a folder without any file to work on \(\.a"),
-    "pattern without a match": (nothing, "score 'no*.wav' --model model", r"no\*\.wav: no file matches this pattern"),
+    "missing": (nothing, "resynthesize none.wav -o out {m}", r"none\.wav: no such file"),
+    "missing, scored": (nothing, "score none.wav {m}", r"none\.wav: no such file"),
+    "missing, encoded": (nothing, "encode none.wav -o out {m}", r"none\.wav: no such file"),
+    "empty": (text("e.wav", ""), "resynthesize e.wav -o out {m}", r"e\.wav: is empty \(0 bytes\); restore it or leave it out"),
+    "truncated WAV": (cut("t.wav"), "resynthesize t.wav -o out {m}", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated WAV, 24 bits": (cut("t.wav", subtype="PCM_24"), "score t.wav {m}", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated RF64": (cut("t.wav", format="RF64"), "encode t.wav -o out {m}", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated AIFF": (cut("t.aiff"), "resynthesize t.aiff -o out {m}", rf"t\.aiff: is truncated: .*; {WHOLE}"),
+    "truncated MP3": (cut("t.mp3"), "resynthesize t.mp3 -o out {m}", rf"t\.mp3: is truncated: .*; {WHOLE}"),
+    "truncated OGG": (cut("t.ogg"), "resynthesize t.ogg -o out {m}", rf"t\.ogg: is truncated: .*; {WHOLE}"),
+    "truncated Opus": (cut("t.opus", format="OGG", subtype="OPUS"), "encode t.opus -o out {m}", rf"t\.opus: is truncated: .*; {WHOLE}"),
+    "truncated FLAC": (cut("t.flac"), "resynthesize t.flac -o out {m}", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
+    "truncated FLAC, evaluated": (cut("t.flac"), "evaluate t.flac {m}", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
+    "text as WAV": (text("t.wav"), "resynthesize t.wav -o out {m}", r"t\.wav: is not a sound file, or a damaged one; .*convert it"),
+    "text as FLAC": (text("t.flac"), "encode t.flac -o out {m}", r"t\.flac: is not a sound file, or a damaged one; .*convert it"),
+    "text as MP3": (text("t.mp3"), "score t.mp3 {m}", r"t\.mp3: is not a sound file, or a damaged one; .*convert it"),
+    "header only": (sound("h.wav", np.zeros((0, 1))), "resynthesize h.wav -o out {m}", r"h\.wav: has a header but no samples; restore"),
+    "NaN": (sound("n.wav", np.r_[noise()[:, 0], np.nan], subtype="FLOAT"), "resynthesize n.wav -o out {m}", r"n\.wav: holds .* NaN or inf"),
+    "infinite": (sound("n.wav", np.r_[noise()[:, 0], -np.inf], subtype="FLOAT"), "encode n.wav -o out {m}", r"n\.wav: holds .* NaN or inf"),
+    "late NaN": (
+        sound("n.wav", np.r_[noise(25)[:, 0], np.nan], subtype="FLOAT"),
+        "resynthesize n.wav -o out {m}",
+        r"n\.wav: holds .*leave it",
+    ),
+    "foreign": (text("f.m4a"), "resynthesize f.m4a -o out {m}", r"f\.m4a: \.m4a files cannot be read; convert it to WAV or FLAC"),
+    "folder without sound": (folder("empty"), "resynthesize empty -o out {m}", r"empty: is a folder without any file to work on \(\.a"),
+    "pattern without a match": (nothing, "score 'no*.wav' {m}", r"no\*\.wav: no file matches this pattern"),
     # targets
-    "existing output": (text("out.wav"), "resynthesize good.wav -o out.wav --model model", r"out\.wav: exists already; --overwrite replaces it"),
-    "existing output in a folder": (folder("good.wav.d"), "resynthesize good.wav -o ./ --model model", r"good\.wav: is the input itself; choose another"),
-    "existing latents": (text("out.npz"), "encode good.wav -o out.npz --model model", r"out\.npz: exists already; --overwrite replaces it"),
-    "existing decoded": (latents(), "decode a.npz -o good.wav --model model", r"good\.wav: exists already; --overwrite replaces it"),
-    "existing sample": (nothing, "sample -o good.wav --model model", r"good\.wav: exists already; --overwrite replaces it"),
-    "existing report": (text("r.html"), "evaluate good.wav --report r.html --model model", r"r\.html: exists already; --overwrite replaces it"),
+    "existing output": (text("out.wav"), "resynthesize good.wav -o out.wav {m}", r"out\.wav: exists already; --overwrite replaces it"),
+    "output into the folder of its input": (
+        nothing,
+        "resynthesize good.wav -o ./ {m}",
+        r"good\.wav: is the input itself; choose another",
+    ),
+    "existing latents": (text("out.npz"), "encode good.wav -o out.npz {m}", r"out\.npz: exists already; --overwrite replaces it"),
+    "existing decoded": (latents(), "decode a.npz -o good.wav {m}", r"good\.wav: exists already; --overwrite replaces it"),
+    "existing sample": (nothing, "sample -o good.wav {m}", r"good\.wav: exists already; --overwrite replaces it"),
+    "existing report": (text("r.html"), "evaluate good.wav --report r.html {m}", r"r\.html: exists already; --overwrite replaces it"),
     "existing model": (nothing, TRAIN.replace("-o run", "-o model"), r"model: holds a model already; --overwrite replaces it"),
-    "output over its input": (nothing, "resynthesize good.wav -o good.wav --overwrite --model model", r"good\.wav: is the input itself; choose another"),
-    "target below a file": (nothing, "resynthesize good.wav -o good.wav/o.wav --model model", r"good\.wav/o\.wav: cannot be written .*check the folder"),
-    "latents below a file": (nothing, "encode good.wav -o good.wav/o.npz --model model", r"good\.wav/o\.npz: cannot be written .*check the folder"),
-    "sample below a file": (nothing, "sample -o good.wav/o.wav --model model", r"good\.wav/o\.wav: cannot be written .*check the folder"),
-    "report below a file": (nothing, "evaluate good.wav --report good.wav/r.html --model model", r"good\.wav/r\.html: cannot be written .*check"),
+    "output over its input": (
+        nothing,
+        "resynthesize good.wav -o good.wav --overwrite {m}",
+        r"good\.wav: is the input itself; choose another",
+    ),
+    "target below a file": (
+        nothing,
+        "resynthesize good.wav -o good.wav/o.wav {m}",
+        r"good\.wav/o\.wav: cannot be written .*check the folder",
+    ),
+    "latents below a file": (nothing, "encode good.wav -o good.wav/o.npz {m}", r"good\.wav/o\.npz: cannot be written .*check the folder"),
+    "sample below a file": (nothing, "sample -o good.wav/o.wav {m}", r"good\.wav/o\.wav: cannot be written .*check the folder"),
+    "report below a file": (nothing, "evaluate good.wav --report good.wav/r.html {m}", r"good\.wav/r\.html: cannot be written .*check"),
     "corpus below a file": (nothing, "prepare {corpus} good.wav/packed", r"good\.wav/packed: cannot be written .*check the folder"),
     "model below a file": (nothing, TRAIN.replace("-o run", "-o good.wav/run"), r"good\.wav/run.*: cannot be written .*check the folder"),
-    "target of no known format": (nothing, "resynthesize good.wav -o out.xyz --model model", r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac"),
-    "sample of no known format": (nothing, "sample -o out.xyz --model model", r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac"),
-    "target that cannot hold the rate": (sound("a.wav", rate=44100), "resynthesize a.wav -o a.opus --model model", r"a\.opus: .*44100 Hz.*another suffix"),
-    "two inputs of one name": (two_of_one_name, "resynthesize a/x.wav b/x.wav -o out --model model", r"out/x\.wav: would be the output of both a/x\.wav and b/x"),
-    "two inputs of one stem": (two_of_one_stem, "encode in -o out --model model", r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give"),
-    "one input twice": (nothing, "resynthesize good.wav ./good.wav -o out --model model", r"out/good\.wav: would be the output of both"),
+    "target of no known format": (
+        nothing,
+        "resynthesize good.wav -o out.xyz {m}",
+        r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac",
+    ),
+    "sample of no known format": (nothing, "sample -o out.xyz {m}", r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac"),
+    "target that cannot hold the rate": (
+        sound("a.wav", rate=44100),
+        "resynthesize a.wav -o a.opus {m}",
+        r"a\.opus: .*44100 Hz.*another suffix",
+    ),
+    "two inputs of one name": (
+        two_of_one_name,
+        "resynthesize a/x.wav b/x.wav -o out {m}",
+        r"out/x\.wav: would be the output of both a/x\.wav and b/x",
+    ),
+    "two inputs of one stem": (
+        two_of_one_stem,
+        "encode in -o out {m}",
+        r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give",
+    ),
+    "one input twice": (nothing, "resynthesize good.wav ./good.wav -o out {m}", r"out/good\.wav: would be the output of both"),
     # options
     "unknown verb": (nothing, "evalute good.wav", r"unknown verb 'evalute'; did you mean 'evaluate'\?"),
     "unknown verb, far": (nothing, "xyzzy", r"unknown verb 'xyzzy'; known are prepare, train"),
     "unknown option": (nothing, "resynthesize good.wav -o out --phaze original", r"'--phaze'; did you mean '--phase'\?"),
     "unknown option of a group": (nothing, TRAIN + "--training.stepz 3", r"'--training\.stepz'; did you mean '--training\.steps'\?"),
-    "shortened option": (nothing, "score good.wav --model model --samp 3", r"'--samp'; did you mean '--samples'\?"),
+    "shortened option": (nothing, "score good.wav {m} --samp 3", r"'--samp'; did you mean '--samples'\?"),
     "shortened option of prepare": (nothing, "prepare {corpus} out --sample_rat 8000", r"'--sample_rat'; did you mean '--sample_rate'\?"),
     "unknown choice": (nothing, "resynthesize good.wav -o out --phase originel", r"phase.*originel.*original"),
-    "option without a value": (nothing, "resynthesize good.wav --model model -o", r"-o.*expected"),
-    "no input": (nothing, "resynthesize -o out --model model", r"resynthesize: .*required.* (F|inputs)"),
-    "no output": (nothing, "resynthesize good.wav --model model", r"resynthesize: .*output"),
-    "seed of letters": (nothing, "score good.wav --model model --seed x", r"seed: expected int"),
-    "no jobs": (nothing, "score good.wav --model model --jobs 0", r"jobs: .*0.*v>0"),
-    "negative seconds": (nothing, "sample -o out.wav --model model --seconds -1", r"seconds: .*-1.*v>0"),
-    "no importance samples": (nothing, "score good.wav --model model --samples 0", r"samples: .*0.*v>0"),
-    "unknown device": (nothing, "score good.wav --model model --device nonsense", r"--device nonsense: no such device here; use cpu or auto"),
+    "option without a value": (nothing, "resynthesize good.wav {m} -o", r"-o.*expected"),
+    "no input": (nothing, "resynthesize -o out {m}", r"resynthesize: .*required.* (F|inputs)"),
+    "no output": (nothing, "resynthesize good.wav {m}", r"resynthesize: .*output"),
+    "seed of letters": (nothing, "score good.wav {m} --seed x", r"seed: expected int"),
+    "no jobs": (nothing, "score good.wav {m} --jobs 0", r"jobs: .*0.*v>0"),
+    "negative seconds": (nothing, "sample -o out.wav {m} --seconds -1", r"seconds: .*-1.*v>0"),
+    "no importance samples": (nothing, "score good.wav {m} --samples 0", r"samples: .*0.*v>0"),
+    "unknown device": (nothing, "score good.wav {m} --device nonsense", r"--device nonsense: no such device here; use cpu or auto"),
     "unknown device in training": (nothing, TRAIN + "--device nonsense", r"nonsense.*(cpu|auto)"),
     "unknown precision": (nothing, TRAIN + "--training.precision nonsense", r"precision.*nonsense.*32-true"),
     "no steps": (nothing, TRAIN + "--training.steps 0", r"train: steps must be positive, got 0"),
     "no hidden units": (nothing, TRAIN + "--vae.hidden [0]", r"train: hidden must be positive, got \(0,\)"),
     "number for a list": (nothing, TRAIN + "--vae.hidden 3", r"vae\.hidden: expected a list such as \[1, 2\]"),
     "too long a hop": (nothing, TRAIN + "--stft.hop_length 200", r"train: hop_length must be from 1 to n_fft // 2 = 128, got 200"),
-    "batch of broken segments": (nothing, TRAIN + "--training.batch_frames 100", r"batch_frames \(100\) must be a multiple of segment_frames \(16\)"),
+    "batch of broken segments": (
+        nothing,
+        TRAIN + "--training.batch_frames 100",
+        r"batch_frames \(100\) must be a multiple of segment_frames \(16\)",
+    ),
     # configuration files
     "missing YAML": (nothing, TRAIN + "--config none.yaml", r"config.*none\.yaml"),
-    "unknown YAML key": (text("c.yaml", "training:\n  stepz: 3\n"), TRAIN + "--config c.yaml", r"'training\.stepz'; did you mean 'training\.steps'\?"),
-    "unknown YAML group": (text("c.yaml", "trainin:\n  steps: 3\n"), TRAIN + "--config c.yaml", r"'trainin(\.steps)?'; did you mean 'training"),
-    "value of a wrong type in YAML": (text("c.yaml", "training:\n  steps: many\n"), TRAIN + "--config c.yaml", r"training\.steps: expected int.*many"),
+    "unknown YAML key": (
+        text("c.yaml", "training:\n  stepz: 3\n"),
+        TRAIN + "--config c.yaml",
+        r"'training\.stepz'; did you mean 'training\.steps'\?",
+    ),
+    "unknown YAML group": (
+        text("c.yaml", "trainin:\n  steps: 3\n"),
+        TRAIN + "--config c.yaml",
+        r"'trainin(\.steps)?'; did you mean 'training",
+    ),
+    "value of a wrong type in YAML": (
+        text("c.yaml", "training:\n  steps: many\n"),
+        TRAIN + "--config c.yaml",
+        r"training\.steps: expected int.*many",
+    ),
     "broken YAML": (text("c.yaml", "training: [1\n"), TRAIN + "--config c.yaml", r"c\.yaml"),
     "binary YAML": (sound("c.yaml", format="WAV"), TRAIN + "--config c.yaml", r"c\.yaml"),
     # models
-    "no such model": (nothing, "score good.wav --model nowhere", r"nowhere: no such model; give a model folder or one of: .*speech-16k|did you"),
+    "no such model": (
+        nothing,
+        "score good.wav --model nowhere",
+        r"nowhere: no such model; give a model folder or one of: .*speech-16k|did you",
+    ),
     "no such model, in two jobs": (nothing, "score good.wav {corpus} --model nowhere --jobs 2", r"nowhere: no such model"),
     "model name with a slip": (nothing, "info speech-16", r"speech-16: no such model; did you mean 'speech-16k'\?"),
     "model that is a file": (nothing, "score good.wav --model good.wav", r"good\.wav: .*(model|folder)"),
-    "flipped bit": (flip_bit, "score good.wav --model model", r"model/model\.safetensors: is damaged: its SHA-256 .*; copy or train the model again"),
+    "flipped bit": (flip_bit, "score good.wav {m}", r"model/model\.safetensors: is damaged: its SHA-256 .*; copy or train the model again"),
     "flipped bit, informed": (flip_bit, "info model", r"model/model\.safetensors: is damaged"),
-    "missing config": (remove("model/config.json"), "score good.wav --model model", r"model: is not a model folder: it has no config\.json"),
-    "missing tensors": (remove("model/model.safetensors"), "sample -o out.wav --model model", r"model\.safetensors: is missing; copy the whole model"),
-    "newer config": (change_config(format_version=99), "score good.wav --model model", r"config\.json: was saved by a newer audiovae \(format 99.*; update"),
-    "changed config": (change_config(sample_rate=8000), "score good.wav --model model", r"config\.json: is damaged: its fields .*; copy or train"),
-    "text as config": (text("model/config.json"), "score good.wav --model model", r"config\.json: is damaged or not from audiovae; copy or train"),
+    "missing config": (remove("model/config.json"), "score good.wav {m}", r"model: is not a model folder: it has no config\.json"),
+    "missing tensors": (
+        remove("model/model.safetensors"),
+        "sample -o out.wav {m}",
+        r"model\.safetensors: is missing; copy the whole model",
+    ),
+    "newer config": (
+        change_config(format_version=99),
+        "score good.wav {m}",
+        r"config\.json: was saved by a newer audiovae \(format 99.*; update",
+    ),
+    "changed config": (change_config(sample_rate=8000), "score good.wav {m}", r"config\.json: is damaged: its fields .*; copy or train"),
+    "text as config": (text("model/config.json"), "score good.wav {m}", r"config\.json: is damaged or not from audiovae; copy or train"),
     # latents
-    "latents of another model": (latents(model="0" * 64), "decode a.npz -o out.wav --model model", r"a\.npz: was encoded by another model .*--model"),
-    "missing latents": (nothing, "decode none.npz -o out.wav --model model", r"none\.npz: no such file"),
-    "truncated latents": (cut_latents, "decode a.npz -o out.wav --model model", r"a\.npz: is not a latents file, or a damaged one; encode"),
-    "sound as latents": (nothing, "decode good.wav -o out.wav --model model", r"good\.wav: is not a latents file, or a damaged one; encode the sound"),
-    "newer latents": (latents(format_version=9), "decode a.npz -o out.wav --model model", r"a\.npz: was written by a newer audiovae \(format 9\); update"),
-    "latents of another length": (latents(n_samples=99), "decode a.npz -o out.wav --model model", r"a\.npz: is damaged: .*; encode it again"),
-    "latents without a rate": (latents(sample_rate=0), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
-    "latents of a negative rate": (latents(sample_rate=-8), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
-    "latents of no level": (latents(level=np.nan), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
-    "latents of a wrong size": (latents(loc=np.zeros((1, 64, 3), "f"), scale=np.ones((1, 64, 3), "f")), "decode a.npz -o out.wav --model model", r"a\.npz: is (not|damaged).*; encode"),
-    "folder without latents": (folder("empty"), "decode empty -o out --model model", r"empty: is a folder without any file to work on \(\.npz"),
+    "latents of another model": (latents(model="0" * 64), "decode a.npz -o out.wav {m}", r"a\.npz: was encoded by another model .*--model"),
+    "missing latents": (nothing, "decode none.npz -o out.wav {m}", r"none\.npz: no such file"),
+    "truncated latents": (cut_latents, "decode a.npz -o out.wav {m}", r"a\.npz: is not a latents file, or a damaged one; encode"),
+    "sound as latents": (
+        nothing,
+        "decode good.wav -o out.wav {m}",
+        r"good\.wav: is not a latents file, or a damaged one; encode the sound",
+    ),
+    "newer latents": (
+        latents(format_version=9),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: was written by a newer audiovae \(format 9\); update",
+    ),
+    "latents of another length": (latents(n_samples=99), "decode a.npz -o out.wav {m}", r"a\.npz: is damaged: .*; encode it again"),
+    "latents without a rate": (latents(sample_rate=0), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of a negative rate": (latents(sample_rate=-8), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of no level": (latents(level=np.nan), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of a wrong size": (
+        latents(loc=np.zeros((1, 64, 3), "f"), scale=np.ones((1, 64, 3), "f")),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: is (not|damaged).*; encode",
+    ),
+    "folder without latents": (folder("empty"), "decode empty -o out {m}", r"empty: is a folder without any file to work on \(\.npz"),
     # corpora
     "missing corpus": (nothing, "prepare nowhere packed", r"nowhere: no such folder"),
     "file as corpus": (nothing, "prepare good.wav packed", r"good\.wav: is a file; give the folder that holds it"),
     "corpus without sound": (folder("empty"), "prepare empty packed", r"empty: holds no sound file that can be used \(WAV, FLAC"),
     "unknown layout": (nothing, "prepare {corpus} packed --layout libri", r"unknown layout 'libri'; known are auto, folder, librispeech"),
-    "unknown speaker": (text("s.txt", "nobody"), "prepare {corpus} packed --validation_speakers s.txt", r"nobody: is named as a validation .*no such speaker"),
-    "missing speaker file": (nothing, "prepare {corpus} packed --test_speakers s.txt", r"s\.txt: cannot be read; give a text file with one speaker"),
+    "unknown speaker": (
+        text("s.txt", "nobody"),
+        "prepare {corpus} packed --validation_speakers s.txt",
+        r"nobody: is named as a validation .*no such speaker",
+    ),
+    "missing speaker file": (
+        nothing,
+        "prepare {corpus} packed --test_speakers s.txt",
+        r"s\.txt: cannot be read; give a text file with one speaker",
+    ),
     "rate of zero": (nothing, "prepare {corpus} packed --sample_rate 0", r"sample_rate.*0"),
     "negative rate": (nothing, "prepare {corpus} packed --sample_rate -16000", r"sample_rate.*-16000"),
     "speed of zero": (nothing, "prepare {corpus} packed --speeds [0]", r"speeds.*0"),
     "share above one": (nothing, "prepare {corpus} packed --validation 2", r"validation.*2"),
-    "unknown download": (nothing, "prepare audio packed --download LIBRISPEACH", r"LIBRISPEACH: not a corpus that can be fetched; did you mean LIBRISPEECH\?"),
-    "part of a corpus without parts": (nothing, "prepare audio packed --download LJSPEECH:a", r"LJSPEECH has no parts; give LJSPEECH alone"),
-    "folder that is not packed": (folder("empty"), TRAIN.replace("{packed}", "empty"), r"empty: is not a packed corpus .*: audiovae prepare FOLDER"),
+    "unknown download": (
+        nothing,
+        "prepare audio packed --download LIBRISPEACH",
+        r"LIBRISPEACH: not a corpus that can be fetched; did you mean LIBRISPEECH\?",
+    ),
+    "part of a corpus without parts": (
+        nothing,
+        "prepare audio packed --download LJSPEECH:a",
+        r"LJSPEECH has no parts; give LJSPEECH alone",
+    ),
+    "folder that is not packed": (
+        folder("empty"),
+        TRAIN.replace("{packed}", "empty"),
+        r"empty: is not a packed corpus .*: audiovae prepare FOLDER",
+    ),
     "missing packed corpus": (nothing, TRAIN.replace("{packed}", "none"), r"none: is not a packed corpus .*: audiovae prepare FOLDER"),
     "other validation corpus": (nothing, TRAIN + "--validation none", r"none: is not a packed corpus .*: audiovae prepare FOLDER"),
     # comparisons
-    "nothing to evaluate": (nothing, "evaluate --model model", r"evaluate: give sound files, or --clean DIR --estimate DIR"),
+    "nothing to evaluate": (nothing, "evaluate {m}", r"evaluate: give sound files, or --clean DIR --estimate DIR"),
     "half of a comparison": (folder("clean"), "evaluate --clean clean", r"evaluate: --clean and --estimate belong together"),
     "comparison of files": (nothing, "evaluate good.wav --clean . --estimate .", r"evaluate: with --clean and --estimate no other files"),
     "missing clean folder": (folder("estimate"), "evaluate --clean clean --estimate estimate", r"clean: no such (file|folder)"),
-    "missing estimate": (estimates(("clean/a.wav", noise(), RATE)), "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: no such file"),
-    "estimate of another length": (estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(0.9), RATE)),
-        "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: has another number of samples \(14400\) than the clean file \(16000\)"),
-    "estimate of another rate": (estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(), 8000)),
-        "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: has another sample rate \(8000\) than the clean file \(16000\)"),
-    "estimate of other channels": (estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(1, 2), RATE)),
-        "evaluate --clean clean --estimate estimate", r"estimate/a\.wav: has another channel count \(2\) than the clean file \(1\)"),
-}  # fmt: skip
+    "missing estimate": (
+        estimates(("clean/a.wav", noise(), RATE)),
+        "evaluate --clean clean --estimate estimate",
+        r"estimate/a\.wav: no such file",
+    ),
+    "estimate of another length": (
+        estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(0.9), RATE)),
+        "evaluate --clean clean --estimate estimate",
+        r"estimate/a\.wav: has another number of samples \(14400\) than the clean file \(16000\)",
+    ),
+    "estimate of another rate": (
+        estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(), 8000)),
+        "evaluate --clean clean --estimate estimate",
+        r"estimate/a\.wav: has another sample rate \(8000\) than the clean file \(16000\)",
+    ),
+    "estimate of other channels": (
+        estimates(("clean/a.wav", noise(), RATE), ("estimate/a.wav", noise(1, 2), RATE)),
+        "evaluate --clean clean --estimate estimate",
+        r"estimate/a\.wav: has another channel count \(2\) than the clean file \(1\)",
+    ),
+}
 
 
 @pytest.mark.usefixtures("only_si_sdr")
@@ -296,7 +400,7 @@ def test_bad_input_is_refused_with_one_line_and_leaves_nothing(
     make()
     capsys.readouterr()
     before = contents(here)
-    status = audiovae(command, packed=packed, corpus=toy_corpus_folder)
+    status = audiovae(command, packed=packed, corpus=toy_corpus_folder, m="--model model")
     output = capsys.readouterr()
     assert status == 2
     assert len(output.err.splitlines()) == 1, output.err
@@ -394,7 +498,9 @@ CONTAINERS = {".opus": "OGG", ".sph": "NIST"}
 
 
 @pytest.mark.parametrize("row", ODD)
-def test_odd_input_gives_finite_sound_of_the_same_rate_length_and_channels(here: Path, capsys: pytest.CaptureFixture[str], row: str) -> None:
+def test_odd_input_gives_finite_sound_of_the_same_rate_length_and_channels(
+    here: Path, capsys: pytest.CaptureFixture[str], row: str
+) -> None:
     wave, rate, suffix, subtype = ODD[row]
     soundfile.write(f"odd{suffix}", wave, rate, subtype, format=CONTAINERS.get(suffix, suffix[1:].upper()))
     given, sound_given = soundfile.info(f"odd{suffix}"), soundfile.read(f"odd{suffix}")[0]
@@ -694,9 +800,11 @@ def test_score_gives_the_bound_of_the_normalised_wave_and_its_mean_over_files(
     assert rows["one.wav"]["values"]["kl"] == pytest.approx(expected["kl"], rel=1e-5)
     bounds = [row["values"]["bound"] for row in rows.values() if row["values"]]
     assert result["summary"]["bound"] == {
-        "mean": pytest.approx(np.mean(bounds)), "half_width": pytest.approx(4.303 * np.std(bounds, ddof=1) / np.sqrt(3), rel=1e-3),  # t(0.975, 2)
-        "n_files": 3, "unit": "nats per frame",
-    }  # fmt: skip
+        "mean": pytest.approx(np.mean(bounds)),
+        "half_width": pytest.approx(4.303 * np.std(bounds, ddof=1) / np.sqrt(3), rel=1e-3),  # t(0.975, 2)
+        "n_files": 3,
+        "unit": "nats per frame",
+    }
     assert all(row["values"]["iw_bound"] < row["values"]["bound"] for row in rows.values() if row["values"])
     assert audiovae("score in --model model") == 0
     table = capsys.readouterr().out

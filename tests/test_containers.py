@@ -114,16 +114,31 @@ def test_an_au_file_of_unknown_length_lacks_nothing(whole_files: dict, tmp_path:
     assert audio.read(tmp_path / "x.au")[0].shape == (2, 16000)
 
 
+@pytest.mark.parametrize("name", [(".ogg", "OGG", "VORBIS"), (".opus", "OGG", "OPUS")])
+def test_an_ogg_file_that_lacks_whole_pages_is_refused(name: tuple[str, str, str], whole_files: dict, tmp_path: Path) -> None:
+    """Cut between two pages: only the flag of the last page tells the end."""
+    whole = whole_files[name]
+    last = whole.rindex(b"OggS")
+    assert last > 1000
+    path = tmp_path / f"x{name[0]}"
+    path.write_bytes(whole[:last])
+    assert missing_bytes(path) == 1
+    with pytest.raises(AudioError, match="is truncated"):
+        audio.inspect(path)
+
+
 # MP3 -----------------------------------------------------------------------------------------------------------------
 
+KBPS = {1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320), 2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
 
-def frame_starts(content: bytes) -> list[int]:
-    """Where the frames of our MPEG 2 file (16 kHz) begin: 72 bit rate / 16000 bytes apart, plus padding, by its table."""
-    kbps = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+
+def frame_starts(content: bytes, rate: int) -> list[int]:
+    """Where the frames begin: 144 (72 below 32 kHz, which is MPEG 2) bits per second over the rate apart, plus padding."""
+    samples, table = (144, KBPS[1]) if rate >= 32000 else (72, KBPS[2])
     starts, position = [], 0
     while position + 4 <= len(content) and content[position] == 0xFF:
         starts.append(position)
-        position += 72 * 1000 * kbps[content[position + 2] >> 4] // 16000 + (content[position + 2] >> 1 & 1)
+        position += samples * 1000 * table[content[position + 2] >> 4] // rate + (content[position + 2] >> 1 & 1)
     return starts
 
 
@@ -139,34 +154,42 @@ def test_tags_around_an_mp3_file_do_no_harm(whole_files: dict, tmp_path: Path) -
     assert missing_bytes(path) == 50
 
 
-def test_an_mp3_file_without_a_length_must_end_with_a_whole_frame(whole_files: dict, tmp_path: Path) -> None:
-    """Its first frame, which tells the length, is taken away."""
-    whole = whole_files[".mp3", "MP3", "MPEG_LAYER_III"]
-    starts = frame_starts(whole)
-    assert len(starts) > 10
-    bare = whole[starts[1] :]
+# MPEG 1, 2 and 2.5 have other tables, and the tag with the length stands at another place in mono and stereo.
+every_mp3 = pytest.mark.parametrize(("rate", "n_channels"), [(rate, n) for rate in (8000, 11025, 16000, 22050, 44100, 48000) for n in (1, 2)])
+
+
+def mp3(path: Path, rate: int, n_channels: int) -> bytes:
+    soundfile.write(path, np.tile(speech_like(0.5, 120, rate=rate)[:, None], n_channels), rate)
+    return path.read_bytes()
+
+
+@every_mp3
+def test_an_mp3_file_tells_how_many_bytes_it_lacks(rate: int, n_channels: int, tmp_path: Path) -> None:
     path = tmp_path / "x.mp3"
+    whole = mp3(path, rate, n_channels)
+    assert missing_bytes(path) == 0
+    for n_cut in (1, 100, len(whole) // 2):
+        path.write_bytes(whole[:-n_cut])
+        assert missing_bytes(path) == n_cut
+
+
+@every_mp3
+def test_an_mp3_file_without_a_length_must_end_with_a_whole_frame(rate: int, n_channels: int, tmp_path: Path) -> None:
+    """Its first frame, which tells the length, is taken away."""
+    path = tmp_path / "x.mp3"
+    whole = mp3(path, rate, n_channels)
+    starts = frame_starts(whole, rate)
+    assert len(starts) > 5
+    assert whole[starts[-1]] == 0xFF
+    bare = whole[starts[1] :]
     path.write_bytes(bare)
     assert missing_bytes(path) == 0
     path.write_bytes(bare[:-1])
     assert missing_bytes(path) == 1
     with pytest.raises(AudioError, match="is truncated"):
         audio.inspect(path)
-    path.write_bytes(whole[starts[1] : starts[8]])  # whole frames: nothing tells that there were more
+    path.write_bytes(whole[starts[1] : starts[4]])  # whole frames: nothing tells that there were more
     assert missing_bytes(path) == 0
-
-
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
-@pytest.mark.parametrize("n_channels", [1, 2])
-def test_mp3_files_of_every_rate_are_understood(rate: int, n_channels: int, tmp_path: Path) -> None:
-    """MPEG 1, 2 and 2.5 have other tables, and the tag with the length stands at another place in mono and stereo."""
-    wave = np.tile(speech_like(0.5, 120, rate=rate)[:, None], n_channels)
-    path = tmp_path / "x.mp3"
-    soundfile.write(path, wave, rate)
-    assert missing_bytes(path) == 0
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) * 2 // 3])
-    assert missing_bytes(path) > 0
 
 
 # Hostile headers -----------------------------------------------------------------------------------------------------

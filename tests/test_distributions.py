@@ -232,6 +232,14 @@ def test_the_divergence_is_never_negative_and_zero_only_to_itself(dtype: torch.d
     assert (kl_divergence(ComplexNormal(2 * variances), itself) > 0.3).all()
 
 
+def test_the_divergence_of_nearly_equal_variances_is_half_their_squared_log_ratio() -> None:
+    """In single precision, where exp(r) - r - 1 would be rounding alone, of either sign."""
+    log_ratio = torch.tensor([-1e-3, -1e-4, -1e-5, -1e-6, 1e-6, 1e-5, 1e-4, 1e-3])
+    divergence = kl_divergence(ComplexNormal(log_variance=log_ratio), ComplexNormal(log_variance=torch.zeros(8)))
+    assert (divergence >= 0).all()
+    torch.testing.assert_close(divergence[[0, 1, 6, 7]], log_ratio[[0, 1, 6, 7]].square() / 2, rtol=0.01, atol=0)
+
+
 def test_samples_have_the_moments_of_a_circular_gaussian() -> None:
     """E x = 0, E |x|^2 = variance, E x^2 = 0 (circular), E |x|^4 = 2 variance^2 (Gaussian)."""
     torch.manual_seed(3)

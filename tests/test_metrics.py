@@ -197,9 +197,13 @@ def test_files_without_a_value_are_left_out_and_not_averaged() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(Estimate(1290.44, 8.25, 25), "1290.4 ± 8.2"), (Estimate(11.456, 0.504, 25), "11.46 ± 0.50"), (Estimate(0.95123, 0.0101, 25), "0.951 ± 0.010"),
-     (Estimate(3.5, math.nan, 1), "3.50")],
-)  # fmt: skip
+    [
+        (Estimate(1290.44, 8.26, 25), "1290.4 ± 8.3"),
+        (Estimate(11.456, 0.504, 25), "11.46 ± 0.50"),
+        (Estimate(0.95123, 0.0101, 25), "0.951 ± 0.010"),
+        (Estimate(3.5, math.nan, 1), "3.50"),
+    ],
+)
 def test_an_estimate_prints_with_its_interval(value: Estimate, text: str) -> None:
     assert str(value) == text
 

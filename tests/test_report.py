@@ -75,7 +75,9 @@ def page(prior: AudioVAE, toy_corpus_folder: Path, tmp_path_factory: pytest.Temp
 
 def test_the_page_needs_nothing_but_itself(page: tuple[Path, Page]) -> None:
     path, parsed = page
-    sources = [value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href", "srcset", "data", "poster")]
+    sources = [
+        value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href", "srcset", "data", "poster")
+    ]
     assert sources
     assert all(str(source).startswith("data:") for source in sources)
     without_data = re.sub(r'src="data:[^"]*"', "", path.read_text(encoding="utf-8"))
@@ -156,9 +158,14 @@ def test_several_priors_are_headed_and_long_lists_shortened(
 
 @pytest.mark.parametrize(
     ("wave", "rate"),
-    [(np.full(1, 0.5), RATE), (np.full(4000, 0.3), RATE), (1e-7 * np.random.default_rng(0).standard_normal(4000), 8000), (np.ones((900, 3)), 44100)],
+    [
+        (np.full(1, 0.5), RATE),
+        (np.full(4000, 0.3), RATE),
+        (1e-7 * np.random.default_rng(0).standard_normal(4000), 8000),
+        (np.ones((900, 3)), 44100),
+    ],
     ids=["one sample", "constant", "faint", "three channels"],
-)  # fmt: skip
+)
 def test_odd_recordings_have_pictures_and_sound(prior: AudioVAE, tmp_path: Path, wave: np.ndarray, rate: int) -> None:
     soundfile.write(tmp_path / "a.wav", wave, rate, "FLOAT")
     write_report(tmp_path / "r.html", [Evaluation("m", prior, [reported(tmp_path / "a.wav")])], "t")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib
 import json
 import math
 import os
@@ -202,8 +203,6 @@ class Killed(BaseException):
 def test_killed_between_model_curves_and_checkpoint_it_ends_the_same(
     packed: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, nth: int
 ) -> None:
-    import importlib
-
     owner_name, name = place.rsplit(".", 1)
     owner = loop.Record if owner_name.endswith(".Record") else importlib.import_module(owner_name)
     original, calls = getattr(owner, name), []
@@ -214,9 +213,10 @@ def test_killed_between_model_curves_and_checkpoint_it_ends_the_same(
             raise Killed
         original(*arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(owner, name, die)
-        run(packed, tmp_path / "model")
+        with pytest.raises(Killed):
+            run(packed, tmp_path / "model")
     run(packed, tmp_path / "model")
     assert results(tmp_path / "model") == results(uninterrupted)
 
@@ -297,9 +297,10 @@ def test_the_curves_of_a_continued_run_have_each_point_once(
             raise Killed
         return original(*arguments)
 
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "learning_rate", interrupt)
-        run(packed, continued, settings)
+        with pytest.raises(Killed):
+            run(packed, continued, settings)
     for file in (continued / "training").glob("events.*"):  # named by the second, and read in the order of their names
         file.rename(file.with_name("events.out.tfevents.0000000000.before"))
     run(packed, continued, settings)

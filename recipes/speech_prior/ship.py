@@ -62,10 +62,10 @@ NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
 
 * English read speech, recorded close and clean, with little noise; trained on less than an hour of it. Whispered, sung, shouted, noisy,
   reverberant or band-limited speech, other languages, children and music are outside: their bound says how far.
-* It treats frames as independent: what is sampled from it has no order in time, and sounds like a succession of phonemes at best.
+* It treats frames as independent: what is sampled from it has no order in time.
 * "Original phase" is an oracle. With Griffin-Lim, magnitudes are the same and the wave is not.
-* beta {beta} buys sound with bits: the aggregate posterior is wider than the prior, so samples of the prior are less speech-like than its
-  resynthesis. Bound and sound in the table are of the same weights.
+* beta {beta} buys sound with bits: a KL weight below 1 lets the posteriors of all speech together drift from the prior. Bound and sound in the
+  table are of the same weights.
 
 ## Utterances
 
