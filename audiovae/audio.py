@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ _FORMAT_OF_SUFFIX = {
     ".wv1": "NIST",
     ".wv2": "NIST",
 }
+_UNKNOWN_LENGTH = 2**62
+_UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
 
 
@@ -87,8 +90,12 @@ def inspect(path: str | Path) -> AudioInfo:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
     except (RuntimeError, ValueError, IndexError, struct.error) as error:
         raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC") from error
+    if info.format == "RAW":  # what libsndfile takes a file without a header for
+        raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC")
     if info.frames <= 0:
         raise AudioError(path, "has a header but no samples; restore it or leave it out")
+    if info.frames >= _UNKNOWN_LENGTH:
+        raise AudioError(path, "does not tell its length, as if written into a pipe; encode it again from a file")
     return AudioInfo(path, info.samplerate, info.frames, info.channels, info.format, info.subtype)
 
 
@@ -101,7 +108,7 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     n_samples = n_samples or int(BLOCK_SECONDS * info.sample_rate)
     n_read = 0
     try:
-        with soundfile.SoundFile(str(info.path)) as file:
+        with soundfile.SoundFile(os.fsencode(info.path)) as file:
             while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
                 n_read += len(block)
                 if not np.isfinite(block).all():
@@ -120,7 +127,7 @@ def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioI
         AudioError: as `inspect` and `blocks`.
     """
     info = inspect(path)
-    wave = np.concatenate(list(blocks(info, max(1, info.n_samples))), axis=1)
+    wave = np.concatenate(list(blocks(info)), axis=1)  # in blocks: what a header promises is not allocated on its word
     return resample(wave, info.sample_rate, sample_rate or info.sample_rate), info
 
 
@@ -184,6 +191,7 @@ class Writer:
     def __init__(self, path: str | Path, sample_rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None) -> None:
         self.path = Path(path)
         self.peak = 0.0
+        self._n_written = 0
         suffix = self.path.suffix.lower()
         if suffix not in SUFFIXES:
             raise AudioError(path, f"{suffix or 'no suffix'} is not a sound format that can be written; use .wav or .flac")
@@ -198,7 +206,9 @@ class Writer:
     def __enter__(self) -> Writer:
         temporary = self._atomic.__enter__()
         try:
-            self._file = soundfile.SoundFile(str(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container)
+            self._file = soundfile.SoundFile(
+                os.fsencode(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container
+            )
         except (RuntimeError, ValueError, TypeError) as error:
             failure = AudioError(
                 self.path,
@@ -212,23 +222,35 @@ class Writer:
     @property
     def clips(self) -> bool:
         """Did samples exceed what the file can hold?"""
-        return self.peak > 1.0 and self._file.subtype not in ("FLOAT", "DOUBLE", "VORBIS", "OPUS")
+        return self.peak > 1.0 and self._file.subtype not in _UNCLIPPED
 
     def write(self, block: Wave) -> None:
         """Append `[channel, sample]`."""
         if block.size:
             self.peak = max(self.peak, float(np.abs(block).max()))
             try:
-                self._file.write(block.T)
+                # Clipped here: libsndfile wraps around in mu-law and ADPCM.
+                self._file.write(block.T if self._file.subtype in _UNCLIPPED else np.clip(block.T, -1.0, 1.0))
+                self._n_written += block.shape[1]
             except RuntimeError as error:
                 raise AudioError(self.path, "cannot be written to the end; check the free space") from error
+
+    def _last_sample_is_there(self) -> bool:
+        if missing_bytes(os.fsdecode(self._file.name)) > 0:
+            return False
+        with soundfile.SoundFile(self._file.name) as file:
+            file.seek(max(0, self._n_written - 1))
+            return self._n_written == 0 or len(file.read(1)) == 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self._file.close()
-        except RuntimeError as failure:
-            if error is None:
-                kind, error = AudioError, AudioError(self.path, "cannot be written to the end; check the free space")
-                self._atomic.__exit__(kind, error, None)
-                raise error from failure
+            # libsndfile does not report what fails while it closes: look at what arrived.
+            complete = error is not None or self._last_sample_is_there()
+        except RuntimeError:
+            complete = False
+        if not complete and error is None:
+            kind, error = AudioError, AudioError(self.path, "cannot be written to the end; check the free space")
+            self._atomic.__exit__(kind, error, None)
+            raise error
         self._atomic.__exit__(kind, error, trace)

@@ -83,6 +83,8 @@ def estimate(values: list[float]) -> Estimate:
     n = len(values)
     if n < 2:
         return Estimate(values[0] if values else math.nan, math.nan, n)
+    if not np.isfinite(values).all():
+        return Estimate(math.fsum(values), math.nan, n)
     return Estimate(float(np.mean(values)), float(_student_t(n - 1) * np.std(values, ddof=1) / math.sqrt(n)), n)
 
 
@@ -107,6 +109,8 @@ def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
         raise NotScored("silent")
     target = (e @ s) / (s @ s) * s
     distortion = np.sum((target - e) ** 2)
+    if not target.any():
+        return -math.inf
     return float(10 * np.log10(np.sum(target**2) / distortion)) if distortion > 0 else math.inf
 
 
@@ -225,6 +229,8 @@ def bound(prior: AudioVAE, wave: NDArray[np.float32], n_samples: int = 1) -> dic
     blocks = [torch.from_numpy(wave[:, i : i + _BLOCK]) for i in range(0, wave.shape[1], _BLOCK)]
     for spectrogram in itertools.chain((analysis.push(block.to(prior.device) / level) for block in blocks), [None]):
         spectrogram = analysis.finish() if spectrogram is None else spectrogram
+        if spectrogram.shape[-2] == 0:
+            continue
         terms = elbo(prior.vae, spectrogram)
         weighted = importance_weighted_bound(prior.vae, spectrogram, n_samples) if n_samples > 1 else terms.bound
         totals += torch.stack([part.double().sum().cpu() for part in (terms.log_likelihood, terms.kl, weighted)])

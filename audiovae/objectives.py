@@ -97,7 +97,7 @@ def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
         kl: KL per dimension, in nats, as of `kl_per_dimension`.
     """
     active = int((kl > ACTIVE_NATS).sum())
-    if active > max(1, len(kl) // 20):
+    if active > max(1, len(kl) // 20) or active == len(kl):
         return None
     return (
         f"the posterior has collapsed: {active} of {len(kl)} latent dimensions carry more than {ACTIVE_NATS} nats, so the "

@@ -95,6 +95,9 @@ class AudioVAE(nn.Module):
         self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None
     ) -> tuple[Complex[Tensor, "*batch frame freq"], Float[Tensor, "*batch"]]:
         """STFT of wave / level, and the level (measured where none is given; silence is divided by 1)."""
+        if wave.shape[-1] == 0:
+            raise ValueError("a wave needs at least one sample, got shape " + str(list(wave.shape)))
+        wave = wave.to(next(self.vae.parameters()).dtype)
         if level is None:
             level = self.measure_level(wave)
         level = torch.as_tensor(level, dtype=wave.dtype, device=wave.device).expand(wave.shape[:-1])
@@ -135,10 +138,10 @@ class AudioVAE(nn.Module):
             raise ValueError(f"phase must be 'original' or 'griffin-lim', got {phase!r}")
         spectrogram, level = self.analyse(wave, level)
         posterior = self.vae.infer(power(spectrogram), condition).posterior
-        magnitude = self.vae.likelihood(choose(posterior, latents), condition).variance.sqrt() * level[..., None, None]
+        magnitude = self.vae.likelihood(choose(posterior, latents), condition).variance.sqrt()
         if phase == "griffin-lim":
-            return griffin_lim(self.stft, magnitude, wave.shape[-1])
-        return self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1])
+            return griffin_lim(self.stft, magnitude, wave.shape[-1]) * level.unsqueeze(-1)
+        return self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1]) * level.unsqueeze(-1)
 
     def log_likelihood(
         self,

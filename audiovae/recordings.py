@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from audiovae.saved import model_hash
 from audiovae.stft import STFT, StreamingAnalysis, StreamingSynthesis
 
 LATENTS_FORMAT_VERSION = 1
+_DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 _DECODED_FRAMES = 2048  # at a time
 _GRIFFIN_LIM_FRAMES = 1024
 _CROSSFADE_FRAMES = 16
@@ -41,7 +44,9 @@ def spectrogram_blocks(prior: AudioVAE, info: AudioInfo, level: float) -> Iterat
     analysis = StreamingAnalysis(prior.stft)
     for block in _at_rate(info, prior.sample_rate):
         if block.shape[1]:
-            yield analysis.push(torch.from_numpy(block).to(prior.device) / (level or 1.0))
+            frames = analysis.push(torch.from_numpy(block).to(prior.device) / (level or 1.0))
+            if frames.shape[-2]:
+                yield frames
     yield analysis.finish()
 
 
@@ -71,10 +76,10 @@ def resynthesize_file(
     def magnitudes() -> Iterator[Tensor]:
         for spectrogram in spectrogram_blocks(prior, info, level):
             posterior = prior.vae.infer(power(spectrogram)).posterior
-            magnitude = prior.vae.likelihood(choose(posterior, latents)).variance.sqrt() * level
+            magnitude = prior.vae.likelihood(choose(posterior, latents)).variance.sqrt()
             yield magnitude * torch.sgn(spectrogram) if phase == "original" else magnitude
 
-    return _synthesise(prior, magnitudes(), synthesis, target, info.sample_rate, info.n_channels, info.n_samples, info)
+    return _synthesise(prior, magnitudes(), synthesis, level, target, info.sample_rate, info.n_channels, info.n_samples, info)
 
 
 @dataclass(frozen=True)
@@ -118,17 +123,20 @@ class LatentsFile:
             ModelError: missing, damaged, not a latents file, or of a newer version.
         """
         try:
-            with np.load(path, allow_pickle=False) as fields:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
                 version = int(fields["format_version"])
                 if version > LATENTS_FORMAT_VERSION:
                     raise ModelError(path, f"was written by a newer audiovae (format {version}); update audiovae")
                 loc, scale = (torch.from_numpy(fields[name]) for name in ("loc", "scale"))
-                if loc.ndim != 3 or loc.shape != scale.shape or not (torch.isfinite(loc).all() and (scale >= 0).all()):
+                level, rate, n_samples = float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"])
+                whole = loc.ndim == 3 and loc.shape == scale.shape and len(loc) == int(fields["n_channels"]) > 0
+                sound = bool(torch.isfinite(loc).all() and torch.isfinite(scale).all() and (scale >= 0).all())
+                if not (whole and sound and loc.dtype == scale.dtype == torch.float32 and 0 <= level < math.inf and rate > 0 < n_samples):
                     raise ValueError("latents")
-                return cls(loc, scale, float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"]), str(fields["model"]))
+                return cls(loc, scale, level, rate, n_samples, str(fields["model"]))
         except FileNotFoundError as error:
             raise ModelError(path, "no such file") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        except _DAMAGED_ARCHIVE as error:
             raise ModelError(path, "is not a latents file, or a damaged one; encode the sound again") from error
 
 
@@ -158,20 +166,20 @@ def decode_file(prior: AudioVAE, source: str | Path, target: str | Path, latents
     if encoded.model != model_hash(prior):
         raise ModelError(source, f"was encoded by another model ({encoded.model[:12]}); give that one with --model")
     length = resampled_length(encoded.n_samples, encoded.sample_rate, prior.sample_rate)
-    if encoded.loc.shape[1] != prior.stft.n_frames(length):
-        raise ModelError(source, f"is damaged: {encoded.loc.shape[1]} frames do not make {encoded.n_samples} samples; encode it again")
+    if encoded.loc.shape[1:] != (prior.stft.n_frames(length), prior.vae.latent_dim):
+        raise ModelError(source, "is damaged: its latents do not fit its number of samples; encode it again")
 
     def magnitudes() -> Iterator[Tensor]:
         for loc, scale in zip(encoded.loc.split(_DECODED_FRAMES, 1), encoded.scale.split(_DECODED_FRAMES, 1), strict=True):
             z = loc + scale * torch.randn_like(scale) if latents == "sample" else loc
-            yield prior.vae.likelihood(z.to(prior.device)).variance.sqrt() * encoded.level
+            yield prior.vae.likelihood(z.to(prior.device)).variance.sqrt()
 
     synthesis = StreamingGriffinLim(prior.stft)
-    return _synthesise(prior, magnitudes(), synthesis, target, encoded.sample_rate, encoded.loc.shape[0], encoded.n_samples)
+    return _synthesise(prior, magnitudes(), synthesis, encoded.level, target, encoded.sample_rate, encoded.loc.shape[0], encoded.n_samples)
 
 
 def _synthesise(
-    prior: AudioVAE, blocks: Iterator[Tensor], synthesis: StreamingSynthesis | StreamingGriffinLim, target: str | Path,
+    prior: AudioVAE, blocks: Iterator[Tensor], synthesis: StreamingSynthesis | StreamingGriffinLim, level: float, target: str | Path,
     rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None,
 ) -> Writer:  # fmt: skip
     back = Resampler(prior.sample_rate, rate, n_channels)
@@ -184,8 +192,9 @@ def _synthesise(
             n_written += block.shape[1]
 
         for block in blocks:
-            write(back.push(synthesis.push(block).numpy(force=True)))
-        write(back.push(synthesis.finish(resampled_length(n_samples, rate, prior.sample_rate)).numpy(force=True)))
+            write(back.push((synthesis.push(block) * level).numpy(force=True)))
+        rest = synthesis.finish(resampled_length(n_samples, rate, prior.sample_rate))
+        write(back.push((rest * level).numpy(force=True)))
         write(back.finish(max(n_samples, n_written)))
     return writer
 

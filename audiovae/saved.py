@@ -6,6 +6,7 @@ load. The second one identifies the model: latents carry it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -14,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 
 from audiovae.atomic import atomic_path
@@ -37,7 +39,9 @@ def save(prior: AudioVAE, folder: str | Path, card: str | None = None) -> None:
     tensors, config = _serialise(prior)
     if card is None:
         card = f"# An audiovae prior\n\n{prior.sample_rate} Hz, {type(prior.vae).__name__}. Nothing else was recorded when it was saved.\n"
-    # The config last: a folder without one is no model, so an interrupted save is never taken for one.
+    # The config goes first and comes last: a folder without one is no model, so half of a save is never taken for one.
+    with contextlib.suppress(OSError):
+        (folder / CONFIG).unlink(missing_ok=True)
     for name, content in ((TENSORS, tensors), (CARD, card.encode()), (CONFIG, (json.dumps(config, indent=2) + "\n").encode())):
         with atomic_path(folder / name, durable=True) as temporary:
             temporary.write_bytes(content)
@@ -59,8 +63,9 @@ def load(name_or_path: str | Path) -> AudioVAE:
         stft = STFT(**config["stft"])
         prior = AudioVAE(stft, model_class(stft.n_freqs, settings_class(**_tuples(config["vae"]["settings"]))), config["sample_rate"])
         prior.load_state_dict(safetensors.torch.load(content))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(folder / CONFIG, f"does not describe a model that this version can build ({error})") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(folder / CONFIG, f"does not describe a model that this version can build ({reason})") from error
     return prior
 
 
@@ -106,6 +111,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
         version, digest = config["format_version"], config["config_sha256"]
+        if type(version) is not int:
+            raise TypeError("format_version")
     except OSError as error:
         raise ModelError(path, "is missing; copy the whole model folder") from error
     except (ValueError, KeyError, TypeError) as error:

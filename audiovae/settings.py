@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,15 @@ class PrepareSettings:
     test_speakers: str | None = None
     speeds: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.sample_rate < 1:
+            raise ValueError(f"sample_rate must be positive, got {self.sample_rate}")
+        if not 0 <= self.validation <= 1:
+            raise ValueError(f"validation must be from 0 to 1, got {self.validation}")
+        for speed in self.speeds:
+            if not 0.1 <= speed <= 10:
+                raise ValueError(f"speeds must be from 0.1 to 10, got {speed}")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -86,7 +96,7 @@ class TrainingSettings:
         patience: validations without a better ELBO before training stops; 0 never stops early.
         log_every: steps between lines of the loss trace.
         seed: of weights, batches and latents.
-        precision: as of Lightning's Fabric: 32-true, bf16-mixed, 16-mixed, 64-true.
+        precision: as of Lightning's Fabric.
         devices: devices per node.
         nodes: number of machines.
     """
@@ -106,7 +116,7 @@ class TrainingSettings:
     patience: int = 0
     log_every: int = 50
     seed: int = 0
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     devices: int = 1
     nodes: int = 1
 
@@ -123,13 +133,13 @@ class TrainingSettings:
             "nodes",
         )
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("warmup", "beta_warmup", "averaging"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 up to (not including) 1, got {getattr(self, name)}")
         for name in ("weight_decay", "beta", "equaliser_db", "patience"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.batch_frames % self.segment_frames:
             raise ValueError(f"batch_frames ({self.batch_frames}) must be a multiple of segment_frames ({self.segment_frames})")

@@ -98,6 +98,8 @@ class STFT(nn.Module):
         n_frames = spectrogram.shape[-2]
         if self.n_frames(length) != n_frames or length < 1:
             raise ValueError(f"length {length} has {self.n_frames(length)} frames at hop_length {self.hop_length}, got {n_frames} frames")
+        if spectrogram.shape[-1] != self.n_freqs:
+            raise ValueError(f"expected {self.n_freqs} frequency bins for n_fft {self.n_fft}, got {spectrogram.shape[-1]}")
         numerator = self.overlap_add(self.windowed_inverse(spectrogram))
         start = self.n_fft // 2
         envelope = self.envelope(n_frames, numerator)
@@ -124,7 +126,7 @@ class STFT(nn.Module):
         return added.flatten(-2)[..., : (n_frames - 1) * self.hop_length + self.n_fft]
 
     def _window(self, dtype: torch.dtype) -> Tensor:
-        if dtype == self.window.dtype:
+        if dtype == self.window.dtype == torch.float32:
             return self.window
         return _WINDOWS[self.window_name](self.n_fft, dtype=torch.float64).to(self.window.device, dtype)
 
@@ -187,6 +189,7 @@ class StreamingSynthesis:
         self._tail: Tensor | None = None  # numerator and envelope that later frames still add to
         self._envelope_tail: Tensor | None = None
         self._to_drop = stft.n_fft // 2  # the samples before the wave begins
+        self._n_frames = 0
         self._n_emitted = 0
 
     def push(self, spectrogram: Complex[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch sample"]:
@@ -195,6 +198,7 @@ class StreamingSynthesis:
         n_frames = spectrogram.shape[-2]
         if n_frames == 0:
             return torch.zeros(*spectrogram.shape[:-2], 0, dtype=spectrogram.real.dtype, device=spectrogram.device)
+        self._n_frames += n_frames
         numerator = stft.overlap_add(stft.windowed_inverse(spectrogram))
         envelope = stft.envelope(n_frames, numerator)
         ready = (n_frames - 1) * stft.hop_length
@@ -211,14 +215,15 @@ class StreamingSynthesis:
         """Return the rest of a wave of `length` samples.
 
         Raises:
-            ValueError: the frames pushed do not reach so far, or more samples than that have been returned.
+            ValueError: `length` does not belong to the number of frames pushed.
         """
         if self._tail is None or self._envelope_tail is None:
             raise ValueError("no frame was pushed")
-        wave = self._divide(self._tail, self._envelope_tail, length - self._n_emitted)
-        if self._n_emitted != length:
-            raise ValueError(f"length {length} does not belong to the frames pushed: {self._n_emitted} samples were returned")
-        return wave
+        if length < 1 or self._stft.n_frames(length) != self._n_frames:
+            raise ValueError(
+                f"length {length} does not belong to the frames pushed: it has {self._stft.n_frames(length)}, got {self._n_frames}"
+            )
+        return self._divide(self._tail, self._envelope_tail, length - self._n_emitted)
 
     def _divide(self, numerator: Tensor, envelope: Tensor, at_most: int | None = None) -> Tensor:
         drop = min(self._to_drop, numerator.shape[-1])

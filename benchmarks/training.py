@@ -4,8 +4,8 @@
 
 Prints the time per batch of 4096 frames of: the matrix products alone (forward, weight gradients, input gradients but the
 first layer's); the bare optimiser step (power in, weights changed); STFT and power of the same frames; a whole run of `fit`
-of 500 steps with its default settings (set-up, batches, STFT, step, averaging, clipping, trace, validation, checkpoint, saved model), each the median of several rounds
-that are interleaved, so that a drift of the machine's speed touches all of them.
+of 500 steps with its default settings (set-up, batches, STFT, step, averaging, clipping, trace, validation, checkpoint,
+saved model), each the median of several rounds that are interleaved, so that a drift of the machine's speed touches all of them.
 """
 
 from __future__ import annotations

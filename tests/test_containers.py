@@ -129,7 +129,10 @@ def test_an_ogg_file_that_lacks_whole_pages_is_refused(name: tuple[str, str, str
 
 # MP3 -----------------------------------------------------------------------------------------------------------------
 
-KBPS = {1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320), 2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+KBPS = {
+    1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
 
 
 def frame_starts(content: bytes, rate: int) -> list[int]:
@@ -155,7 +158,8 @@ def test_tags_around_an_mp3_file_do_no_harm(whole_files: dict, tmp_path: Path) -
 
 
 # MPEG 1, 2 and 2.5 have other tables, and the tag with the length stands at another place in mono and stereo.
-every_mp3 = pytest.mark.parametrize(("rate", "n_channels"), [(rate, n) for rate in (8000, 11025, 16000, 22050, 44100, 48000) for n in (1, 2)])
+MP3_FILES = [(rate, n_channels) for rate in (8000, 11025, 16000, 22050, 44100, 48000) for n_channels in (1, 2)]
+every_mp3 = pytest.mark.parametrize(("rate", "n_channels"), MP3_FILES)
 
 
 def mp3(path: Path, rate: int, n_channels: int) -> bytes:

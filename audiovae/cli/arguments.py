@@ -19,15 +19,22 @@ from audiovae.errors import AudiovaeError, PathError
 DEFAULT_MODEL = "speech-16k"
 
 
-def add_common(parser: jsonargparse.ArgumentParser, model: bool = True) -> None:
-    """--model, --device, --seed, --jobs, --json, --quiet: the same at every verb."""
-    if model:
-        parser.add_argument("--model", default=DEFAULT_MODEL, help="name of a shipped model, a model folder, or owner/name on the hub")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, or auto")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--jobs", type=jsonargparse.typing.PositiveInt, default=1, help="processes that work at the same time")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no summary: errors only")
+def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = ()) -> None:
+    """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all of them, so that a script can pass them on.
+
+    Args:
+        unused: those that make no difference to this verb.
+    """
+
+    def add(name: str, text: str, **options: Any) -> None:
+        parser.add_argument(f"--{name}", help="makes no difference here" if name in unused else text, **options)
+
+    add("model", "name of a shipped model, a model folder, or owner/name on the hub", default=DEFAULT_MODEL)
+    add("device", "cpu, cuda, cuda:1, or auto", default="cpu")
+    add("seed", "of everything random", type=int, default=0)
+    add("jobs", "processes that work at the same time", type=jsonargparse.typing.PositiveInt, default=1)
+    add("json", "print the result as JSON", action="store_true")
+    add("quiet", "no progress, no summary: errors only", action="store_true")
 
 
 def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
@@ -145,9 +152,9 @@ def refuse_existing(target: Path | None, options: Any) -> None:
         raise PathError(target, "exists already; --overwrite replaces it")
 
 
-def report_peak(writer: Any) -> dict[str, Any]:
+def report_peak(writer: Any, quiet: bool) -> dict[str, Any]:
     """The peak of what was written, and one line on the error stream where it was clipped."""
-    if writer.clips:
+    if writer.clips and not quiet:
         excess_db = 20 * math.log10(writer.peak)
         print(f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them", file=sys.stderr)
     return {"peak": writer.peak, "clipped": writer.clips}

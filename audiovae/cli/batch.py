@@ -81,6 +81,7 @@ def _here(items: list[Item], start: _Start) -> Iterator[Row | str]:
 
 
 def _in_processes(items: list[Item], start: _Start) -> Iterator[Row | str]:
+    start()  # here as well: a model that cannot be loaded is refused once, not by every process
     threads = max(1, (os.cpu_count() or 1) // start.options.jobs)
     with ProcessPoolExecutor(start.options.jobs, get_context("spawn"), start, (threads,)) as pool:
         yield from pool.map(_one, items)
@@ -95,7 +96,7 @@ def _one(item: Item) -> Row | str:
         if prior is not None:
             import torch
 
-            digest = hashlib.sha256(f"{start.options.seed} {item.name}".encode()).digest()
+            digest = hashlib.sha256(f"{start.options.seed} {item.name}".encode("utf-8", "surrogateescape")).digest()
             torch.manual_seed(int.from_bytes(digest[:7], "big"))
         return start.work(prior, item, start.options)
     except AudiovaeError as error:

@@ -32,4 +32,4 @@ def decode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
 
     assert item.target is not None
     writer = decode_file(prior, item.source, item.target, options.latents)
-    return {"output": str(item.target), **arguments.report_peak(writer)}
+    return {"output": str(item.target), **arguments.report_peak(writer, options.quiet)}

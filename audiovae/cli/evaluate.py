@@ -37,6 +37,8 @@ def run(options: Any) -> int:
         raise AudiovaeError("evaluate: give sound files, or --clean DIR --estimate DIR")
     if options.report:
         arguments.refuse_existing(Path(options.report), options)
+        if any(parent.is_file() for parent in Path(options.report).parents):
+            raise PathError(options.report, "cannot be written (not a folder); check where it shall stand")
     if options.clean:
         rows, status = run_batch(_pairs(options.clean, options.estimate), compare, options, load_model=False, writes=False)
         title = f"{options.estimate} against {options.clean}"

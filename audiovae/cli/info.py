@@ -6,19 +6,21 @@ from typing import Any
 
 import jsonargparse
 
+from audiovae.cli import arguments
 from audiovae.cli.arguments import DEFAULT_MODEL
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="name of a shipped model, a model folder, or owner/name on the hub")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub")
+    arguments.add_common(parser, unused=("device", "seed", "jobs", "quiet"))
 
 
 def run(options: Any) -> int:
     from audiovae import saved
     from audiovae.cli.batch import print_json
 
-    if options.model is None:
+    model = options.name or (None if options.model == DEFAULT_MODEL else options.model)
+    if model is None:
         names = saved.shipped_names()
         if options.json:
             print_json({"shipped": names, "default": DEFAULT_MODEL})
@@ -26,12 +28,12 @@ def run(options: Any) -> int:
             print("shipped models: " + ", ".join(f"{name} (default)" if name == DEFAULT_MODEL else name for name in names))
             print("audiovae info MODEL shows one of them, or a model folder of your own")
         return 0
-    folder = saved.find(options.model)
-    prior = saved.load(options.model)
+    folder = saved.find(model)
+    prior = saved.load(model)
     config = saved.read_config(folder)
     settings = config["vae"]["settings"]
     facts = {
-        "model": options.model,
+        "model": model,
         "folder": str(folder),
         "kind": config["vae"]["type"],
         "weights": sum(parameter.numel() for parameter in prior.parameters()),
@@ -43,6 +45,8 @@ def run(options: Any) -> int:
     card = folder / saved.CARD
     if options.json:
         print_json(facts)
+        return 0
+    if options.quiet:
         return 0
     width = max(map(len, facts))
     for name, value in facts.items():

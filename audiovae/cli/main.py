@@ -45,12 +45,16 @@ _UNKNOWN_NAME = (r"unrecognized arguments: (\S+)", r"Group '([\w.]+)' does not a
 class Parser(jsonargparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest known name for an unknown one."""
 
+    config: str | None = None  # the YAML file that is being read, to name it
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
-        if wrong := re.search(r'key "([\w.]+)": (.+)', line):
-            line = f"{wrong[1]}: " + re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("Expected a ", "expected ").replace(
-                "expected tuple", "expected a list such as [1, 2]"
-            )
+        if wrong := re.search(r'key "([\w.]+)": Expected a (.+)\. Got value: (.*)', line):
+            expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("tuple", "a list such as [1, 2]")
+            line = f"{wrong[1]}: expected {expected}, got {wrong[3]}"
+        line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
+        if "parsing config" in line and self.config:
+            line = f"{self.config}: is not a YAML file of options ({line.split(':', 1)[1].strip()})"
         for pattern in _UNKNOWN_NAME:
             if unknown := re.search(pattern, line):
                 name = ".".join(part for part in unknown.groups() if part)
@@ -87,9 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
         fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
     module: Any = importlib.import_module(f"audiovae.cli.{verb}")
-    parser = Parser(prog=f"audiovae {verb}", description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    Parser.config = next((given[i + 1] for i, text in enumerate(given[:-1]) if text == "--config"), None)
+    parser = Parser(prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
     module.add_arguments(parser)
-    options = parser.parse_args(given[1:])
+    try:
+        options = parser.parse_args(given[1:])
+    except UnicodeDecodeError:
+        fail(f"{Parser.config}: is not a YAML file of options, but binary")
     try:
         return int(module.run(options))
     except AudiovaeError as error:

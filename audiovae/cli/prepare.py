@@ -9,6 +9,8 @@ from typing import Any
 
 import jsonargparse
 
+from audiovae.cli import arguments
+from audiovae.errors import AudiovaeError
 from audiovae.settings import PrepareSettings
 
 
@@ -21,9 +23,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "LIBRITTS:dev-clean, CMUARCTIC:bdl (by torchaudio, which verifies its checksum)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start anew")
-    parser.add_argument("--jobs", type=jsonargparse.typing.PositiveInt, default=1, help="processes that work at the same time")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no summary: errors only")
+    arguments.add_common(parser, unused=("model", "device", "seed"))
 
 
 def run(options: Any) -> int:
@@ -34,7 +34,10 @@ def run(options: Any) -> int:
         from audiovae.corpora.download import download
 
         download(options.download, Path(options.folder))
-    settings = PrepareSettings(**{field.name: getattr(options, field.name) for field in fields(PrepareSettings)})
+    try:
+        settings = PrepareSettings(**{field.name: getattr(options, field.name) for field in fields(PrepareSettings)})
+    except ValueError as error:
+        raise AudiovaeError(f"prepare: {error}") from error
     with bar(1, hidden=options.quiet) as advance:
         last = [0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -19,9 +20,18 @@ def bar(total: int, hidden: bool = False, what: str = "files") -> Iterator[Calla
         BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, text="")
-        yield lambda n=1, **changes: progress.update(task, advance=n, **changes)
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task("", total=total, text="")
+
+    def advance(n: int = 1, **changes: Any) -> None:
+        progress.start()  # not before something is done: an error that comes first stands alone
+        progress.update(task, advance=n, **changes)
+
+    try:
+        yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, notes: Sequence[str] = ()) -> None:
@@ -30,7 +40,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     for row in rows:

@@ -35,4 +35,4 @@ def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
 
     assert item.target is not None
     writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents)
-    return {"output": str(item.target), **arguments.report_peak(writer)}
+    return {"output": str(item.target), **arguments.report_peak(writer, options.quiet)}

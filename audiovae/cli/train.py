@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import jsonargparse
 
-from audiovae.errors import AudiovaeError, PathError
+from audiovae.cli import arguments
+from audiovae.errors import AudiovaeError
 from audiovae.settings import FrameVAESettings, STFTSettings, TrainingSettings
 
 
@@ -25,17 +25,14 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
     parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
-    parser.add_argument("--seed", type=int, help="short for --training.seed")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
     parser.add_argument("--overwrite", action="store_true", help="start anew, deleting the model and the run in MODEL")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no summary: errors only")
+    arguments.add_common(parser, unused=("model", "jobs"))
 
 
 def run(options: Any) -> int:
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
-    shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
+    shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name))}
     try:
         settings = TrainingSettings(**{**options.training.as_dict(), **shorts})
         vae_settings = FrameVAESettings(**options.vae.as_dict())
@@ -55,8 +52,7 @@ def run(options: Any) -> int:
     corpus = PackedCorpus(options.packed)
     validation = PackedCorpus(options.validation) if options.validation else corpus
     output = Path(options.output)
-    if options.overwrite:
-        _delete_model(output)
+    device = arguments.resolve_device(options.device)
     torch.manual_seed(settings.seed)
     try:
         stft = STFT(**options.stft.as_dict())
@@ -72,7 +68,7 @@ def run(options: Any) -> int:
             advance(now.step - at[0], text=f"loss {now.loss:.1f}  validation ELBO {at[1]:.1f}")
             at[0] = now.step
 
-        fitted = fit(prior, corpus, validation, output, settings, options.device, progress)
+        fitted = fit(prior, corpus, validation, output, settings, device, options.overwrite, progress)
     if fitted.warning:
         print(f"audiovae: warning: {fitted.warning}", file=sys.stderr)
     if options.json:
@@ -80,14 +76,3 @@ def run(options: Any) -> int:
     elif not options.quiet:
         print(f"{output}: validation ELBO {fitted.elbo:.1f} nats per frame, reached at step {fitted.best_step} of {fitted.steps}")
     return 0
-
-
-def _delete_model(folder: Path) -> None:
-    """Delete what training writes, and nothing else that may be in the folder."""
-    try:
-        shutil.rmtree(folder / "training", ignore_errors=True)
-        for name in ("config.json", "model.safetensors", "README.md"):
-            if folder.is_dir():
-                (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise PathError(folder, f"cannot be replaced ({error.strerror})") from error

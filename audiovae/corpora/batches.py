@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import CorpusError
@@ -43,7 +44,9 @@ class SegmentSampler:
         self._gains = np.array([u.scale / u.level for u in self.utterances], dtype=np.float32)
         self._lengths = lengths
         self._device = device
-        self._samples = _place(corpus.samples, device)
+        samples = _place(corpus.samples, device)
+        missing = self.segment_samples - len(samples)
+        self._samples = functional.pad(samples, (0, missing)) if missing > 0 else samples
 
     def draw(self, n_segments: int, seed: int, step: int, rank: int = 0) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
         """Segments at unit level, `[segment, sample]`, and the recordings that they are from."""
@@ -60,7 +63,10 @@ class SegmentSampler:
         return waves, [self.utterances[i] for i in which]
 
     def _gather(self, starts: NDArray[np.int64]) -> Tensor:
-        rows = self._samples.unfold(0, self.segment_samples, 1)[torch.from_numpy(starts).to(self._samples.device)]
+        beyond = np.maximum(starts + self.segment_samples - len(self._samples), 0)  # only a short last recording
+        rows = self._samples.unfold(0, self.segment_samples, 1)[torch.from_numpy(starts - beyond).to(self._samples.device)]
+        for i in np.flatnonzero(beyond):
+            rows[i] = rows[i].roll(-int(beyond[i]))
         return rows.to(self._device).float()
 
 

@@ -61,11 +61,11 @@ def _libri_split(match: re.Match[str]) -> Split | None:
 def _voicebank_split(match: re.Match[str]) -> Split | None:
     if match["split"] == "test":
         return "test"
-    return "validation" if match["speaker"] in ("p226", "p287") else "train"  # the usual two of the 28
+    return "validation" if match["speaker"] in ("p226", "p287") else None  # the usual two of the 28
 
 
 def _wsj0_split(match: re.Match[str]) -> Split | None:
-    splits: dict[str, Split] = {"tr": "train", "dt": "validation", "et": "test"}
+    splits: dict[str, Split | None] = {"tr": None, "dt": "validation", "et": "test"}
     return splits[match["split"]]
 
 
@@ -96,7 +96,9 @@ LAYOUTS: dict[str, Layout] = {
         single_speaker=True,
     ),
     "wsj0": Layout(
-        r"si_(?P<split>tr|dt|et)_[a-z0-9]+/(?P<speaker>[0-9a-z]{3})/[0-9a-z]{8}\.(wav|wv1)$", _wsj0_split
+        r"si_(?P<split>tr|dt|et)_[a-z0-9]+/(?P<speaker>[0-9a-z]{3})/[0-9a-z]{8}\.(?P<mic>wav|wv1|wv2)$",
+        _wsj0_split,
+        left_out=lambda match: "second microphone of the same take" if match["mic"] == "wv2" else None,
     ),
     "timit": Layout(r"(?P<split>TRAIN|TEST|train|test)/(DR|dr)[1-8]/(?P<speaker>[A-Za-z0-9]{5})/\w+\.(WAV|wav)(\.wav)?$", _timit_split),
     "cmu-arctic": Layout(r"cmu_us_(?P<speaker>[a-z]+)_arctic/wav/arctic_[ab]\d+\.wav$"),

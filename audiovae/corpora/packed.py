@@ -102,7 +102,7 @@ class PackedCorpus:
         """SHA-256 over ids, splits, levels and samples of all recordings and the rate."""
         lines = [str(self.header.sample_rate)]
         lines += sorted(f"{u.id} {u.split} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def write_index(folder: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> None:

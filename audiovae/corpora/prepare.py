@@ -99,18 +99,17 @@ def prepare(
             file.seek(2 * end)
             committed = 2 * end
             for done, (source, result) in enumerate(_process_all(new, settings, jobs), start=1):
-                stat = source.path.stat()
+                origin = _size_and_time(source.path)
                 if isinstance(result, _Processed):
                     digest = hashlib.sha256(result.samples.tobytes()).hexdigest()
                     place = (file.tell() // 2, len(result.samples))
-                    origin = (stat.st_size, stat.st_mtime_ns)
                     utterances.append(
                         Utterance(source.id, source.speaker, str(source.split), *place, result.scale, result.level, *origin, digest)
                     )
                     file.write(result.samples.tobytes())
                     seconds_new += result.seconds
                 else:
-                    left_out.append(LeftOut(source.id, result, True, stat.st_size, stat.st_mtime_ns))
+                    left_out.append(LeftOut(source.id, result, True, *origin))
                 progress(done, len(new))
                 if file.tell() - committed > _COMMIT_BYTES:
                     committed = _commit(file, target, header, utterances, left_out)
@@ -141,17 +140,27 @@ def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[U
                 target, f"holds a corpus with {name} {getattr(old, name)!r}, not {getattr(header, name)!r}; --overwrite replaces it"
             )
     current = {source.id: source for source in found if source.left_out is None}
+    path = target / packed.SAMPLES
+    n_there = path.stat().st_size // 2 if path.exists() else 0
+    utterances = [u for u in utterances if u.start + u.n_samples <= n_there]  # what was lost is packed again
     end = max((u.start + u.n_samples for u in utterances), default=0)
 
     def unchanged(entry: Utterance | LeftOut) -> bool:
         source = current.get(entry.id)
         if source is None:
             return False
-        stat = source.path.stat()
-        return (stat.st_size, stat.st_mtime_ns) == (entry.source_size, entry.source_mtime_ns)
+        return _size_and_time(source.path) == (entry.source_size, entry.source_mtime_ns)
 
     kept = [replace(u, split=str(current[u.id].split), speaker=current[u.id].speaker) for u in utterances if unchanged(u)]
     return kept, [entry for entry in left_out if unchanged(entry)], end
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _commit(file: object, target: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> int:
@@ -210,6 +219,6 @@ def _names(path: str | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        return frozenset(Path(path).read_text().split())
-    except OSError as error:
+        return frozenset(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(path, "cannot be read; give a text file with one speaker a line") from error

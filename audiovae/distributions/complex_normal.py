@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions.utils import broadcast_all
 
 LOG_PI = math.log(math.pi)
+_LARGEST_EXPONENT = 80.0  # exp of it is finite in float32, so that a power of zero counts as zero at any variance
 
 
 class _Complex(constraints.Constraint):
@@ -41,7 +42,7 @@ class ComplexNormal(Distribution):
         Itakura-Saito divergence", Neural Computation 21(3), 2009.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"variance": constraints.positive, "log_variance": constraints.real}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"log_variance": constraints.real}
     support = _Complex()
     has_rsample = True
 
@@ -49,6 +50,8 @@ class ComplexNormal(Distribution):
         if (variance is None) == (log_variance is None):
             raise ValueError("ComplexNormal takes either variance or log_variance, got " + ("neither" if variance is None else "both"))
         (given,) = broadcast_all(variance if log_variance is None else log_variance)
+        if log_variance is None and validate_args is not False and not bool((given > 0).all()):
+            raise ValueError(f"Expected parameter variance of ComplexNormal to be positive, but found invalid values:\n{given}")
         self._given = given.log() if log_variance is None else given
         self._log_floor = math.log(floor) if floor > 0 else -math.inf
         super().__init__(self._given.shape, validate_args=validate_args)
@@ -76,7 +79,10 @@ class ComplexNormal(Distribution):
         return self.variance.sqrt()
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> ComplexNormal:
-        return ComplexNormal(log_variance=self.log_variance.expand(torch.Size(batch_shape)), validate_args=False)
+        return ComplexNormal(log_variance=self.log_variance.expand(torch.Size(batch_shape)), validate_args=self._validate_args)
+
+    def __repr__(self) -> str:
+        return f"ComplexNormal(log_variance: {tuple(self._given.shape)})"
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples: sqrt(variance) times a complex standard normal."""
@@ -97,7 +103,7 @@ class ComplexNormal(Distribution):
     def log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob(x)` given power = |x|^2, which is all that it depends on: still a density over the complex plane."""
         log_variance = self.log_variance
-        return -LOG_PI - log_variance - power * torch.exp(-log_variance)
+        return -LOG_PI - log_variance - power * torch.exp((-log_variance).clamp(max=_LARGEST_EXPONENT))
 
     def summed_log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob_of_power(power).sum(-1)` at a third of its cost: what training calls."""
@@ -135,6 +141,8 @@ class _SummedLogProb(torch.autograd.Function):
                 work.clamp_(max=-log_floor)
                 ctx.floored = True
             torch.sum(work, -1, keepdim=True, out=out)  # minus the sum of v
+            if log_floor == -math.inf:
+                work.clamp_(max=_LARGEST_EXPONENT)
             work.exp_().mul_(p)
             out.sub_(work.sum(-1, keepdim=True)).sub_(power.shape[-1] * LOG_PI)
             work.sub_(1)

@@ -77,7 +77,8 @@ class FrameVAE(VAE):
         return Independent(ComplexNormal(log_variance=log_variance, floor=VARIANCE_FLOOR, validate_args=False), 1, validate_args=False)
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
-        return torch.randn(n_frames, self.latent_dim, device=self.log_power.mean.device)
+        like = self.log_power.mean
+        return torch.randn(n_frames, self.latent_dim, dtype=like.dtype, device=like.device)
 
 
 def _check(n_freqs: int, settings: FrameVAESettings) -> None:

@@ -86,7 +86,7 @@ def write_report(target: str | Path, evaluations: Sequence[Evaluation], title: s
 {body}</body></html>
 """
     with atomic_path(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # a file name may be no Unicode
 
 
 def _evaluation(evaluation: Evaluation, headed: bool) -> str:

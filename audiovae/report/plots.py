@@ -46,7 +46,7 @@ def spectrogram_and_psd(
         latents: posterior means.
         kl: nats per dimension over the recording.
     """
-    figure, axes = _figure(2, 2, (13, 6.4), [1.5, 1])
+    figure, axes = _figure(2, 2, (13.0, 6.4), [1.5, 1.0])
     seconds = len(power) * hop_length / sample_rate
     image = None
     for axis, name, values in zip(axes[0], ("Spectrogram |x|²", "Decoded PSD"), decibels([power, psd]), strict=True):
@@ -66,7 +66,7 @@ def spectrogram_and_psd(
 
 def kl_per_dimension(kl: Float[Tensor, " latent"]) -> bytes:
     """A PNG: the KL of every latent dimension, sorted."""
-    figure, axes = _figure(1, 1, (8, 2.8), [1])
+    figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])
     _kl_bars(axes[0][0], kl)
     return _png(figure)
 

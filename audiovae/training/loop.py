@@ -79,6 +79,7 @@ def fit(
     folder: str | Path,
     settings: TrainingSettings = TrainingSettings(),
     device: str = "cpu",
+    overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Fitted:
     """Train a prior on the "train" split of a corpus; the best weights by validation ELBO end up in `prior` and `folder`.
@@ -92,6 +93,7 @@ def fit(
         validation: its "validation" split is scored (may be the same corpus).
         folder: receives `config.json`, `model.safetensors`, `README.md` (the best weights) and `training/`.
         device: "cpu", "cuda", "auto"; with settings.devices > 1, that many of them.
+        overwrite: start anew where `folder` holds a run or a model.
         progress: called now and then.
 
     Raises:
@@ -101,21 +103,22 @@ def fit(
     from lightning_fabric import Fabric
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
-    if corpus.header.sample_rate != prior.sample_rate:
-        raise TrainingError(f"{corpus.folder} was prepared at {corpus.header.sample_rate} Hz, and the model has {prior.sample_rate} Hz")
+    for packed in (corpus, validation):
+        if packed.header.sample_rate != prior.sample_rate:
+            raise TrainingError(f"{packed.folder} was prepared at {packed.header.sample_rate} Hz, and the model has {prior.sample_rate} Hz")
     fabric = Fabric(
         accelerator=device, devices=settings.devices, num_nodes=settings.nodes, precision=settings.precision,  # type: ignore[arg-type]
         strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
     )  # fmt: skip
     fabric.launch()
     rank, device_ = fabric.global_rank, fabric.device
-    record = Record(Path(folder), prior, settings, _describe(corpus, validation), writes=fabric.is_global_zero)
     n_segments = settings.batch_frames // settings.segment_frames
     prior.to(device_).train()
     draws = SegmentSampler(corpus, "train", prior.stft, settings.segment_frames, device_)
     held_out = _held_out_power(validation, prior.stft, settings, device_)
     listening = torch.from_numpy(validation.wave(validation.split("validation")[0])).to(device_)
 
+    record = Record(Path(folder), prior, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
     checkpoint = load_checkpoint(record.folder)
     if checkpoint is None:
         n_calibration = max(1, CALIBRATION_FRAMES // settings.segment_frames)
@@ -127,7 +130,8 @@ def fit(
     state = TrainingState(prior.vae, adam, device_)
     if checkpoint is not None:
         state.restore(checkpoint)
-    record.rewind(state.trace)
+    record.rewind(state.step, state.trace)
+    held_out = [batch.to(next(prior.vae.parameters()).dtype) for batch in held_out]
 
     while state.step < settings.steps and not (settings.patience and state.waited >= settings.patience):
         step = state.step
@@ -143,13 +147,13 @@ def fit(
         losses = module(frame_power, beta(settings, step))
         optimizer.zero_grad()
         fabric.backward(losses[0])
-        fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
+        norm = fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
         losses = cast(Tensor, fabric.all_reduce(losses.detach()))  # the mean: every device sees the same trace, and the same NaN
-        if not torch.isfinite(losses).all():
+        if not (torch.isfinite(losses).all() and (norm is None or torch.isfinite(norm))):
             names = ", ".join(sorted({utterance.id for utterance in utterances}))
             raise TrainingError(
                 f"the loss is {losses[0].item()} at step {step}, in a batch from {names}; the checkpoint of step "
-                f"{state.saved_step} is kept. Lower learning_rate or clip_norm, or leave these recordings out"
+                f"{state.saved_step} is kept (gradient norm {norm}). Lower learning_rate or clip_norm, or leave these recordings out"
             )
         optimizer.step()
         state.advance(losses, settings.averaging)
@@ -159,10 +163,17 @@ def fit(
             progress(Progress(state.step, settings.steps, state.trace[-1][1], None))
         if state.step % settings.validate_every == 0 or state.step == settings.steps:
             with state.averaged_weights():
+                prior.eval()
                 log_likelihood, kl = _validate(prior, held_out, settings.seed)
+                if not math.isfinite(log_likelihood - kl):
+                    raise TrainingError(
+                        f"the validation ELBO is {log_likelihood - kl} at step {state.step}; the checkpoint of step {state.saved_step} is "
+                        "kept. Lower learning_rate"
+                    )
                 if state.score(log_likelihood - kl):
                     record.save_model(prior, state.step, state.best_elbo)
                 record.validation(state.step, log_likelihood, kl, prior, listening)
+                prior.train()
             if fabric.is_global_zero:
                 save_checkpoint(record.folder, state.checkpoint())
             fabric.barrier()
@@ -173,6 +184,7 @@ def fit(
         raise TrainingError(f"no validation ELBO was finite in {state.step} steps; lower learning_rate")
     prior.vae.load_state_dict(state.best)
     prior.eval()
+    record.save_if_missing(prior, state.best_step, state.best_elbo)
     with torch.no_grad():
         warning = collapse_warning(kl_per_dimension(prior.vae, held_out[0]))
     return Fitted(state.step, state.best_elbo, state.best_step, warning)
@@ -207,10 +219,8 @@ def _held_out_power(validation: PackedCorpus, stft: STFT, settings: TrainingSett
 @torch.no_grad()
 def _validate(prior: AudioVAE, held_out: list[Tensor], seed: int) -> tuple[float, float]:
     """Log-likelihood and KL, means over all held-out frames, with the same noise each time. Every rank does all of it."""
-    prior.eval()
     _seed(seed, _NO_STEP)
     terms = [elbo_of_power(prior.vae, batch) for batch in held_out]
-    prior.train()
     return tuple(torch.cat([getattr(t, name).flatten() for t in terms]).double().mean().item() for name in ("log_likelihood", "kl"))  # type: ignore[return-value]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from audiovae.atomic import atomic_path
 from audiovae.errors import TrainingError
 from audiovae.prior import AudioVAE
-from audiovae.saved import CONFIG, save
+from audiovae.saved import CARD, CONFIG, TENSORS, save
 from audiovae.settings import TrainingSettings
 from audiovae.training.state import TraceRow
 
@@ -33,12 +34,15 @@ class Record:
         settings: of the run.
         data: fingerprints of the corpora by role.
         writes: False on all but one process of several; those leave no trace.
+        overwrite: delete what a run left in the folder, and nothing else that may be there.
 
     Raises:
         TrainingError: the folder holds another run, or a model that no run left there.
     """
 
-    def __init__(self, folder: Path, prior: AudioVAE, settings: TrainingSettings, data: dict[str, str], writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, prior: AudioVAE, settings: TrainingSettings, data: dict[str, str], writes: bool = True, overwrite: bool = False
+    ) -> None:
         self.model_folder = folder
         self.folder = folder / "training"
         self._writes = writes
@@ -53,10 +57,23 @@ class Record:
             "versions": {"audiovae": version("audiovae"), "torch": torch.__version__, "python": platform.python_version()},
         }  # fmt: skip
         self._run = json.loads(json.dumps(self._run))  # tuples become lists, as in the file
-        self._compare()
+        if overwrite and writes:
+            self._delete()
+        elif not overwrite:
+            self._compare()
         if writes:
             with atomic_path(self.folder / RUN) as temporary:
                 temporary.write_text(json.dumps(self._run, indent=2) + "\n")
+
+    def _delete(self) -> None:
+        try:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            for name in (CONFIG, TENSORS, CARD):
+                if self.model_folder.is_dir():
+                    (self.model_folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{self.model_folder}: cannot be replaced ({error.strerror})") from error
 
     def _compare(self) -> None:
         path = self.folder / RUN
@@ -77,7 +94,7 @@ class Record:
                         "repeat its settings to continue it, or --overwrite to start anew"
                     )
 
-    def rewind(self, trace: list[TraceRow]) -> None:
+    def rewind(self, step: int, trace: list[TraceRow]) -> None:
         """Begin, or go back to where a checkpoint was taken: drop what was written after it."""
         if not self._writes:
             return
@@ -87,7 +104,7 @@ class Record:
             writer.writerows(trace)
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(self.folder), purge_step=trace[-1][0] + 1 if trace else None)
+        self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def trace(self, row: TraceRow) -> None:
         """Append to the loss trace."""
@@ -122,6 +139,11 @@ class Record:
         """Write the model as it is, with a card that says where it comes from."""
         if self._writes:
             save(prior, self.model_folder, self._card(prior, step, elbo))
+
+    def save_if_missing(self, prior: AudioVAE, step: int, elbo: float) -> None:
+        """Write the best model once more if it was deleted since."""
+        if not all((self.model_folder / name).exists() for name in (CONFIG, TENSORS, CARD)):
+            self.save_model(prior, step, elbo)
 
     def close(self) -> None:
         if self._board is not None:
