@@ -239,6 +239,10 @@ class Writer:
         if missing_bytes(os.fsdecode(self._file.name)) > 0:
             return False
         with soundfile.SoundFile(self._file.name) as file:
+            if file.frames < self._n_written:
+                return False
+            if file.format in ("OGG", "MP3"):  # seeking beyond the end of these goes unnoticed: decode them
+                return sum(len(block) for block in file.blocks(2**16, dtype="float32")) >= self._n_written
             file.seek(max(0, self._n_written - 1))
             return self._n_written == 0 or len(file.read(1)) == 1
 

@@ -456,7 +456,7 @@ for suffix in sys.argv[4:]:
 print(json.dumps(results))
 """
 WRITTEN_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".caf", ".w64", ".rf64", ".sph")
-DISKS = [(10, 3000), (2000, 3000), (4096, 160000)]  # room for no header; for some of a file that is written when closed; for some blocks
+DISKS = [(10, 3000), (1200, 3000), (4096, 160000)]  # room for no header; for some of a file that is written when closed; for some blocks
 
 
 @pytest.fixture(scope="module")
