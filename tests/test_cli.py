@@ -285,6 +285,8 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         TRAIN + "--config c.yaml",
         r"training\.steps: expected int.*many",
     ),
+    "broken YAML, joined": (text("c.yaml", "training: [1\n"), TRAIN + "--config=c.yaml", r"c\.yaml"),
+    "binary YAML, joined": (sound("c.yaml", format="WAV"), TRAIN + "--config=c.yaml", r"c\.yaml"),
     "broken YAML": (text("c.yaml", "training: [1\n"), TRAIN + "--config c.yaml", r"c\.yaml"),
     "binary YAML": (sound("c.yaml", format="WAV"), TRAIN + "--config c.yaml", r"c\.yaml"),
     # models
@@ -617,6 +619,16 @@ def plain_failures(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     capsys.readouterr()
 
 
+def test_names_of_any_bytes_are_worked_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.makedirs("odd")
+    shutil.copy("good.wav", b"odd/caf\xe9.wav")
+    shutil.copy("good.wav", "odd/日本 <&>\n.wav")
+    with plain_failures(capsys):
+        assert audiovae("resynthesize odd -o out --model model --json") == 0
+        assert set(os.listdir(b"out")) == {b"caf\xe9.wav", "日本 <&>\n.wav".encode()}
+        assert audiovae("score odd --model model") == 0
+
+
 @pytest.mark.parametrize(
     ("command", "made"),
     [
@@ -702,6 +714,13 @@ EVERY_VERB = {
 
 def test_every_verb_has_a_command_here() -> None:
     assert EVERY_VERB.keys() == VERBS.keys()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_seed_of_the_command_line_overrides_that_of_the_configuration(here: Path, packed: Path, seed: int) -> None:
+    Path("c.yaml").write_text("training:\n  seed: 5\n")
+    assert audiovae(TRAIN + f"--config c.yaml --seed {seed} --quiet", packed=packed) == 0
+    assert json.loads(Path("run/training/run.json").read_text())["settings"]["seed"] == seed
 
 
 @pytest.mark.usefixtures("only_si_sdr")
@@ -802,6 +821,12 @@ def test_info_tells_sizes_weights_and_hash(here: Path, prior: AudioVAE, capsys: 
     assert (facts["latent_dim"], facts["hidden"], facts["sample_rate"], facts["n_fft"]) == (8, [32], RATE, 1024)
     assert audiovae("info model") == 0
     assert facts["hash"] in capsys.readouterr().out
+
+
+def test_info_shows_the_model_of_the_common_option_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, latent_dim in (("info --model model", 8), ("info --model speech-16k", 64)):
+        assert audiovae(f"{command} --json") == 0
+        assert strict_json(capsys.readouterr().out).get("latent_dim") == latent_dim
 
 
 def test_info_lists_the_shipped_models_and_shows_their_cards(capsys: pytest.CaptureFixture[str]) -> None:

@@ -472,6 +472,17 @@ def plain_failures() -> Iterator[None]:
         raise pytest.fail.Exception(ascii(error), pytrace=False) from None
 
 
+def test_names_of_any_bytes_are_packed(toy_corpus_folder: Path, tmp_path: Path) -> None:
+    latin_1 = os.fsencode(tmp_path) + b"/sound/caf\xe9"
+    os.makedirs(latin_1)
+    shutil.copy(os.fsencode(toy_corpus_folder) + b"/speaker0/0.wav", latin_1 + b"/\xff.wav")
+    shutil.copytree(toy_corpus_folder / "speaker1", tmp_path / "sound" / "日本 <&>\n")
+    with plain_failures():
+        prepared = prepare(tmp_path / "sound", tmp_path / "packed")
+        assert {os.fsencode(u.speaker) for u in prepared.utterances} == {b"caf\xe9", "日本 <&>\n".encode()}
+        assert len(PackedCorpus(tmp_path / "packed").fingerprint()) == 64
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # prepare: what a second run does
 

@@ -6,7 +6,9 @@ import base64
 import html
 import io
 import math
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -127,6 +129,14 @@ def plain_failures() -> Iterator[None]:
         yield
     except Exception as error:
         raise pytest.fail.Exception(ascii(error), pytrace=False) from None
+
+
+def test_a_name_that_is_no_unicode_is_shown_somehow(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))  # from an old disc
+    shutil.copy(toy_corpus_folder / "speaker0" / "0.wav", file)
+    with plain_failures():
+        write_report(tmp_path / "r.html", [Evaluation("m", prior, [reported(file)])], "t")
+        assert any(re.search(r"caf.+\.wav", text) for text in Page(tmp_path / "r.html").text)
 
 
 def test_the_table_holds_values_means_and_reasons(page: tuple[Path, Page]) -> None:

@@ -23,10 +23,22 @@ import numpy as np
 import pytest
 import torch
 
-from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, PrepareSettings, STFTSettings, TrainingSettings, fit, prepare
+from audiovae import (
+    STFT,
+    AudioVAE,
+    FrameVAE,
+    FrameVAESettings,
+    PackedCorpus,
+    PrepareSettings,
+    STFTSettings,
+    TrainingSettings,
+    fit,
+    prepare,
+    saved,
+)
 from audiovae.cli.main import main
 from audiovae.corpora.batches import SegmentSampler
-from audiovae.errors import CorpusError, TrainingError
+from audiovae.errors import CorpusError, PathError, TrainingError
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
@@ -133,6 +145,17 @@ def test_a_finished_run_whose_model_was_deleted_writes_it_again(packed: Path, un
     assert results(tmp_path / "model") == results(uninterrupted)
 
 
+def test_a_save_that_fails_keeps_the_model_of_before(model_folder: Path, prior: AudioVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, **options: Any) -> None:
+        raise PathError(path, "cannot be written (No space left on device)")
+
+    monkeypatch.setattr(saved, "atomic_path", full)
+    with pytest.raises(PathError, match="No space left"):
+        prior.save_pretrained(model_folder)
+    loaded = AudioVAE.from_pretrained(model_folder).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in prior.state_dict().items())
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_other_precisions_train_as_well(packed: Path, tmp_path: Path, precision: str) -> None:
     settings = replace(SETTINGS, equaliser_db=0.0, averaging=0.0)
@@ -156,6 +179,7 @@ def command(packed: Path, folder: Path, *more: str) -> list[str]:
 # The real command, slowed down so that a signal from outside meets it at work, and held up at a step so that it never ends before.
 SLOW_TRAINING = """
 import sys, time
+from audiovae import saved
 from audiovae.cli.main import main
 from audiovae.training import loop
 learning_rate, last = loop.learning_rate, int(sys.argv[1])
@@ -690,15 +714,18 @@ def test_settings_that_make_no_run_are_refused_with_their_value(change: dict[str
 @pytest.mark.xdist_group("two_processes")
 def test_two_processes_take_the_same_steps_and_report_once(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    arguments = [word for word in command(packed, folder) if word != "--quiet"] + ["--devices=2", "--json"]
+    begin = [word for word in command(packed, folder) if word != "--quiet"] + ["--devices=2", "--json"]
     program = shutil.which("audiovae", path=str(Path(sys.executable).parent))
     assert program is not None
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr
-    state = load_checkpoint(folder / "training")
-    assert state is not None
-    assert state["step"] == 30
-    assert [step for step, _, _ in rows(folder)] == list(range(3, 31, 3))
-    # Each process draws its own batch, so one process alone gives another result.
-    assert json.loads(done.stdout)["steps"] == 30
+    traces = []
+    for arguments in (begin, [*begin, "--overwrite"]):  # neither process may see what the other is to delete
+        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=150, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["steps"] == 30
+        state = load_checkpoint(folder / "training")
+        assert state is not None
+        assert state["step"] == 30
+        traces.append(rows(folder))
+    assert [step for step, _, _ in traces[0]] == list(range(3, 31, 3))
+    assert traces[0] == traces[1]
