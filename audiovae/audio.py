@@ -85,7 +85,7 @@ def inspect(path: str | Path) -> AudioInfo:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
         if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
             raise AudioError(path, "is truncated: it ends before its header says; restore the whole file")
-        info = soundfile.info(str(path))
+        info = soundfile.info(os.fsencode(path))
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
     except (RuntimeError, ValueError, IndexError, struct.error) as error:

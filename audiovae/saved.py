@@ -39,12 +39,10 @@ def save(prior: AudioVAE, folder: str | Path, card: str | None = None) -> None:
     tensors, config = _serialise(prior)
     if card is None:
         card = f"# An audiovae prior\n\n{prior.sample_rate} Hz, {type(prior.vae).__name__}. Nothing else was recorded when it was saved.\n"
-    # The config goes first and comes last: a folder without one is no model, so half of a save is never taken for one.
-    with contextlib.suppress(OSError):
-        (folder / CONFIG).unlink(missing_ok=True)
-    for name, content in ((TENSORS, tensors), (CARD, card.encode()), (CONFIG, (json.dumps(config, indent=2) + "\n").encode())):
-        with atomic_path(folder / name, durable=True) as temporary:
-            temporary.write_bytes(content)
+    contents = {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), CARD: card.encode(), TENSORS: tensors}
+    with contextlib.ExitStack() as stack:  # all are written before any is renamed, the config last: never half of a model
+        for name, content in contents.items():
+            stack.enter_context(atomic_path(folder / name, durable=True)).write_bytes(content)
 
 
 def load(name_or_path: str | Path) -> AudioVAE:

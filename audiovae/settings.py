@@ -91,7 +91,7 @@ class TrainingSettings:
         beta_warmup: share of the steps over which beta rises linearly from zero.
         clip_norm: gradients are scaled down to this norm.
         averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last weights.
-        equaliser_db: each drawn segment passes a smooth random equaliser of about this many dB (standard deviation).
+        equaliser_db: each drawn segment passes a smooth random equaliser; standard deviation of its lowest cosine in dB.
         validate_every: steps between validations; each also writes a checkpoint.
         patience: validations without a better ELBO before training stops; 0 never stops early.
         log_every: steps between lines of the loss trace.

@@ -12,14 +12,14 @@ from audiovae.cli.arguments import DEFAULT_MODEL
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub")
-    arguments.add_common(parser, unused=("device", "seed", "jobs", "quiet"))
+    arguments.add_common(parser, unused=("device", "seed", "jobs"), unset=("model",))
 
 
 def run(options: Any) -> int:
     from audiovae import saved
     from audiovae.cli.batch import print_json
 
-    model = options.name or (None if options.model == DEFAULT_MODEL else options.model)
+    model = options.name or options.model
     if model is None:
         names = saved.shipped_names()
         if options.json:

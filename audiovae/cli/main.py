@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -78,6 +79,9 @@ def fail(message: str) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):  # a file name may be no Unicode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
@@ -91,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
         fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
     module: Any = importlib.import_module(f"audiovae.cli.{verb}")
-    Parser.config = next((given[i + 1] for i, text in enumerate(given[:-1]) if text == "--config"), None)
+    joined = [part for text in given for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
+    Parser.config = next((joined[i + 1] for i, text in enumerate(joined[:-1]) if text == "--config"), None)
     parser = Parser(prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
     module.add_arguments(parser)
     try:

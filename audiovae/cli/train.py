@@ -26,13 +26,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
     parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
     parser.add_argument("--overwrite", action="store_true", help="start anew, deleting the model and the run in MODEL")
-    arguments.add_common(parser, unused=("model", "jobs"))
+    arguments.add_common(parser, unused=("model", "jobs"), unset=("seed",))
 
 
 def run(options: Any) -> int:
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
-    shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name))}
+    shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
     try:
         settings = TrainingSettings(**{**options.training.as_dict(), **shorts})
         vae_settings = FrameVAESettings(**options.vae.as_dict())

@@ -189,7 +189,7 @@ def _check_speakers(recordings: list[Source]) -> None:
 
 
 def _hash(speaker: str) -> str:
-    return hashlib.sha256(speaker.encode()).hexdigest()
+    return hashlib.sha256(speaker.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def at_speeds(recordings: list[Source], speeds: Iterable[float]) -> list[Source]:

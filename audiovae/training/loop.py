@@ -106,10 +106,14 @@ def fit(
     for packed in (corpus, validation):
         if packed.header.sample_rate != prior.sample_rate:
             raise TrainingError(f"{packed.folder} was prepared at {packed.header.sample_rate} Hz, and the model has {prior.sample_rate} Hz")
+    accelerator, _, index = device.partition(":")
     fabric = Fabric(
-        accelerator=device, devices=settings.devices, num_nodes=settings.nodes, precision=settings.precision,  # type: ignore[arg-type]
+        accelerator=accelerator,
+        devices=[int(index)] if index else settings.devices,
+        num_nodes=settings.nodes,
+        precision=settings.precision,
         strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
-    )  # fmt: skip
+    )
     fabric.launch()
     rank, device_ = fabric.global_rank, fabric.device
     n_segments = settings.batch_frames // settings.segment_frames
@@ -119,6 +123,7 @@ def fit(
     listening = torch.from_numpy(validation.wave(validation.split("validation")[0])).to(device_)
 
     record = Record(Path(folder), prior, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
+    fabric.barrier()  # what is overwritten is gone before any process looks for a checkpoint
     checkpoint = load_checkpoint(record.folder)
     if checkpoint is None:
         n_calibration = max(1, CALIBRATION_FRAMES // settings.segment_frames)

@@ -59,7 +59,7 @@ class Record:
         self._run = json.loads(json.dumps(self._run))  # tuples become lists, as in the file
         if overwrite and writes:
             self._delete()
-        elif not overwrite:
+        elif writes:
             self._compare()
         if writes:
             with atomic_path(self.folder / RUN) as temporary:
