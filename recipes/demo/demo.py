@@ -1,0 +1,84 @@
+"""The main job in three minutes: speak a corpus, train a prior on it, resynthesise voices that it never heard, write a page.
+
+python recipes/demo/demo.py [FOLDER]      (default: demo)
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import Progress as Bar
+
+from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, PrepareSettings, TrainingSettings, fit, prepare
+from audiovae.cli.progress import print_table
+from audiovae.cli.scores import HEADINGS
+from audiovae.corpora.espeak import speak_corpus
+from audiovae.metrics import UNITS, evaluate_file, summarise
+from audiovae.recordings import resynthesize_file
+from audiovae.report.page import Evaluation, ReportedFile, write_report
+from audiovae.saved import shipped_names
+
+TRAINING_SECONDS = 50.0
+HELD_OUT = ("en-us-m3", "en-us-f4", "en-gb-scotland-m6", "en-gb-x-rp-f2")
+SIZES = FrameVAESettings(latent_dim=32, hidden=(256, 256), residual=True, activation="silu")
+
+
+def main(folder: Path) -> None:
+    speech, packed, model = folder / "speech", folder / "packed", folder / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.set_num_threads(1)  # small products: a second thread costs more than it brings where another job runs
+    voices = speak_corpus(speech)
+    (folder / "held_out.txt").write_text("\n".join(HELD_OUT))
+    prepared = prepare(speech, packed, PrepareSettings(validation_speakers=str(folder / "held_out.txt")), overwrite=True)
+    print(
+        f"{len(prepared.utterances)} sentences, {prepared.seconds_new / 60:.1f} minutes, of {len(voices)} voices, {len(HELD_OUT)} held out"
+    )
+
+    corpus = PackedCorpus(packed)
+    torch.manual_seed(0)
+    prior = AudioVAE(STFT(), FrameVAE(513, SIZES), corpus.header.sample_rate)
+    settings = TrainingSettings(steps=steps_that_fit(corpus, folder), validate_every=250)
+    with Bar() as bar:
+        task = bar.add_task("training", total=settings.steps)
+        fit(prior, corpus, corpus, model, settings, progress=lambda now: bar.update(task, completed=now.step))
+
+    evaluations = []
+    priors = {"trained just now": prior} | {name: AudioVAE.from_pretrained(name) for name in shipped_names()}
+    for name, one in priors.items():
+        torch.manual_seed(0)
+        files = [speech / voice / "00.wav" for voice in HELD_OUT]
+        for voice, file in zip(HELD_OUT, files, strict=True):
+            resynthesize_file(one, file, folder / "resynthesis" / name.replace(" ", "-") / f"{voice}.wav")
+        scores = [evaluate_file(one, file) for file in files]
+        evaluations.append(Evaluation(name, one, [ReportedFile(f, s.values, s.reasons) for f, s in zip(files, scores, strict=True)]))
+    summaries = {e.name: summarise([file.values for file in e.files]) for e in evaluations}
+    metrics = [metric for metric in UNITS if any(metric in summary for summary in summaries.values())]
+    rows = [[name, *(str(summary.get(metric, "not scored")) for metric in metrics)] for name, summary in summaries.items()]
+    print_table(
+        ["prior", *(HEADINGS[metric] for metric in metrics)],
+        rows,
+        f"{len(HELD_OUT)} voices that it never heard: original phase, posterior mean, 95 % intervals",
+    )
+    write_report(folder / "report.html", evaluations, "audiovae demo", "Four synthetic voices that the first prior never heard.")
+    print(f"open {folder / 'report.html'}")
+
+
+def steps_that_fit(corpus: PackedCorpus, folder: Path) -> int:
+    """How many training steps this machine does in the time."""
+    scratch = folder / "timing"
+    times = []
+    for steps in (5, 45):
+        prior = AudioVAE(STFT(), FrameVAE(513, SIZES), corpus.header.sample_rate)
+        begin = time.perf_counter()
+        fit(prior, corpus, corpus, scratch, TrainingSettings(steps=steps, validate_every=1000))
+        times.append(time.perf_counter() - begin)
+        shutil.rmtree(scratch)
+    return max(100, min(3000, int(TRAINING_SECONDS / ((times[1] - times[0]) / 40))))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))
