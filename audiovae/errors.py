@@ -40,3 +40,11 @@ class CorpusError(PathError):
 
 class TrainingError(AudiovaeError):
     """Training cannot start, continue or go on."""
+
+
+class ConditionError(AudiovaeError, ValueError):
+    """A condition is missing, or is none of the model's."""
+
+
+class LatentError(AudiovaeError, ValueError):
+    """Latents that a decoder cannot take."""

@@ -12,8 +12,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from audiovae.errors import AudiovaeError
 from audiovae.level import active_level
-from audiovae.models import VAE
+from audiovae.models import VAE, Inference
 from audiovae.objectives import elbo, importance_weighted_bound, power
 from audiovae.stft import STFT
 
@@ -21,6 +22,7 @@ Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
 
 GRIFFIN_LIM_ITERATIONS = 64
+NO_DENSITY = "the model's likelihood is no density of the STFT, so it has no bound in nats"
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,19 @@ class Latents:
     """An encoded wave: with it alone, `AudioVAE.decode` gives the PSD at the wave's own level.
 
     Attributes:
-        posterior: q(z | x), batch `[..., frame]`, event `[latent]`.
+        inference: the path of the posterior's centres, and the distributions along it.
         level: what the wave was divided by, `[...]`; 0 for digital silence.
         n_samples: length of the wave at the prior's sample rate.
     """
 
-    posterior: Distribution
+    inference: Inference
     level: Float[Tensor, "*batch"]
     n_samples: int
+
+    @property
+    def posterior(self) -> Distribution:
+        """q(z | x), batch `[..., frame]`, event `[latent]`."""
+        return self.inference.posterior
 
 
 class AudioVAE(nn.Module):
@@ -106,13 +113,18 @@ class AudioVAE(nn.Module):
     def encode(self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None) -> Latents:
         """Infer the posterior of every frame."""
         spectrogram, level = self.analyse(wave, level)
-        return Latents(self.vae.infer(power(spectrogram), condition).posterior, level, wave.shape[-1])
+        return Latents(self.vae.infer(power(spectrogram), condition, mean=True), level, wave.shape[-1])
 
     def decode(
         self, latents: Latents, choice: LatentChoice = "mean", condition: Tensor | None = None
     ) -> Float[Tensor, "*batch frame freq"]:
-        """PSD of the encoded wave at its own level, from the posterior mean or a sample."""
-        psd = self.vae.likelihood(choose(latents.posterior, choice), condition).variance
+        """PSD of the encoded wave at its own level, from the posterior's centre or a sample.
+
+        A sample is drawn from the distributions along the path of the centres: frame by frame, where they follow each other.
+        """
+        check_choice(choice)
+        z = latents.inference.latents if choice == "mean" else latents.inference.sample()
+        psd = self.psd(z, condition)
         return psd * latents.level[..., None, None].square()
 
     def resynthesize(
@@ -122,23 +134,28 @@ class AudioVAE(nn.Module):
         latents: LatentChoice = "mean",
         level: Tensor | float | None = None,
         condition: Tensor | None = None,
+        teacher_forcing: bool = False,
     ) -> Float[Tensor, "*batch sample"]:
         """Encode, decode, and turn the PSD back into a wave of the same length.
 
         Args:
             phase: "original" takes the phase of the wave itself (this measures the magnitudes alone: an oracle);
                 "griffin-lim" estimates it.
-            latents: decode the posterior mean or a sample.
+            latents: decode the posterior's centre or a sample.
             level: see the class.
+            teacher_forcing: show the true past to a model that needs it: the prediction of each frame, no resynthesis from
+                latents. Others ignore it.
 
         Raises:
             ValueError: another phase or choice of latents.
         """
         if phase not in ("original", "griffin-lim"):
             raise ValueError(f"phase must be 'original' or 'griffin-lim', got {phase!r}")
+        check_choice(latents)
         spectrogram, level = self.analyse(wave, level)
-        posterior = self.vae.infer(power(spectrogram), condition).posterior
-        magnitude = self.vae.likelihood(choose(posterior, latents), condition).variance.sqrt()
+        frame_power = power(spectrogram)
+        z = self.vae.infer(frame_power, condition, mean=latents == "mean").latents
+        magnitude = self.psd(z, condition, frame_power if teacher_forcing and self.vae.needs_past else None).sqrt()
         if phase == "griffin-lim":
             return griffin_lim(self.stft, magnitude, wave.shape[-1]) * level.unsqueeze(-1)
         return self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1]) * level.unsqueeze(-1)
@@ -159,7 +176,12 @@ class AudioVAE(nn.Module):
         Args:
             n_samples: 1 for the ELBO, more for the importance-weighted bound.
             level: see the class.
+
+        Raises:
+            AudiovaeError: the model's likelihood is no density of the STFT.
         """
+        if not self.vae.is_density:
+            raise AudiovaeError(f"{NO_DENSITY} ({self.vae.settings.likelihood if self.vae.predicts == 'sound' else 'labels'})")
         spectrogram, level = self.analyse(wave, level)
         if n_samples == 1:
             bound = elbo(self.vae, spectrogram, condition).bound
@@ -171,18 +193,37 @@ class AudioVAE(nn.Module):
         """PSD of `n_frames` frames drawn from the prior, at level 1."""
         if n_frames < 1:
             raise ValueError(f"n_frames must be at least 1, got {n_frames}")
-        return self.vae.likelihood(self.vae.generate(n_frames, condition), condition).variance
+        return self.psd(self.vae.generate(n_frames, condition), condition)
+
+    def psd(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        """PSD of some latents, at level 1; see `VAE.likelihood`.
+
+        Raises:
+            AudiovaeError: the model gives labels, not sound.
+        """
+        if self.vae.predicts != "sound":
+            raise AudiovaeError(f"{type(self.vae).__name__} predicts labels: it has no PSD")
+        return self.vae.likelihood(latents, condition, past).variance
+
+    def condition(self, **labels: str) -> Float[Tensor, " label"]:
+        """The condition of one class for every label of the model, on its device: `prior.condition(digit="7", speaker="theo")`.
+
+        Raises:
+            ConditionError: a label is missing or unknown, or has no such class.
+        """
+        return self.vae.conditions.encode(**labels).to(self.device)
 
 
 def _divisor(level: Tensor) -> Tensor:
     return torch.where(level > 0, level, 1.0)
 
 
-def choose(posterior: Distribution, choice: LatentChoice) -> Tensor:
-    """Latents to decode: the posterior's mean or a sample of it."""
+def check_choice(choice: str) -> None:
+    """Raises ValueError for anything but "mean" and "sample"."""
     if choice not in ("mean", "sample"):
         raise ValueError(f"latents must be 'mean' or 'sample', got {choice!r}")
-    return posterior.mean if choice == "mean" else posterior.rsample()
 
 
 def griffin_lim(stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], length: int) -> Float[Tensor, "*batch sample"]:
@@ -196,8 +237,6 @@ def griffin_lim(stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], lengt
     try:
         from torchaudio.functional import griffinlim
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
-        from audiovae.errors import AudiovaeError
-
         raise AudiovaeError("Griffin-Lim needs torchaudio in the build that matches torch; install both at 2.11.0") from error
 
     # torchaudio reflects at the ends, which takes more than half a window of samples: lengthen short spectrograms.

@@ -19,14 +19,17 @@ from audiovae.atomic import atomic_path
 from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
 from audiovae.errors import ModelError
 from audiovae.level import LevelMeter
+from audiovae.models import Inference
+from audiovae.models.latents import standard_normal
 from audiovae.objectives import power
-from audiovae.prior import AudioVAE, LatentChoice, Phase, choose, griffin_lim
+from audiovae.prior import AudioVAE, LatentChoice, Phase, check_choice, griffin_lim
 from audiovae.saved import model_hash
 from audiovae.stft import STFT, StreamingAnalysis, StreamingSynthesis
 
-LATENTS_FORMAT_VERSION = 1
+LATENTS_FORMAT_VERSION = 2
+_LATENTS_FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "model", "format_version"}
 _DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-_DECODED_FRAMES = 2048  # at a time
+_STRETCH_FRAMES = 4096  # that a model with context in time sees at once, besides its context
 _GRIFFIN_LIM_FRAMES = 1024
 _CROSSFADE_FRAMES = 16
 
@@ -50,6 +53,41 @@ def spectrogram_blocks(prior: AudioVAE, info: AudioInfo, level: float) -> Iterat
     yield analysis.finish()
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Frames that a model sees at once, of which those in `kept` count: the others are there for their context.
+
+    Attributes:
+        frames: `[channel, frame, ...]`.
+        kept: the part of the frames whose results are used.
+    """
+
+    frames: Tensor
+    kept: slice
+
+
+def stretches(blocks: Iterator[Tensor], context: int) -> Iterator[Stretch]:
+    """Cut blocks of frames into overlapping stretches, so that a model with context gives nearly what it gives to the whole.
+
+    Args:
+        blocks: `[channel, frame, ...]`, one after another.
+        context: frames to each side of what is kept; 0 passes the blocks on as they are.
+    """
+    if context == 0:
+        yield from (Stretch(block, slice(0, block.shape[1])) for block in blocks if block.shape[1])
+        return
+    pending: Tensor | None = None
+    n_before = 0  # frames at the beginning of `pending` that were kept already
+    for block in blocks:
+        pending = block if pending is None else torch.cat([pending, block], dim=1)
+        while pending.shape[1] >= n_before + _STRETCH_FRAMES + 2 * context:
+            end = n_before + _STRETCH_FRAMES
+            yield Stretch(pending[:, : end + context], slice(n_before, end))
+            pending, n_before = pending[:, end - context :], context
+    if pending is not None and pending.shape[1] > n_before:
+        yield Stretch(pending, slice(n_before, pending.shape[1]))
+
+
 def _at_rate(info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
     resampler = Resampler(info.sample_rate, rate, info.n_channels)
     for block in audio.blocks(info):
@@ -59,7 +97,12 @@ def _at_rate(info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
 
 @torch.no_grad()
 def resynthesize_file(
-    prior: AudioVAE, source: str | Path, target: str | Path, phase: Phase = "original", latents: LatentChoice = "mean"
+    prior: AudioVAE,
+    source: str | Path,
+    target: str | Path,
+    phase: Phase = "original",
+    latents: LatentChoice = "mean",
+    condition: Tensor | None = None,
 ) -> Writer:
     """Write the resynthesis of a sound file, with its rate, length and channels; see `AudioVAE.resynthesize`.
 
@@ -69,15 +112,16 @@ def resynthesize_file(
     Raises:
         AudioError: the source cannot be read, or the target not be written.
     """
+    check_choice(latents)
     info = audio.inspect(source)
     level = file_level(prior, info)
     synthesis = StreamingSynthesis(prior.stft) if phase == "original" else StreamingGriffinLim(prior.stft)
 
     def magnitudes() -> Iterator[Tensor]:
-        for spectrogram in spectrogram_blocks(prior, info, level):
-            posterior = prior.vae.infer(power(spectrogram)).posterior
-            magnitude = prior.vae.likelihood(choose(posterior, latents)).variance.sqrt()
-            yield magnitude * torch.sgn(spectrogram) if phase == "original" else magnitude
+        for stretch in stretches(spectrogram_blocks(prior, info, level), prior.vae.context):
+            z = prior.vae.infer(power(stretch.frames), condition, mean=latents == "mean").latents
+            magnitude = prior.psd(z, condition).sqrt()[:, stretch.kept]
+            yield magnitude * torch.sgn(stretch.frames[:, stretch.kept]) if phase == "original" else magnitude
 
     return _synthesise(prior, magnitudes(), synthesis, level, target, info.sample_rate, info.n_channels, info.n_samples, info)
 
@@ -87,14 +131,18 @@ class LatentsFile:
     """An encoded sound file: what `decode_file` needs, and nothing else.
 
     Attributes:
-        loc, scale: of the Gaussian posterior, `[channel, frame, latent]`.
+        latents: the path of the posterior's centres, `[channel, frame, latent]`.
+        posterior: tensors of the posterior along it by name, such as loc and scale, `[channel, frame, ...]`; empty in models whose
+            latents are all of the whole sequence.
+        sequence: those of the posterior of the whole sequence, `[channel, ...]`; empty in models without one.
         level: of the recording, shared by its channels.
         sample_rate, n_samples: of the sound file.
         model: hash of the model that encoded it.
     """
 
-    loc: Float[Tensor, "channel frame latent"]
-    scale: Float[Tensor, "channel frame latent"]
+    latents: Float[Tensor, "channel frame latent"]
+    posterior: dict[str, Tensor]
+    sequence: dict[str, Tensor]
     level: float
     sample_rate: int
     n_samples: int
@@ -102,17 +150,19 @@ class LatentsFile:
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file without pickle."""
+        arrays = {"latents": self.latents}
+        arrays |= {f"posterior.{name}": tensor for name, tensor in self.posterior.items()}
+        arrays |= {f"sequence.{name}": tensor for name, tensor in self.sequence.items()}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
-                loc=self.loc.numpy(force=True),
-                scale=self.scale.numpy(force=True),
                 level=self.level,
                 sample_rate=self.sample_rate,
                 n_samples=self.n_samples,
-                n_channels=self.loc.shape[0],
+                n_channels=self.latents.shape[0],
                 model=np.array(self.model),
                 format_version=LATENTS_FORMAT_VERSION,
+                **{name: tensor.numpy(force=True) for name, tensor in arrays.items()},  # type: ignore[arg-type]
             )
 
     @classmethod
@@ -120,20 +170,32 @@ class LatentsFile:
         """Read a latents file.
 
         Raises:
-            ModelError: missing, damaged, not a latents file, or of a newer version.
+            ModelError: missing, damaged, not a latents file, or of another version.
         """
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
                 version = int(fields["format_version"])
                 if version > LATENTS_FORMAT_VERSION:
                     raise ModelError(path, f"was written by a newer audiovae (format {version}); update audiovae")
-                loc, scale = (torch.from_numpy(fields[name]) for name in ("loc", "scale"))
+                if version < LATENTS_FORMAT_VERSION:
+                    raise ModelError(path, f"was written by an older audiovae (format {version}); encode the sound again")
+                groups: dict[str, dict[str, Tensor]] = {"posterior": {}, "sequence": {}}
+                for name in set(fields.files) - _LATENTS_FIELDS:
+                    group, _, parameter = name.partition(".")
+                    groups[group][parameter] = torch.from_numpy(fields[name])
+                latents = torch.from_numpy(fields["latents"])
                 level, rate, n_samples = float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"])
-                whole = loc.ndim == 3 and loc.shape == scale.shape and len(loc) == int(fields["n_channels"]) > 0
-                sound = bool(torch.isfinite(loc).all() and torch.isfinite(scale).all() and (scale >= 0).all())
-                if not (whole and sound and loc.dtype == scale.dtype == torch.float32 and 0 <= level < math.inf and rate > 0 < n_samples):
+                whole = (
+                    latents.ndim == 3 and len(latents) == int(fields["n_channels"]) > 0 and bool(groups["posterior"] or groups["sequence"])
+                )
+                tensors = [latents, *groups["posterior"].values(), *groups["sequence"].values()]
+                sound = all(
+                    t.dtype == torch.float32 and t.shape[:1] == latents.shape[:1] and bool(torch.isfinite(t).all()) for t in tensors
+                )
+                aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
+                if not (whole and sound and aligned and 0 <= level < math.inf and rate > 0 < n_samples):
                     raise ValueError("latents")
-                return cls(loc, scale, level, rate, n_samples, str(fields["model"]))
+                return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
         except FileNotFoundError as error:
             raise ModelError(path, "no such file") from error
         except _DAMAGED_ARCHIVE as error:
@@ -141,41 +203,63 @@ class LatentsFile:
 
 
 @torch.no_grad()
-def encode_file(prior: AudioVAE, source: str | Path) -> LatentsFile:
+def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = None) -> LatentsFile:
     """Infer the posterior of every frame of a sound file.
+
+    A latent vector of a whole sequence is that of the first stretch, about a minute.
 
     Raises:
         AudioError: the source cannot be read.
     """
     info = audio.inspect(source)
     level = file_level(prior, info)
-    posteriors = [prior.vae.infer(power(block)).posterior for block in spectrogram_blocks(prior, info, level)]
-    loc, scale = (torch.cat([getattr(posterior, name).cpu() for posterior in posteriors], dim=1) for name in ("mean", "stddev"))
-    return LatentsFile(loc, scale, level, info.sample_rate, info.n_samples, model_hash(prior))
+    latents: list[Tensor] = []
+    posterior: dict[str, list[Tensor]] = {}
+    sequence: dict[str, Tensor] = {}
+    for stretch in stretches(spectrogram_blocks(prior, info, level), prior.vae.context):
+        inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
+        latents.append(inference.latents[:, stretch.kept].cpu())
+        for name, tensor in prior.vae.latents.tensors(inference.posterior).items():
+            posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
+        if inference.sequence_posterior is not None and not sequence:
+            sequence = {name: tensor.cpu() for name, tensor in prior.vae.latents.tensors(inference.sequence_posterior).items()}
+    joined = {name: torch.cat(tensors, dim=1) for name, tensors in posterior.items()}
+    return LatentsFile(torch.cat(latents, dim=1), joined, sequence, level, info.sample_rate, info.n_samples, model_hash(prior))
 
 
 @torch.no_grad()
-def decode_file(prior: AudioVAE, source: str | Path, target: str | Path, latents: LatentChoice = "mean") -> Writer:
+def decode_file(
+    prior: AudioVAE, source: str | Path, target: str | Path, latents: LatentChoice = "mean", condition: Tensor | None = None
+) -> Writer:
     """Write the sound of a latents file, its phase estimated by Griffin-Lim.
 
     Raises:
         ModelError: no latents file, or one of another model.
         AudioError: the target cannot be written.
     """
+    check_choice(latents)
     encoded = LatentsFile.load(source)
     if encoded.model != model_hash(prior):
         raise ModelError(source, f"was encoded by another model ({encoded.model[:12]}); give that one with --model")
     length = resampled_length(encoded.n_samples, encoded.sample_rate, prior.sample_rate)
-    if encoded.loc.shape[1:] != (prior.stft.n_frames(length), prior.vae.latent_dim):
+    if encoded.latents.shape[1:] != (prior.stft.n_frames(length), prior.vae.latent_dim):
         raise ModelError(source, "is damaged: its latents do not fit its number of samples; encode it again")
+    z = encoded.latents
+    try:
+        prior.vae.latents.check(z)
+        if latents == "sample":
+            build = prior.vae.latents.build
+            of_frames = build(**encoded.posterior) if encoded.posterior else standard_normal(z[..., :0])
+            z = Inference(z, of_frames, of_frames, build(**encoded.sequence) if encoded.sequence else None).sample()
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(source, f"is damaged: {error}; encode it again") from error
 
     def magnitudes() -> Iterator[Tensor]:
-        for loc, scale in zip(encoded.loc.split(_DECODED_FRAMES, 1), encoded.scale.split(_DECODED_FRAMES, 1), strict=True):
-            z = loc + scale * torch.randn_like(scale) if latents == "sample" else loc
-            yield prior.vae.likelihood(z.to(prior.device)).variance.sqrt()
+        for stretch in stretches(iter(z.split(_STRETCH_FRAMES, dim=1)), prior.vae.context):
+            yield prior.psd(stretch.frames.to(prior.device), condition).sqrt()[:, stretch.kept]
 
     synthesis = StreamingGriffinLim(prior.stft)
-    return _synthesise(prior, magnitudes(), synthesis, encoded.level, target, encoded.sample_rate, encoded.loc.shape[0], encoded.n_samples)
+    return _synthesise(prior, magnitudes(), synthesis, encoded.level, target, encoded.sample_rate, len(z), encoded.n_samples)
 
 
 def _synthesise(

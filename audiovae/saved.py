@@ -141,7 +141,12 @@ def _digest_of_fields(config: dict[str, Any]) -> str:
 
 
 def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tuples(inner) for name, inner in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return {name: tuples(value) for name, value in settings.items()}
 
 
 def _hub(repository: str) -> Path:

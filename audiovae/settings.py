@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichlet"]
+LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 WindowName = Literal["sine", "hann", "hamming"]
 
@@ -26,22 +28,225 @@ class STFTSettings:
 
 
 @dataclass(frozen=True)
-class FrameVAESettings:
-    """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
+class ModelSettings:
+    """What every member of the family has; each adds its sizes.
 
     Attributes:
         latent_dim: latent dimensions per frame.
+        latent: family of the latents; not every model can have every one.
+        dirichlet_concentration: of the symmetric Dirichlet prior; other families have no use for it.
+        likelihood: of a spectrum given the latents.
+        labels: names and classes of the labels that condition the model, such as {"digit": ("0", "1"), "speaker": ("a", "b")}.
+    """
+
+    latent_dim: int = 16
+    latent: LatentName = "gaussian"
+    dirichlet_concentration: float = 0.5
+    likelihood: LikelihoodName = "complex-gaussian"
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrameVAESettings(ModelSettings):
+    """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
+
+    Attributes:
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
         residual: add the input of a hidden layer to its output where both have the same width.
         activation: tanh, relu, silu or gelu.
         dropout: probability in every hidden layer.
     """
 
-    latent_dim: int = 16
     hidden: tuple[int, ...] = (128,)
     residual: bool = False
     activation: ActivationName = "tanh"
     dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings(FrameVAESettings):
+    """Sizes of a frame-wise autoencoder: those of a frame-wise VAE.
+
+    Attributes:
+        latent: has one choice, the point.
+    """
+
+    latent: Literal["point"] = "point"  # type: ignore[assignment]
+    likelihood: LikelihoodName = "squared-error"
+
+
+@dataclass(frozen=True)
+class ContextVAESettings(ModelSettings):
+    """Sizes of a VAE whose encoder sees neighbouring frames and whose decoder is frame-wise.
+
+    Attributes:
+        width: of all hidden layers.
+        kernel_size: frames that a temporal convolution of the encoder combines.
+        dilations: of the encoder's temporal convolutions, in frames.
+        causal: the encoder sees the past alone.
+        decoder_layers: hidden layers of the decoder after its first.
+    """
+
+    width: int = 512
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4)
+    causal: bool = False
+    decoder_layers: int = 3
+
+
+@dataclass(frozen=True)
+class DynamicVAESettings(ModelSettings):
+    """Sizes of a VAE with context in encoder and decoder and an autoregressive prior.
+
+    Attributes:
+        width: of the hidden layers of encoder and decoder.
+        kernel_size: frames that a temporal convolution of encoder or decoder combines.
+        dilations: of the temporal convolutions of encoder and decoder, in frames.
+        prior_width: of the hidden layers of the prior p(z_t | z_{<t}).
+        prior_dilations: of its causal convolutions of three frames each; they say how far it sees back.
+    """
+
+    latent_dim: int = 64
+    width: int = 512
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4)
+    prior_width: int = 256
+    prior_dilations: tuple[int, ...] = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class SequenceVAESettings(ModelSettings):
+    """Sizes of a VAE with one latent vector for a whole sequence.
+
+    Attributes:
+        n_frames: the longest sequence that it can encode and decode, a multiple of 8.
+        width: features per frame.
+        hidden: width of the layers between all frames and the latents.
+        kernel_size: frames that a temporal convolution combines.
+        blocks: temporal convolutions at each of the four resolutions of time.
+    """
+
+    n_frames: int = 64
+    width: int = 128
+    hidden: int = 256
+    kernel_size: int = 5
+    blocks: int = 2
+
+
+@dataclass(frozen=True)
+class LabelVAESettings(ModelSettings):
+    """Sizes of a predictor of labels p(y | x, z).
+
+    Attributes:
+        width: of all hidden layers.
+        kernel_size: frames that a temporal convolution combines.
+        blocks: temporal convolutions at each resolution of time.
+        halvings: how often the resolution of time is halved; 0 where labels are per frame.
+        pool: one decision for the whole sequence, from mean and maximum over its frames; else one for every frame.
+        dropout: probability between convolutions and heads.
+    """
+
+    width: int = 128
+    kernel_size: int = 5
+    blocks: int = 2
+    halvings: int = 2
+    pool: bool = True
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class RVAESettings(ModelSettings):
+    """Sizes of a recurrent VAE.
+
+    Attributes:
+        causal: the decoder sees the latents up to its own frame, else all of them.
+        width: of all LSTMs.
+        head: width of a tanh layer before the posterior's parameters; 0 leaves it out.
+    """
+
+    causal: bool = True
+    width: int = 128
+    head: int = 0
+
+
+@dataclass(frozen=True)
+class DKFSettings(ModelSettings):
+    """Sizes of a deep Kalman filter.
+
+    Attributes:
+        width: of the LSTM.
+        features: width of the layer between the spectrum and the LSTM.
+        emission: widths of the decoder's hidden layers.
+    """
+
+    width: int = 128
+    features: int = 256
+    emission: tuple[int, ...] = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class STORNSettings(ModelSettings):
+    """Sizes of a stochastic recurrent network.
+
+    Attributes:
+        width: of both LSTMs.
+        features: width of the layers next to the spectrum.
+    """
+
+    width: int = 128
+    features: int = 256
+
+
+@dataclass(frozen=True)
+class VRNNSettings(ModelSettings):
+    """Sizes of a variational recurrent network.
+
+    Attributes:
+        width: of the LSTM.
+        features: width of the layer after the spectrum.
+    """
+
+    width: int = 128
+    features: int = 256
+
+
+@dataclass(frozen=True)
+class SRNNSettings(ModelSettings):
+    """Sizes of a stochastic recurrent network with separate deterministic and stochastic chains.
+
+    Attributes:
+        width: of both LSTMs.
+        features: width of the layers next to the spectrum.
+        own_past: the model that needs no past x, for it feeds on its own predictions; see `TrainingSettings.scheduled_sampling`.
+    """
+
+    width: int = 128
+    features: int = 256
+    own_past: bool = False
+
+
+@dataclass(frozen=True)
+class DSAESettings(ModelSettings):
+    """Sizes of a disentangled sequential autoencoder.
+
+    Attributes:
+        sequence_dim: dimensions of the latent vector of the whole sequence.
+        width: of all recurrent layers.
+        emission: widths of the decoder's hidden layers.
+    """
+
+    sequence_dim: int = 16
+    width: int = 128
+    emission: tuple[int, ...] = (32, 64, 128, 256)
+
+
+MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
+    kind.__name__.removesuffix("Settings"): kind
+    for kind in (
+        FrameVAESettings, AutoencoderSettings, ContextVAESettings, DynamicVAESettings, SequenceVAESettings, LabelVAESettings, RVAESettings,
+        DKFSettings, STORNSettings, VRNNSettings, SRNNSettings, DSAESettings,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +261,7 @@ class PrepareSettings:
         validation_speakers: file that names speakers to hold out for validation, one a line.
         test_speakers: file that names speakers to hold out for testing, one a line.
         speeds: pack every training recording once more at each of these speeds, such as [0.9, 1.1].
+        labels: CSV or TSV file with a column "file" (paths below the folder) and a column for every label of the recordings.
     """
 
     sample_rate: int = 16000
@@ -65,6 +271,7 @@ class PrepareSettings:
     validation_speakers: str | None = None
     test_speakers: str | None = None
     speeds: tuple[float, ...] = ()
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         if self.sample_rate < 1:
@@ -88,7 +295,13 @@ class TrainingSettings:
         warmup: share of the steps over which the learning rate rises from zero.
         weight_decay: decoupled weight decay (AdamW).
         beta: weight of the KL term; 1 maximises the ELBO, less buys sound with bits.
-        beta_warmup: share of the steps over which beta rises linearly from zero.
+        beta_warmup: share of the steps (of each cycle) over which beta rises linearly from zero.
+        beta_cycles: how often beta starts again from zero; 1 is a plain warm-up.
+        free_bits: KL per latent dimension, in nats averaged over a batch, below which a dimension costs this much: no reason to
+            collapse it. Where the KL does not split into dimensions it is per frame, latent_dim times as much.
+        importance_samples: above 1, train the importance-weighted bound of so many samples, with the doubly reparameterised gradient.
+        scheduled_sampling: shares of the steps between which a model that feeds on past frames changes over from the true ones to
+            its own predictions, such as [0.3, 0.8]; empty keeps the true ones.
         clip_norm: gradients are scaled down to this norm.
         averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last weights.
         equaliser_db: each drawn segment passes a smooth random equaliser; standard deviation of its lowest cosine in dB.
@@ -109,6 +322,10 @@ class TrainingSettings:
     weight_decay: float = 0.0
     beta: float = 1.0
     beta_warmup: float = 0.0
+    beta_cycles: int = 1
+    free_bits: float = 0.0
+    importance_samples: int = 1
+    scheduled_sampling: tuple[float, ...] = ()
     clip_norm: float = 100.0
     averaging: float = 0.999
     equaliser_db: float = 0.0
@@ -127,6 +344,8 @@ class TrainingSettings:
             "segment_frames",
             "learning_rate",
             "clip_norm",
+            "beta_cycles",
+            "importance_samples",
             "validate_every",
             "log_every",
             "devices",
@@ -138,8 +357,14 @@ class TrainingSettings:
         for name in ("warmup", "beta_warmup", "averaging"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 up to (not including) 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "beta", "equaliser_db", "patience"):
+        for name in ("weight_decay", "beta", "free_bits", "equaliser_db", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.importance_samples > 1 and (self.beta != 1 or self.beta_warmup or self.free_bits):
+            raise ValueError("importance_samples above 1 trains a bound of its own: leave beta at 1, without beta_warmup or free_bits")
+        if self.scheduled_sampling and not (
+            len(self.scheduled_sampling) == 2 and 0 <= self.scheduled_sampling[0] < self.scheduled_sampling[1] <= 1
+        ):
+            raise ValueError(f"scheduled_sampling must be two rising shares of the steps, got {self.scheduled_sampling}")
         if self.batch_frames % self.segment_frames:
             raise ValueError(f"batch_frames ({self.batch_frames}) must be a multiple of segment_frames ({self.segment_frames})")

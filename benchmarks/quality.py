@@ -1,8 +1,10 @@
 """Resynthesis and bound of priors on the recordings of named speakers, with the wave from the posterior mean and from a sample.
 
-    OMP_NUM_THREADS=1 python benchmarks/quality.py LIBRISPEECH_FOLDER SPEAKERS_FILE MODEL... [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/quality.py LIBRISPEECH_FOLDER SPEAKERS_FILE MODEL... [--samples 100] [--json FILE]
 
-The table that the README and the recipes quote; 95 % intervals over files by Student's t, seed 0 for every file.
+The table that the README and the recipes quote; 95 % intervals over files by Student's t, seed 0 for every file. A model that
+needs past x has two pairs of rows: resynthesised from its latents, on its own past, and teacher-forced, which is prediction.
+Their bounds are the same: that of the density, which is given the true past.
 """
 
 from __future__ import annotations
@@ -23,22 +25,29 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("speakers", type=Path)
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--samples", type=int, default=1, help="above 1: also the importance-weighted bound of so many samples")
     parser.add_argument("--json", type=Path, help="also write all values to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     speakers = set(options.speakers.read_text().split())
     files = sorted(file for file in options.folder.rglob("*.flac") if file.parts[-3] in speakers)
     results = {}
-    with bar(2 * len(files) * len(options.models)) as advance:
-        for model in options.models:
-            prior = AudioVAE.from_pretrained(model)
-            for choice in ("mean", "sample"):
-                scores = []
-                for file in files:
-                    torch.manual_seed(0)
-                    scores.append(evaluate_file(prior, file, latents=choice))
-                    advance()
-                results[f"{Path(model).name}, {choice} z"] = scores
+    priors = {Path(model).name: AudioVAE.from_pretrained(model) for model in options.models}
+    ways = [
+        (name, prior, choice, forced)
+        for name, prior in priors.items()
+        for forced in ([False, True] if prior.vae.needs_past else [False])
+        for choice in ("mean", "sample")
+    ]
+    with bar(len(ways) * len(files)) as advance:
+        for name, prior, choice, forced in ways:
+            scores = []
+            n_samples = options.samples if choice == "mean" and not forced else 1  # once for each model
+            for file in files:
+                torch.manual_seed(0)
+                scores.append(evaluate_file(prior, file, latents=choice, n_samples=n_samples, teacher_forcing=forced))
+                advance()
+            results[f"{name}, {choice} z" + (", teacher-forced" if forced else "")] = scores
     summaries = {name: summarise([score.values for score in scores]) for name, scores in results.items()}
     metrics = [metric for metric in UNITS if any(metric in summary for summary in summaries.values())]
     rows = [[name, *(str(summary.get(metric, "-")) for metric in metrics)] for name, summary in summaries.items()]

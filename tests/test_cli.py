@@ -260,7 +260,7 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
     "unknown device in training": (nothing, TRAIN + "--device nonsense", r"nonsense.*(cpu|auto)"),
     "unknown precision": (nothing, TRAIN + "--training.precision nonsense", r"precision: expected .*32-true.*got nonsense"),
     "no steps": (nothing, TRAIN + "--training.steps 0", r"train: steps must be positive, got 0"),
-    "no hidden units": (nothing, TRAIN + "--vae.hidden [0]", r"train: hidden must be positive, got \(0,\)"),
+    "no hidden units": (nothing, TRAIN + "--vae.hidden [0]", r"train: layers must have positive widths.*, got \[129, 0, 4\]"),
     "number for a list": (nothing, TRAIN + "--vae.hidden 3", r"vae\.hidden: expected a list such as \[1, 2\]"),
     "too long a hop": (nothing, TRAIN + "--stft.hop_length 200", r"train: hop_length must be from 1 to n_fft // 2 = 128, got 200"),
     "batch of broken segments": (
@@ -337,7 +337,7 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
     "latents of a negative rate": (latents(sample_rate=-8), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
     "latents of no level": (latents(level=np.nan), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
     "latents of a wrong size": (
-        latents(loc=np.zeros((1, 64, 3), "f"), scale=np.ones((1, 64, 3), "f")),
+        latents(**{name: np.ones((1, 64, 3), "f") for name in ("latents", "posterior.loc", "posterior.scale")}),
         "decode a.npz -o out.wav {m}",
         r"a\.npz: is (not|damaged).*; encode",
     ),

@@ -3,41 +3,109 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
-from audiovae import VAE, ComplexNormal, FrameVAE, FrameVAESettings, elbo
-from audiovae.models import MODELS, Inference
+from audiovae import ELBO, STFT, VAE, AudioVAE, ComplexNormal, FrameVAE, FrameVAESettings, elbo, importance_weighted_bound
+from audiovae.errors import ConditionError, LatentError
+from audiovae.models import MODELS, Inference, LabelVAE
 from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import mlp
-from audiovae.objectives import elbo_of_power, power
+from audiovae.objectives import elbo_of_power, power, seen_past
 
 N_FREQS = 17
 Z_LIMIT = 5.0  # a test of a mean fails by chance once in two million
 
+LABELS = {"digit": ("0", "1", "2"), "speaker": ("a", "b")}
+FRAME = {"latent_dim": 5, "hidden": (24,)}
+CONTEXT = {"latent_dim": 5, "width": 12, "decoder_layers": 1, "dilations": (1, 2)}
+DYNAMIC = {"latent_dim": 4, "width": 12, "dilations": (1, 2), "prior_width": 8, "prior_dilations": (1, 2)}
+SEQUENCE = {"latent_dim": 4, "n_frames": 8, "width": 12, "hidden": 16, "kernel_size": 3, "blocks": 1}
+LABEL = {"latent_dim": 3, "width": 12, "kernel_size": 3, "blocks": 1, "labels": {"digit": ("0", "1", "2")}}
+RECURRENT = {"latent_dim": 3, "width": 10}
+FEATURES = {**RECURRENT, "features": 12}
+
 # Every registered model with the settings under which it must keep the contract: add a row for a new one.
-CASES: list[tuple[str, dict[str, object]]] = [
-    ("FrameVAE", {"latent_dim": 5, "hidden": (24,)}),
-    ("FrameVAE", {"latent_dim": 1, "hidden": (24, 12), "activation": "relu"}),
-    ("FrameVAE", {"latent_dim": 5, "hidden": (24, 24, 24), "residual": True, "activation": "silu", "dropout": 0.2}),
-    ("FrameVAE", {"latent_dim": 20, "hidden": (8, 8), "residual": True, "activation": "gelu"}),
-]
-every_model = pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else None)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "FrameVAE": ("FrameVAE", FRAME),
+    "FrameVAE, one dimension": ("FrameVAE", {"latent_dim": 1, "hidden": (24, 12), "activation": "relu"}),
+    "FrameVAE, dropout": (
+        "FrameVAE",
+        {"latent_dim": 5, "hidden": (24, 24, 24), "residual": True, "activation": "silu", "dropout": 0.2},
+    ),
+    "FrameVAE, 20 dimensions": ("FrameVAE", {"latent_dim": 20, "hidden": (8, 8), "residual": True, "activation": "gelu"}),
+    "FrameVAE, von Mises-Fisher": ("FrameVAE", {**FRAME, "latent": "von-mises-fisher"}),
+    "FrameVAE, power spherical": ("FrameVAE", {**FRAME, "latent": "power-spherical"}),
+    "FrameVAE, Dirichlet": ("FrameVAE", {**FRAME, "latent": "dirichlet", "dirichlet_concentration": 0.3}),
+    "FrameVAE, Student-t": ("FrameVAE", {**FRAME, "likelihood": "complex-student-t"}),
+    "FrameVAE, Bernoulli": ("FrameVAE", {**FRAME, "likelihood": "bernoulli"}),
+    "FrameVAE, squared error": ("FrameVAE", {**FRAME, "likelihood": "squared-error"}),
+    "FrameVAE, labels": ("FrameVAE", {**FRAME, "labels": LABELS}),
+    "FrameVAE, labels, von Mises-Fisher": ("FrameVAE", {**FRAME, "labels": LABELS, "latent": "von-mises-fisher"}),
+    "Autoencoder": ("Autoencoder", FRAME),
+    "Autoencoder, Gaussian": ("Autoencoder", {**FRAME, "likelihood": "complex-gaussian"}),
+    "ContextVAE": ("ContextVAE", CONTEXT),
+    "ContextVAE, causal": ("ContextVAE", {**CONTEXT, "causal": True}),
+    "ContextVAE, even kernel": ("ContextVAE", {**CONTEXT, "kernel_size": 4}),
+    "ContextVAE, von Mises-Fisher, Student-t": ("ContextVAE", {**CONTEXT, "latent": "von-mises-fisher", "likelihood": "complex-student-t"}),
+    "ContextVAE, causal, power spherical, Bernoulli": (
+        "ContextVAE",
+        {**CONTEXT, "causal": True, "latent": "power-spherical", "likelihood": "bernoulli"},
+    ),
+    "ContextVAE, labels, Dirichlet, squared error": (
+        "ContextVAE",
+        {**CONTEXT, "labels": LABELS, "latent": "dirichlet", "likelihood": "squared-error"},
+    ),
+    "DynamicVAE": ("DynamicVAE", DYNAMIC),
+    "DynamicVAE, labels": ("DynamicVAE", {**DYNAMIC, "labels": LABELS}),
+    "SequenceVAE": ("SequenceVAE", SEQUENCE),
+    "SequenceVAE, labels": ("SequenceVAE", {**SEQUENCE, "labels": LABELS}),
+    "SequenceVAE, von Mises-Fisher": ("SequenceVAE", {**SEQUENCE, "latent": "von-mises-fisher"}),
+    "LabelVAE": ("LabelVAE", {**LABEL, "halvings": 1}),
+    "LabelVAE, per frame": ("LabelVAE", {**LABEL, "halvings": 0, "pool": False, "dropout": 0.0}),
+    "RVAE": ("RVAE", RECURRENT),
+    "RVAE, head": ("RVAE", {**RECURRENT, "head": 8}),
+    "RVAE, not causal": ("RVAE", {**RECURRENT, "causal": False}),
+    "DKF": ("DKF", {**FEATURES, "emission": (8, 12)}),
+    "DSAE": ("DSAE", {**RECURRENT, "sequence_dim": 2, "emission": (8, 12)}),
+    "STORN": ("STORN", FEATURES),
+    "VRNN": ("VRNN", FEATURES),
+    "SRNN": ("SRNN", FEATURES),
+    "SRNN, own past": ("SRNN", {**FEATURES, "own_past": True}),
+}
+every_model = pytest.mark.parametrize("case", CASES)
+every_model_of_sound = pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] != "LabelVAE"])
+every_prior = pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] not in ("LabelVAE", "Autoencoder")])
+every_conditional_model = pytest.mark.parametrize("case", [case for case in CASES if "labels" in CASES[case][1]])
 
 
-def build(name: str, settings: dict[str, object], n_freqs: int = N_FREQS) -> VAE:
+def build(case: str) -> VAE:
+    """As it is before training, but for its constants of data."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        name, settings = CASES[case]
         model_class, settings_class = MODELS[name]
-        vae = model_class(n_freqs, settings_class(**settings))
-        vae.calibrate(power(spectrograms(64)[:, :n_freqs]))
+        vae = model_class(N_FREQS, settings_class(**settings))
+        vae.calibrate(power(spectrograms(64)))
         return vae.eval()
+
+
+def stirred(case: str, amount: float = 0.15) -> VAE:
+    """With random numbers added to all weights: every factor of the model depends on what it can see."""
+    vae = build(case)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
+    return vae
 
 
 def spectrograms(*shape: int, seed: int = 0) -> Tensor:
@@ -46,199 +114,765 @@ def spectrograms(*shape: int, seed: int = 0) -> Tensor:
     return slope * torch.randn(*shape, N_FREQS, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
 
 
+def labels_for(vae: VAE, *batch: int) -> Tensor | None:
+    """A condition for every sequence of a batch, in turn through all of them; None for a model without labels."""
+    if not vae.conditions.labels:
+        return None
+    every = vae.conditions.every()
+    return every[torch.arange(math.prod(batch)) % len(every)].reshape(*batch, -1)
+
+
+def pieces(inference: Inference) -> Iterator[tuple[Tensor, Distribution, Distribution]]:
+    """Latents, posterior and prior: of the frames, and of the whole sequence where there are such."""
+    n_frame_latents = inference.posterior.event_shape[0]
+    if n_frame_latents:
+        yield inference.latents[..., :n_frame_latents], inference.posterior, inference.prior
+    if inference.sequence_posterior is not None:
+        assert inference.sequence_prior is not None
+        yield inference.latents[..., 0, n_frame_latents:], inference.sequence_posterior, inference.sequence_prior
+
+
+def parameters_of(distribution: Distribution) -> list[Tensor]:
+    """All that tells a distribution from others of its family."""
+    inner = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    return [value for name in ("loc", "scale", "concentration", "location") if isinstance(value := getattr(inner, name, None), Tensor)]
+
+
 def test_every_registered_model_is_tested_here() -> None:
-    assert {name for name, _ in CASES} == set(MODELS)
+    assert {name for name, _ in CASES.values()} == set(MODELS)
+
+
+# Shapes and distributions --------------------------------------------------------------------------------------------
+
+SHAPES = [(1,), (7,), (3, 7), (2, 1, 4)]
 
 
 @every_model
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 7), (2, 1, 4)])
-def test_an_encoder_gives_distributions_over_latents(name: str, settings: dict[str, object], shape: tuple[int, ...]) -> None:
-    vae = build(name, settings)
-    inference = vae.infer(power(spectrograms(*shape)))
-    assert isinstance(inference, Inference)
-    assert inference.latents.shape == (*shape, vae.latent_dim)
-    assert isinstance(inference.posterior, Distribution)
-    assert (inference.posterior.batch_shape, inference.posterior.event_shape) == (shape, (vae.latent_dim,))
-    assert isinstance(inference.prior, Distribution)
-    assert inference.prior.event_shape == (vae.latent_dim,)
-    assert torch.broadcast_shapes(inference.prior.batch_shape, shape) == shape
-    assert kl_divergence(inference.posterior, inference.prior).shape == shape
-    assert (kl_divergence(inference.posterior, inference.prior) >= 0).all()
+def test_an_encoder_gives_distributions_over_latents(case: str) -> None:
+    vae = stirred(case)
+    for shape in SHAPES:
+        inference = vae.infer(power(spectrograms(*shape)), labels_for(vae, *shape[:-1]))
+        assert isinstance(inference, Inference)
+        assert inference.latents.shape == (*shape, vae.latent_dim)
+        assert inference.posterior.batch_shape == shape
+        assert inference.prior.event_shape == inference.posterior.event_shape
+        assert torch.broadcast_shapes(inference.prior.batch_shape, shape) == shape
+        kl = kl_divergence(inference.posterior, inference.prior)
+        assert kl.shape == shape
+        assert (kl >= 0).all()
+        n_sequence_latents = 0
+        if inference.sequence_posterior is not None:
+            assert inference.sequence_prior is not None
+            assert inference.sequence_posterior.batch_shape == shape[:-1]
+            assert (kl_divergence(inference.sequence_posterior, inference.sequence_prior) >= 0).all()
+            (n_sequence_latents,) = inference.sequence_posterior.event_shape
+            assert torch.equal(
+                inference.latents[..., -n_sequence_latents:], inference.latents[..., :1, -n_sequence_latents:].expand(*shape, -1)
+            )
+        assert inference.posterior.event_shape == (vae.latent_dim - n_sequence_latents,)
+        assert inference.sample().shape == inference.latents.shape
+        vae.latents.check(inference.latents)
+        vae.latents.check(inference.sample())
+
+
+@every_model_of_sound
+def test_a_decoder_gives_a_distribution_over_spectra(case: str) -> None:
+    vae = build(case)
+    for shape in SHAPES:
+        condition = labels_for(vae, *shape[:-1])
+        latents = vae.infer(power(spectrograms(*shape)), condition).latents
+        likelihood = vae.likelihood(latents, condition)
+        assert isinstance(likelihood, Distribution)
+        assert (likelihood.batch_shape, likelihood.event_shape) == (shape, (N_FREQS,))
+        assert likelihood.variance.shape == (*shape, N_FREQS)
+        assert (likelihood.variance > 0).all()
+        assert likelihood.log_prob(spectrograms(*shape)).shape == shape
 
 
 @every_model
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 7), (2, 1, 4)])
-def test_a_decoder_gives_a_distribution_over_spectra(name: str, settings: dict[str, object], shape: tuple[int, ...]) -> None:
-    vae = build(name, settings)
-    likelihood = vae.likelihood(torch.randn(*shape, vae.latent_dim))
-    assert isinstance(likelihood, Distribution)
-    assert (likelihood.batch_shape, likelihood.event_shape) == (shape, (N_FREQS,))
-    assert likelihood.variance.shape == (*shape, N_FREQS)
-    assert (likelihood.variance > 0).all()
-    assert likelihood.log_prob(spectrograms(*shape)).shape == shape
-
-
-@every_model
-def test_a_model_says_what_it_is(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    model_class, settings_class = MODELS[name]
+def test_a_model_says_what_it_is(case: str) -> None:
+    vae = build(case)
+    model_class, settings_class = MODELS[CASES[case][0]]
+    settings = settings_class(**CASES[case][1])
     assert type(vae) is model_class
-    assert model_class.__name__ == name
-    assert vae.settings == settings_class(**settings)
-    assert (vae.n_freqs, vae.latent_dim) == (N_FREQS, settings["latent_dim"])
-    assert isinstance(vae.needs_past, bool)
+    assert vae.settings == settings
+    assert vae.n_freqs == N_FREQS
+    assert vae.latent_dim == settings.latent_dim + getattr(settings, "sequence_dim", 0)
+    assert vae.conditions.labels == settings.labels
+    assert vae.latents.name == settings.latent
+    assert vae.is_density == (settings.likelihood.startswith("complex") and vae.predicts == "sound")
 
 
-@every_model
-def test_latents_are_drawn_from_the_posterior(name: str, settings: dict[str, object]) -> None:
-    """Given the power, z-scores of the drawn latents are standard normal: mean 0, variance 1."""
-    vae = build(name, settings)
+@every_prior
+def test_latents_are_drawn_from_the_posterior_along_their_path(case: str) -> None:
+    """Latents less their mean given the path have a mean of zero; of Gaussians, z-scores have a variance of one."""
+    vae = stirred(case)
     torch.manual_seed(1)
+    condition = labels_for(vae, 1)
     with torch.no_grad():
-        inference = vae.infer(power(spectrograms(1)).expand(5000, -1))
-    residual = (inference.latents - inference.posterior.mean) / inference.posterior.stddev
-    assert residual.mean(0).abs().max() < Z_LIMIT / math.sqrt(5000)
-    assert (residual.var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / 5000)
+        inference = vae.infer(power(spectrograms(1, 2)).expand(3000, -1, -1), None if condition is None else condition.expand(3000, -1))
+    for latents, posterior, _ in pieces(inference):
+        residual = latents - posterior.mean
+        assert (residual.mean(0) / residual.std(0) * math.sqrt(3000)).abs().max() < Z_LIMIT
+        if vae.latents.name == "gaussian":
+            assert ((residual / posterior.stddev).var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / 3000)
 
 
 @every_model
-def test_latents_carry_gradients_to_the_encoder(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    inference = vae.infer(power(spectrograms(3)))
-    inference.latents.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in vae.encoder.parameters())
+def test_the_path_of_the_centres_needs_no_random_number(case: str) -> None:
+    vae, x = stirred(case), power(spectrograms(2, 6))
+    condition = labels_for(vae, 2)
+    torch.manual_seed(1)
+    inference = vae.infer(x, condition, mean=True)
+    torch.manual_seed(2)
+    assert torch.equal(vae.infer(x, condition, mean=True).latents, inference.latents)
+    for latents, posterior, _ in pieces(inference):
+        torch.testing.assert_close(latents, vae.latents.centre(posterior), atol=1e-6, rtol=1e-5)
+    if vae.latents.name != "point":
+        assert not torch.equal(vae.infer(x, condition).latents, inference.latents)
 
 
 @every_model
-def test_every_weight_takes_part_in_the_bound(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    elbo(vae, spectrograms(4)).bound.sum().backward()
-    assert [key for key, parameter in vae.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+def test_the_prior_of_some_latents_is_the_one_that_inference_gives(case: str) -> None:
+    vae, x = stirred(case), power(spectrograms(2, 6))
+    condition = labels_for(vae, 2)
+    inference = vae.infer(x, condition)
+    prior = vae.prior(inference.latents, condition, seen_past(vae, x))
+    assert type(prior) is type(inference.prior)
+    for ours, theirs in zip(parameters_of(prior), parameters_of(inference.prior), strict=True):
+        torch.testing.assert_close(ours.expand(2, 6, *ours.shape[2:]), theirs.expand(2, 6, *theirs.shape[2:]), atol=1e-5, rtol=1e-4)
 
 
 @every_model
-def test_items_of_a_batch_do_not_see_each_other(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    one, other = power(spectrograms(2, 6))
-    alone = vae.infer(one[None]).posterior
-    for companion in (other, 1e6 * other, torch.zeros_like(other)):
-        together = vae.infer(torch.stack([companion, one, companion])).posterior
-        torch.testing.assert_close(together.mean[1], alone.mean[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(together.stddev[1], alone.stddev[0], atol=1e-5, rtol=1e-5)
-    latents = torch.randn(2, 6, vae.latent_dim, generator=torch.Generator().manual_seed(2))
-    spectra = vae.likelihood(latents).variance
-    torch.testing.assert_close(spectra[1], vae.likelihood(latents[1]).variance, atol=0, rtol=1e-4)
+def test_dropout_acts_in_training_alone(case: str) -> None:
+    vae = build(case)
+    frames, condition = power(spectrograms(5)), labels_for(vae)
+    first = vae.infer(frames, condition, mean=True).latents
+    assert torch.equal(vae.infer(frames, condition, mean=True).latents, first)
+    vae.train()
+    differs = not torch.equal(vae.infer(frames, condition, mean=True).latents, vae.infer(frames, condition, mean=True).latents)
+    assert differs == bool(getattr(vae.settings, "dropout", 0))
+
+
+# Gradients and extremes ----------------------------------------------------------------------------------------------
 
 
 @every_model
-@pytest.mark.parametrize("gain", [0.0, 1e-12, 1e-6, 1.0, 1e6, 1e12])
-def test_silence_and_any_power_are_finite_forward_and_backward(name: str, settings: dict[str, object], gain: float) -> None:
-    vae = build(name, settings)
-    x = (math.sqrt(gain) * spectrograms(3, 4)).requires_grad_()
-    terms = elbo(vae, x)
-    assert torch.isfinite(terms.log_likelihood).all()
-    assert torch.isfinite(terms.kl).all()
+@pytest.mark.parametrize("training", [False, True])
+def test_every_weight_takes_part_in_the_bound(case: str, training: bool) -> None:
+    """Summed over a few sequences, the KL of the sequence included; weights of the SRNN's own past too."""
+    vae = stirred(case).train(training)
+    terms = elbo(vae, spectrograms(2, 8), labels_for(vae, 2))
     terms.bound.sum().backward()
-    assert torch.isfinite(torch.view_as_real(x.grad)).all()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in vae.parameters())
+    assert [key for key, parameter in vae.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    torch.testing.assert_close(terms.bound, terms.log_likelihood - terms.total_kl)
+    if terms.sequence_kl is not None:
+        torch.testing.assert_close(terms.total_kl.sum(-1), terms.kl.sum(-1) + terms.sequence_kl)
 
 
 @every_model
-def test_one_silent_bin_among_loud_ones_is_finite(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
+def test_latents_carry_gradients_to_every_weight_before_them(case: str) -> None:
+    """Those of the likelihood have none then."""
+    vae = stirred(case)
+    latents = vae.infer(power(spectrograms(2, 8)), labels_for(vae, 2)).latents
+    latents.sum().backward() if vae.latents.name != "dirichlet" else latents.square().sum().backward()
+    with_gradient = {key.split(".")[0] for key, parameter in vae.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    assert with_gradient & {"encoder", "recurrence", "to_posterior"}
+    assert not with_gradient & {"decoder", "observation", "to_spectrum", "to_labels", "from_latents", "place"}
+
+
+@every_model
+def test_items_of_a_batch_do_not_see_each_other(case: str) -> None:
+    vae = stirred(case)
+    one, other = power(spectrograms(2, 6))
+    condition = labels_for(vae, 3)
+    of_one = None if condition is None else condition[1:2]
+    alone = vae.infer(one[None], of_one, mean=True)
+    past = seen_past(vae, one[None])
+    spectra = (
+        vae.likelihood(alone.latents, of_one, past).mean if vae.predicts == "label" else vae.likelihood(alone.latents, of_one).variance
+    )
+    for companion in (other, 1e6 * other, torch.zeros_like(other)):
+        x = torch.stack([companion, one, companion])
+        together = vae.infer(x, condition, mean=True)
+        for ours, theirs in zip(parameters_of(together.posterior), parameters_of(alone.posterior), strict=True):
+            torch.testing.assert_close(ours[1], theirs[0], atol=1e-5, rtol=1e-4)
+        likelihood = vae.likelihood(together.latents, condition, x if vae.predicts == "label" else None)
+        found = likelihood.mean if vae.predicts == "label" else likelihood.variance
+        torch.testing.assert_close(found[1], spectra[0], atol=1e-6, rtol=1e-3)
+
+
+@every_model
+def test_silence_and_any_power_are_finite_forward_and_backward(case: str) -> None:
+    vae = build(case)
+    condition = labels_for(vae, 3)
+    for gain in (0.0, 1e-12, 1e-6, 1.0, 1e6, 1e12):
+        x = (math.sqrt(gain) * spectrograms(3, 4)).requires_grad_()
+        terms = elbo(vae, x, condition)
+        assert torch.isfinite(terms.log_likelihood).all(), gain
+        assert torch.isfinite(terms.total_kl).all(), gain
+        vae.zero_grad()
+        terms.bound.sum().backward()
+        assert torch.isfinite(torch.view_as_real(x.grad)).all(), gain
+        assert all(torch.isfinite(parameter.grad).all() for parameter in vae.parameters()), gain
+
+
+@every_model
+def test_one_silent_bin_among_loud_ones_is_finite(case: str) -> None:
+    vae = build(case)
     x = spectrograms(3)
     x[:, 4] = 0
     x.requires_grad_()
-    elbo(vae, x).bound.sum().backward()
+    elbo(vae, x, labels_for(vae)).bound.sum().backward()
     assert torch.isfinite(torch.view_as_real(x.grad)).all()
 
 
-@every_model
-def test_far_latents_give_finite_spectra(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    likelihood = vae.likelihood(torch.full((1, vae.latent_dim), 30.0))
-    assert torch.isfinite(likelihood.log_prob(spectrograms(1))).all()
+@every_model_of_sound
+def test_far_latents_give_finite_spectra(case: str) -> None:
+    vae = build(case)
+    latents = torch.full((3, vae.latent_dim), 30.0)
+    if vae.latents.name not in ("gaussian", "point"):
+        with pytest.raises(LatentError, match=f"the decoder expects {vae.latents.name} latents"):
+            vae.likelihood(latents, labels_for(vae))
+        return
+    likelihood = vae.likelihood(latents, labels_for(vae))
+    assert torch.isfinite(likelihood.log_prob(spectrograms(3))).all()
     assert torch.isfinite(likelihood.variance).all()
 
 
-@every_model
-def test_no_variance_is_below_the_floor(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
+@every_prior
+def test_no_variance_is_below_the_floor(case: str) -> None:
+    vae = build(case)
     vae.calibrate(torch.zeros(10, N_FREQS))
-    assert (vae.likelihood(10 * torch.randn(50, vae.latent_dim)).variance >= VARIANCE_FLOOR * (1 - 1e-5)).all()
+    latents = torch.cat([vae.generate(8, labels_for(vae)) for _ in range(3)])
+    if vae.latents.name == "gaussian":
+        latents = 10 * latents
+    variance = torch.stack([vae.likelihood(part, labels_for(vae)).variance for part in latents.split(8)])
+    assert torch.isfinite(variance).all()
+    assert (variance > 0).all()
+    if vae.is_density:
+        assert (variance >= VARIANCE_FLOOR * (1 - 1e-5)).all()
 
 
 @every_model
-def test_a_model_overfits_one_batch(name: str, settings: dict[str, object]) -> None:
+def test_a_model_works_in_double_precision(case: str) -> None:
+    """Gradients of the posterior against finite differences; generated latents fit their decoder."""
+    vae = stirred(case).double()
+    condition = labels_for(vae)
+    frames = (power(spectrograms(2)).double() + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda value: tuple(parameters_of(vae.infer(value, condition, mean=True).posterior)), (frames,)) or (
+        CASES[case][0] == "SequenceVAE"
+    )
+    assert vae.infer(frames, condition).latents.dtype == torch.float64
+    assert elbo(vae, spectrograms(3).to(torch.complex128), condition).bound.dtype == torch.float64
+    if vae.predicts == "sound" and vae.latents.name != "point":
+        assert vae.likelihood(vae.generate(3, condition), condition).variance.dtype == torch.float64
+
+
+# Learning ------------------------------------------------------------------------------------------------------------
+
+
+def best_constant(vae: VAE, frames: Tensor) -> float:
+    """The mean log likelihood of the best single spectrum, by the formula of each likelihood."""
+    log_power = torch.log(frames + VARIANCE_FLOOR)
+    if vae.settings.likelihood == "squared-error":
+        standardised = (log_power - log_power.mean(0)) / log_power.std(0, correction=0)
+        return float(-0.5 * (standardised.square() + math.log(2 * math.pi)).mean(0).sum())
+    if vae.settings.likelihood == "bernoulli":
+        low, high = vae.observation.low, vae.observation.high
+        share = ((log_power - low) / (high - low)).clamp(0, 1).mean(0)
+        return float((torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).sum())
+    return float(-(math.log(math.pi) + frames.mean(0).log() + 1).sum())
+
+
+@every_model
+def test_a_model_overfits_one_batch(case: str) -> None:
     """It beats the best single spectrum: log N_C at the mean power of each bin, which is -log(pi) - log(mean) - 1 a bin.
 
-    The frames are of two kinds, so knowing the kind is worth several nats.
+    The sequences are of two kinds, so knowing the kind is worth several nats; labels that tell the kind are to be predicted.
     """
-    vae = build(name, settings).train()
-    tilt = torch.cat([torch.linspace(3, -3, N_FREQS).expand(16, -1), torch.linspace(-3, 3, N_FREQS).expand(16, -1)])
-    x = tilt.exp() * spectrograms(32, seed=3)
+    vae = build(case).train()
+    tilt = torch.linspace(3, -3, N_FREQS)
+    x = torch.stack([tilt, -tilt]).exp().repeat_interleave(4, 0)[:, None] * spectrograms(8, 4, seed=3)
     frames = power(x)
-    vae.calibrate(frames)
-    best_single = float(-(math.log(math.pi) + frames.mean(0).log() + 1).sum())
-    optimizer = torch.optim.Adam(vae.parameters(), 5e-3)
+    vae.calibrate(frames.flatten(0, 1))
+    condition = None if not vae.conditions.labels else vae.conditions.every()[[0] * 4 + [1] * 4]
+    best_single = -math.log(2) if vae.predicts == "label" else best_constant(vae, frames.flatten(0, 1))
+    gain = {"complex-gaussian": 10.0, "complex-student-t": 10.0, "squared-error": 2.0, "bernoulli": 0.3}[vae.settings.likelihood]
+    target = best_single + (0.5 if vae.predicts == "label" else gain)
+
+    def reached(terms: ELBO) -> float:
+        return float((terms.bound if vae.is_density else terms.log_likelihood).detach().mean())
+
+    optimizer = torch.optim.Adam(vae.parameters(), 2e-2)
     torch.manual_seed(3)
-    before = float(elbo_of_power(vae, frames).bound.mean().detach())
-    for _ in range(250):
+    for step in range(600):
+        terms = elbo_of_power(vae, frames, condition)
+        if reached(terms) > target + 0.1 * gain:
+            break
         optimizer.zero_grad()
-        (-elbo_of_power(vae, frames).bound.mean()).backward()
+        weight = min(1.0, step / 100) if vae.is_density else 0.01
+        (weight * terms.total_kl.mean() - terms.log_likelihood.mean()).backward()
         optimizer.step()
     with torch.no_grad():
-        after = float(elbo(vae.eval(), x.expand(20, -1, -1)).bound.mean())
-    assert after > before + 10
-    assert after > best_single + 10
+        assert sum(reached(elbo(vae.eval(), x, condition)) for _ in range(5)) / 5 > target
 
 
 @every_model
-def test_saved_and_reloaded_weights_give_the_same_bits(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    model_class, settings_class = MODELS[name]
-    again = model_class(N_FREQS, settings_class(**settings)).eval()
-    again.load_state_dict(safetensors.torch.load(safetensors.torch.save(vae.state_dict())))
-    frames = power(spectrograms(3, 4))
-    posterior, posterior_again = vae.infer(frames).posterior, again.infer(frames).posterior
-    assert torch.equal(posterior.mean, posterior_again.mean)
-    assert torch.equal(posterior.stddev, posterior_again.stddev)
-    assert torch.equal(vae.likelihood(posterior.mean).variance, again.likelihood(posterior.mean).variance)
+def test_a_saved_prior_gives_the_same_bits(case: str, tmp_path: Path) -> None:
+    vae = stirred(case)
+    AudioVAE(STFT(32, 8), vae, 8000).save_pretrained(tmp_path / "model")
+    again = AudioVAE.from_pretrained(tmp_path / "model").vae
+    assert type(again) is type(vae)
+    assert again.settings == vae.settings
+    assert list(again.conditions.labels.items()) == list(vae.conditions.labels.items())
+    x, condition = power(spectrograms(3, 4)), labels_for(vae, 3)
+    latents = vae.infer(x, condition, mean=True).latents
+    assert torch.equal(again.infer(x, condition, mean=True).latents, latents)
+    if vae.predicts == "sound":
+        assert torch.equal(again.likelihood(latents, condition).variance, vae.likelihood(latents, condition).variance)
+    else:
+        assert torch.equal(again.predict(x), vae.predict(x)) or vae.latents.name == "gaussian"  # draws differ
+
+
+@every_prior
+def test_the_weighted_bound_of_one_sample_is_the_elbo_in_expectation_and_rises(case: str) -> None:
+    """For sums over a sequence: what per-frame weights, per-sequence ones and a latent of the sequence have in common."""
+    vae = stirred(case)
+    torch.manual_seed(5)
+    x = spectrograms(1, 3).expand(1500, -1, -1)
+    condition = labels_for(vae, 1)
+    condition = None if condition is None else condition.expand(1500, -1)
+    with torch.no_grad():
+        bound, one, many = (
+            values.sum(-1)
+            for values in (
+                elbo(vae, x, condition).bound,
+                importance_weighted_bound(vae, x, 1, condition),
+                importance_weighted_bound(vae, x, 10, condition),
+            )
+        )
+
+    def z_score(difference: Tensor) -> float:
+        return float(difference.mean() / difference.std() * math.sqrt(1500))
+
+    assert abs(z_score(one - bound)) < Z_LIMIT
+    assert z_score(many - one) > Z_LIMIT
+
+
+# What each attribute promises ----------------------------------------------------------------------------------------
+
+N_TIMES = 6
+
+
+def distributions_along(vae: VAE, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+    """Parameters of q(z_t | z_{<t}, x), p(z_t | ...) and p(x_t | ...) at a given path of latents, `[frame, parameter]` each.
+
+    A recurrence draws its own path: its noise is chosen, frame by frame, such that the path is the given one.
+    """
+    condition = labels_for(vae)
+    past = x if vae.needs_past or vae.own_past is not None else None
+    if not hasattr(vae, "recurrence"):
+        posterior = vae.infer(x, condition, mean=True).posterior
+    else:
+        noise, forward = torch.zeros_like(z), vae.recurrence.forward
+        vae.recurrence.forward = lambda drive, _, input_drive=None: forward(drive, noise, input_drive)
+        for t in range(len(z)):
+            posterior = vae.infer(x, condition).posterior
+            noise[t] = ((z - posterior.mean) / posterior.stddev)[t]
+        inference = vae.infer(x, condition)
+        del vae.recurrence.forward
+        torch.testing.assert_close(inference.latents, z)
+        posterior = inference.posterior
+    prior, likelihood = vae.prior(z, condition, past), vae.likelihood(z, condition, past)
+    output = likelihood.mean if vae.predicts == "label" else likelihood.variance.log()
+
+    def rows(distribution: Distribution) -> Tensor:
+        found = [tensor.expand(len(x), *tensor.shape[1:]).reshape(len(x), -1) for tensor in parameters_of(distribution)]
+        return torch.cat([x.new_zeros(len(x), 0), *found], dim=-1)  # the uniform one has none
+
+    return {"posterior": rows(posterior), "prior": rows(prior), "likelihood": output}
+
+
+def influences(vae: VAE) -> dict[str, Tensor]:
+    """Whether frame s of x or z moves frame t of posterior, prior or likelihood, all else fixed: `[t, s]`, named "of by"."""
+    x = power(spectrograms(N_TIMES)).double() + 0.1
+    torch.manual_seed(3)
+    z = vae.infer(x, labels_for(vae)).latents
+    other_x = 5 * x.flip(0)
+    other_z = vae.infer(other_x if vae.latents.name == "point" else x, labels_for(vae)).latents
+    n_sequence = vae.latent_dim - vae.infer(x, labels_for(vae)).posterior.event_shape[0]
+    if n_sequence:
+        other_z = torch.cat([other_z[:, :-n_sequence], z[:, -n_sequence:]], dim=-1)
+    before = distributions_along(vae, x, z)
+    found = {f"{of} by {by}": torch.zeros(N_TIMES, N_TIMES, dtype=torch.bool) for of in before for by in "xz"}
+    for s in range(N_TIMES):
+        here = torch.arange(N_TIMES)[:, None] == s
+        for by, after in (
+            ("x", distributions_along(vae, torch.where(here, other_x, x), z)),
+            ("z", distributions_along(vae, x, torch.where(here, other_z, z))),
+        ):
+            for of in before:
+                found[f"{of} by {by}"][:, s] = ((after[of] - before[of]).abs() > 1e-10).any(-1)
+    return found
+
+
+def where(rule: Callable[[int, int], bool]) -> Tensor:
+    return torch.tensor([[rule(t, s) for s in range(N_TIMES)] for t in range(N_TIMES)])
+
+
+NONE, ALL = where(lambda t, s: False), where(lambda t, s: True)
+HERE, BEFORE, PAST, FUTURE = (
+    where(lambda t, s: s == t),
+    where(lambda t, s: s == t - 1),
+    where(lambda t, s: s < t),
+    where(lambda t, s: s > t),
+)
+
+# What each factor sees, as the papers say: posterior by x and by z, prior by x and by z, likelihood by x and by z.
+STRUCTURES = {
+    "FrameVAE": (HERE, NONE, NONE, NONE, NONE, HERE),
+    "FrameVAE, von Mises-Fisher": (HERE, NONE, NONE, NONE, NONE, HERE),
+    "Autoencoder": (HERE, NONE, NONE, NONE, NONE, HERE),
+    "ContextVAE": (where(lambda t, s: abs(t - s) <= 3), NONE, NONE, NONE, NONE, HERE),
+    "ContextVAE, causal": (HERE | PAST, NONE, NONE, NONE, NONE, HERE),
+    "DynamicVAE": (where(lambda t, s: abs(t - s) <= 3), NONE, NONE, PAST, NONE, where(lambda t, s: abs(t - s) <= 3)),
+    "DynamicVAE, labels": (where(lambda t, s: abs(t - s) <= 3), NONE, NONE, PAST, NONE, where(lambda t, s: abs(t - s) <= 3)),
+    "LabelVAE, per frame": (where(lambda t, s: abs(t - s) <= 1), NONE, where(lambda t, s: abs(t - s) <= 1), NONE, None, HERE),
+    "RVAE": (HERE | FUTURE, PAST, NONE, NONE, NONE, HERE | PAST),
+    "RVAE, head": (HERE | FUTURE, PAST, NONE, NONE, NONE, HERE | PAST),
+    "RVAE, not causal": (ALL, PAST, NONE, NONE, NONE, ALL),
+    "DKF": (HERE | FUTURE, BEFORE, NONE, BEFORE, NONE, HERE),
+    "DSAE": (ALL, NONE, NONE, PAST, NONE, HERE),
+    "STORN": (HERE | PAST, NONE, NONE, NONE, PAST, HERE | PAST),
+    "VRNN": (HERE | PAST, PAST, PAST, PAST, PAST, HERE | PAST),
+    "SRNN": (ALL, BEFORE, PAST, BEFORE, PAST, HERE),
+    "SRNN, own past": (ALL, BEFORE, NONE, PAST, NONE, HERE | PAST),
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_each_factor_sees_what_the_model_says_and_nothing_else(case: str) -> None:
+    """By changing one frame of x or z at a time. Frame 0 has nothing before it, the last one nothing after it."""
+    found = influences(stirred(case, 0.3).double())
+    for name, expected in zip(
+        ("posterior by x", "posterior by z", "prior by x", "prior by z", "likelihood by x", "likelihood by z"),
+        STRUCTURES[case],
+        strict=True,
+    ):
+        if expected is not None:
+            assert torch.equal(found[name], expected), f"{name}:\n{found[name].int()}\ninstead of\n{expected.int()}"
+
+
+def test_every_model_without_a_latent_of_the_sequence_alone_has_a_structure_here() -> None:
+    assert {CASES[case][0] for case in STRUCTURES} == set(MODELS) - {"SequenceVAE"}
 
 
 @every_model
-def test_generated_latents_follow_the_prior(name: str, settings: dict[str, object]) -> None:
-    vae = build(name, settings)
-    if name != "FrameVAE":
-        pytest.skip("moments of N(0, I)")
+def test_the_structure_of_a_model_is_that_of_its_attributes(case: str) -> None:
+    vae = stirred(case, 0.3).double()
+    x, condition = power(spectrograms(2, N_TIMES)).double(), labels_for(vae, 2)
+    torch.manual_seed(1)
+    first, second = vae.infer(x, condition), vae.infer(x, condition)
+    same = all(
+        torch.equal(ours, theirs) for ours, theirs in zip(parameters_of(first.posterior), parameters_of(second.posterior), strict=True)
+    )
+    assert vae.factorised_posterior == same  # its parameters do not depend on what is drawn
+    if vae.predicts == "label":
+        return
+    free, forced = (vae.likelihood(first.latents, condition, past).variance for past in (None, x))
+    assert vae.needs_past != torch.equal(free, forced)
+    if vae.frames_are_independent:
+        changed = torch.where(torch.arange(N_TIMES)[:, None] == 2, second.latents, first.latents)
+        others = [t for t in range(N_TIMES) if t != 2]
+        after = vae.likelihood(changed, condition).variance
+        assert torch.equal(after[:, others], free[:, others])
+        if vae.latents.name != "point":
+            ours, theirs = (parameters_of(vae.prior(z, condition)) for z in (changed, first.latents))
+            assert all(torch.equal(a[..., :1], b[..., :1]) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] not in ("RVAE", "DKF", "DSAE", "STORN", "VRNN", "SRNN")])
+def test_frames_beyond_the_context_make_no_difference(case: str) -> None:
+    """To the spectrum that frame t has along the path of the centres. What recurrences remember only fades."""
+    vae = stirred(case, 0.3).double()
+    n_frames = vae.longest or 2 * vae.context + 12
+    x, condition = power(spectrograms(n_frames)).double(), labels_for(vae)
+    changed = x.clone()
+    changed[-1] *= 100
+
+    def result(x: Tensor) -> Tensor:
+        inference = vae.infer(x, condition, mean=True)
+        likelihood = vae.likelihood(inference.latents, condition, seen_past(vae, x))
+        prior = [tensor.expand(n_frames, -1) for tensor in parameters_of(inference.prior)]
+        return torch.cat([*prior, likelihood.mean if vae.predicts == "label" else likelihood.variance.log()], dim=-1)
+
+    moved = ((result(changed) - result(x)).abs() > 1e-12).any(-1)
+    assert moved[-1]
+    assert not moved[: max(0, n_frames - 1 - vae.context)].any()
+
+
+@pytest.mark.parametrize("case", ["RVAE", "RVAE, not causal", "DKF", "DSAE", "STORN", "VRNN", "SRNN", "SRNN, own past"])
+def test_what_a_recurrence_remembers_fades_within_its_context(case: str) -> None:
+    vae = build(case).double()
+    x = power(spectrograms(2 * vae.context + 20)).double()
+    changed = x.clone()
+    middle = len(x) // 2
+    changed[middle] *= 100
+    spectra = [vae.likelihood(vae.infer(frames, mean=True).latents).variance.log() for frames in (x, changed)]
+    moved = (spectra[1] - spectra[0]).abs().amax(-1)
+    far = torch.cat([moved[: middle - vae.context], moved[middle + vae.context + 1 :]])
+    if case != "DSAE":  # its latent of the sequence sees it all
+        assert far.max() < 1e-3 * moved.max()
+
+
+# Free running and generation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["STORN", "VRNN", "SRNN"])
+def test_running_freely_is_teacher_forcing_by_what_the_model_expects_of_its_own_spectra(case: str) -> None:
+    """Where log(past power + floor) is the mean of log |x|^2 under the model's own prediction, log PSD - Euler's constant."""
+    vae = stirred(case, 0.3).double()
     torch.manual_seed(4)
-    latents = vae.generate(5000)
-    assert latents.shape == (5000, vae.latent_dim)
-    assert latents.mean(0).abs().max() < Z_LIMIT / math.sqrt(5000)
-    assert (latents.var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / 5000)
-    prior = vae.infer(power(spectrograms(1))).prior
-    assert torch.equal(prior.mean, torch.zeros(1, vae.latent_dim))
-    assert torch.equal(prior.stddev, torch.ones(1, vae.latent_dim))
+    z = torch.randn(3, 9, vae.latent_dim, dtype=torch.float64)
+    free = vae.likelihood(z).variance
+    past = free * math.exp(-EULER_GAMMA) - VARIANCE_FLOOR
+    assert (past > 0).all()
+    torch.testing.assert_close(vae.likelihood(z, past=past).variance, free)
+    own, forced = vae.prior(z), vae.prior(z, past=past)
+    torch.testing.assert_close(forced.mean, own.mean)
+    torch.testing.assert_close(forced.stddev, own.stddev)
+    assert (vae.likelihood(z, past=2 * past).variance / free - 1).abs().max() > 1e-3
 
 
-@every_model
-def test_a_model_works_in_double_precision(name: str, settings: dict[str, object]) -> None:
-    """Gradients of the posterior against finite differences; generated latents fit their decoder."""
-    vae = build(name, settings).double()
-    frames = (power(spectrograms(2)).double() + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda value: vae.infer(value).posterior.mean, (frames,))
-    assert vae.likelihood(vae.generate(3)).variance.dtype == torch.float64
+@every_prior
+def test_generated_latents_follow_the_prior_along_their_path(case: str) -> None:
+    """For Gaussians: (z_t - mean(z_{<t})) / deviation is standard normal in all frames and dimensions of a long path."""
+    vae, condition = stirred(case), labels_for(stirred(case))
+    torch.manual_seed(4)
+    n_frames = vae.longest or 500
+    with torch.no_grad():
+        latents = torch.stack([vae.generate(n_frames, condition) for _ in range(500 // n_frames)])
+        prior = vae.prior(latents, None if condition is None else condition.expand(len(latents), -1))
+        psd = vae.likelihood(latents, None if condition is None else condition.expand(len(latents), -1)).variance
+    assert latents.shape[1:] == (n_frames, vae.latent_dim)
+    assert torch.isfinite(psd).all()
+    assert (psd > 0).all()
+    vae.latents.check(latents)
+    n_frame_latents = prior.event_shape[0]
+    frame_latents, sequence = latents[..., :n_frame_latents], latents[..., n_frame_latents:]
+    assert torch.equal(sequence, sequence[:, :1].expand_as(sequence))
+    assert torch.isfinite(prior.log_prob(frame_latents)).all()
+    groups = [sequence[:, 0]] if CASES[case][0] == "SequenceVAE" else []
+    if vae.latents.name == "gaussian":
+        groups = [*groups, ((frame_latents - prior.mean) / prior.stddev).flatten(0, 1)]
+        for scores in groups:
+            if scores.numel():
+                assert scores.mean(0).abs().max() < Z_LIMIT / math.sqrt(len(scores))
+                assert (scores.var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / (len(scores) - 1))
+    elif n_frame_latents:
+        drawn = frame_latents.flatten(0, 1)
+        drawn = drawn.exp() - 1 / vae.latent_dim if vae.latents.name == "dirichlet" else drawn  # a mean of zero, by symmetry
+        assert (drawn.mean(0) / drawn.std(0) * math.sqrt(len(drawn))).abs().max() < Z_LIMIT
 
 
-@every_model
-def test_inference_is_the_same_each_time(name: str, settings: dict[str, object]) -> None:
-    """In evaluation mode; dropout acts in training alone."""
-    vae = build(name, settings)
-    frames = power(spectrograms(5))
-    assert torch.equal(vae.infer(frames).posterior.mean, vae.infer(frames).posterior.mean)
-    vae.train()
-    differs = not torch.equal(vae.infer(frames).posterior.mean, vae.infer(frames).posterior.mean)
-    assert differs == bool(settings.get("dropout"))
+def test_the_first_frames_of_a_deep_kalman_filter_have_the_moments_of_its_transition() -> None:
+    """By hand, from the weights: a gate between a linear step and a network, at z_0 = 0 and at the z before."""
+    vae = stirred("DKF", 0.3).double()
+    weights = vae.transition.state_dict()
+    torch.manual_seed(6)
+    with torch.no_grad():
+        z = torch.stack([vae.generate(2) for _ in range(4000)])
+
+    def linear(name: str, value: Tensor) -> Tensor:
+        return value @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    for t, before in enumerate((torch.zeros_like(z[:, 0]), z[:, 0])):
+        gate = torch.sigmoid(linear("gate.2", linear("gate.0", before).clamp(min=0)))
+        proposal = linear("proposal.2", linear("proposal.0", before).clamp(min=0))
+        mean = (1 - gate) * linear("linear", before) + gate * proposal
+        variance = torch.log1p(linear("variance.1", proposal.clamp(min=0)).exp()) + 1e-6
+        prior = vae.prior(z)
+        torch.testing.assert_close(prior.mean[:, t], mean)
+        torch.testing.assert_close(prior.variance[:, t], variance)
+        scores = (z[:, t] - mean) / variance.sqrt()
+        assert scores.mean(0).abs().max() < Z_LIMIT / math.sqrt(4000)
+        assert (scores.var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / 4000)
+
+
+@pytest.mark.parametrize(("case", "message"), [("Autoencoder", "has no prior to draw from"), ("LabelVAE", "no latents without a sound")])
+def test_a_model_without_a_prior_of_sound_generates_nothing(case: str, message: str) -> None:
+    with pytest.raises(LatentError, match=message):
+        build(case).generate(5)
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+@every_conditional_model
+def test_soft_labels_and_labels_per_frame_are_conditions_as_well(case: str) -> None:
+    """One that is constant over time is that of the sequence; a soft label has a gradient and lies between the hard ones."""
+    vae, x = stirred(case, 0.3), power(spectrograms(2, 6))
+    condition = labels_for(vae, 2)
+    assert condition is not None
+    hard = vae.infer(x, condition, mean=True)
+    for ours, theirs in zip(
+        parameters_of(vae.infer(x, condition.flip(-2), mean=True).posterior), parameters_of(hard.posterior), strict=True
+    ):
+        assert ours.numel() == 0 or (ours - theirs).abs().max() > 1e-4  # the label matters
+    if CASES[case][0] != "SequenceVAE":
+        per_frame = vae.infer(x, condition[:, None].expand(2, 6, -1), mean=True)
+        torch.testing.assert_close(per_frame.latents, hard.latents)
+    soft = (0.5 * condition + 0.5 * condition.flip(-2)).requires_grad_()
+    bound = elbo_of_power(vae, x, soft).bound.sum()
+    (gradient,) = torch.autograd.grad(bound, soft)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().min() > 0
+
+
+@every_conditional_model
+def test_a_conditional_model_needs_its_condition(case: str) -> None:
+    vae, x = build(case), power(spectrograms(3))
+    if vae.predicts == "sound":
+        with pytest.raises(ConditionError, match="a condition is missing: this model is conditioned on digit"):
+            vae.infer(x)
+        with pytest.raises(ConditionError, match="a condition is missing"):
+            vae.likelihood(vae.generate(3, labels_for(vae)))
+    with pytest.raises(ConditionError, match=f"a condition has {vae.conditions.size} entries"):
+        vae.infer(x, torch.ones(1))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "labels" not in CASES[case][1] and CASES[case][0] != "Autoencoder"])
+def test_a_model_without_labels_takes_no_condition(case: str) -> None:
+    with pytest.raises(ConditionError, match="a condition was given"):
+        build(case).infer(power(spectrograms(3)), torch.tensor([0.0, 1.0]))
+
+
+ONLY_GAUSSIAN = ["DynamicVAE", "LabelVAE", "RVAE", "DKF", "DSAE", "STORN", "VRNN", "SRNN"]
+
+
+@pytest.mark.parametrize("name", ONLY_GAUSSIAN)
+@pytest.mark.parametrize("latent", ["dirichlet", "von-mises-fisher", "power-spherical"])
+def test_latents_that_do_not_fit_the_structure_are_refused_with_the_reason(name: str, latent: str) -> None:
+    model_class, settings_class = MODELS[name]
+    labels = {"labels": {"digit": ("0", "1")}} if name == "LabelVAE" else {}
+    with pytest.raises(ValueError, match=rf"latent must be gaussian here, got '{latent}': .*Gaussian"):
+        model_class(N_FREQS, settings_class(latent=latent, **labels))
+
+
+@pytest.mark.parametrize("name", ["RVAE", "DKF", "DSAE", "STORN", "VRNN", "SRNN"])
+def test_labels_are_refused_where_there_is_no_place_for_them(name: str) -> None:
+    model_class, settings_class = MODELS[name]
+    with pytest.raises(ValueError, match=f"{name} takes no labels: .*; FrameVAE, ContextVAE, DynamicVAE and SequenceVAE do"):
+        model_class(N_FREQS, settings_class(labels=LABELS))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("FrameVAE", {"latent": "cauchy"}, "latent must be one of gaussian, .*dirichlet, got 'cauchy'"),
+        ("FrameVAE", {"latent": "von-mises-fisher", "latent_dim": 1}, "latents on a sphere need latent_dim of at least 2, got 1"),
+        ("FrameVAE", {"latent": "dirichlet", "latent_dim": 1}, "Dirichlet latents need latent_dim of at least 2, got 1"),
+        ("FrameVAE", {"latent": "dirichlet", "dirichlet_concentration": 0.0}, "dirichlet_concentration must be from .*, got 0.0"),
+        ("FrameVAE", {"likelihood": "poisson"}, "likelihood must be one of complex-gaussian, .*, got 'poisson'"),
+        ("FrameVAE", {"labels": {"digit": ("0",)}}, "label 'digit' needs at least two different classes"),
+        ("Autoencoder", {"latent": "gaussian"}, "latent must be point in an autoencoder, got 'gaussian'"),
+        ("Autoencoder", {"labels": LABELS}, "an autoencoder takes no labels; see FrameVAE"),
+        ("ContextVAE", {"kernel_size": 0}, "kernel_size and dilations must be positive"),
+        ("ContextVAE", {"dilations": (1, 0)}, "kernel_size and dilations must be positive, got 512, 3 and 0"),
+        ("SequenceVAE", {"n_frames": 20}, "n_frames must be a positive multiple of 8"),
+        ("LabelVAE", {"labels": LABELS}, r"predicts exactly one label, got \['digit', 'speaker'\]"),
+        ("LabelVAE", {"labels": {}}, "predicts exactly one label, got none"),
+        ("LabelVAE", {"labels": {"digit": ("0", "1")}, "pool": False}, "halvings must be 0 where labels are per frame"),
+        ("DSAE", {"sequence_dim": 0}, "sequence_dim must be positive, got 0"),
+        ("RVAE", {"width": 0}, "widths must be positive"),
+        ("DKF", {"emission": (8, 0)}, "widths must be positive"),
+        ("STORN", {"features": 0}, "widths must be positive"),
+        ("SRNN", {"latent_dim": 0}, "latent_dim must be positive, got 0"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused_by_their_name(name: str, settings: dict[str, Any], message: str) -> None:
+    model_class, settings_class = MODELS[name]
+    with pytest.raises(ValueError, match=message):
+        model_class(N_FREQS, settings_class(**settings))
+
+
+# SequenceVAE, LabelVAE, RVAE -----------------------------------------------------------------------------------------
+
+
+def test_a_sequence_that_is_too_long_is_refused() -> None:
+    vae = build("SequenceVAE")
+    for call in (lambda: vae.infer(power(spectrograms(9))), lambda: vae.likelihood(torch.zeros(9, 4)), lambda: vae.generate(9)):
+        with pytest.raises(LatentError, match="sequences of at most 8 frames, got 9"):
+            call()
+
+
+def test_a_short_sequence_is_one_followed_by_mean_spectra() -> None:
+    vae = stirred("SequenceVAE", 0.3)
+    x = power(spectrograms(5))
+    mean_spectrum = (vae.log_power.mean.exp() - VARIANCE_FLOOR).expand(3, -1)
+    posterior, padded = vae.infer(x).sequence_posterior, vae.infer(torch.cat([x, mean_spectrum])).sequence_posterior
+    assert posterior is not None
+    assert padded is not None
+    torch.testing.assert_close(posterior.mean, padded.mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.likelihood(vae.infer(x, mean=True).latents).variance.shape, torch.Size([5, N_FREQS]))
+
+
+def test_what_a_sequence_decodes_to_has_an_order_in_time() -> None:
+    vae = stirred("SequenceVAE", 0.3)
+    psd = vae.likelihood(vae.generate(8)).variance
+    assert (psd[1:] / psd[:-1] - 1).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("case", ["LabelVAE", "LabelVAE, per frame"])
+def test_the_probabilities_of_labels_are_such(case: str) -> None:
+    vae, x = stirred(case, 0.3), power(spectrograms(2, 7))
+    assert isinstance(vae, LabelVAE)
+    torch.manual_seed(0)
+    found = vae.predict(x, 3)
+    assert found.shape == (2, 7, 3)
+    assert (found > 0).all()
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 7))
+    assert torch.equal(found[:, :1].expand_as(found), found) == vae.settings.pool  # one decision, or one for every frame
+    likelihood = vae.likelihood(vae.infer(x).latents, past=x)
+    drawn = torch.stack([likelihood.sample() for _ in range(2000)])
+    assert (drawn.sum(-1) == 1).all()
+    spread = (likelihood.mean * (1 - likelihood.mean) / 2000).sqrt()
+    assert ((drawn.mean(0) - likelihood.mean).abs() < Z_LIMIT * spread).all()
+    soft = torch.softmax(torch.randn(2, 7, 3), -1)
+    expected = torch.stack([soft[..., c] * likelihood.log_prob(torch.eye(3)[c].expand(2, 7, 3)) for c in range(3)]).sum(0)
+    torch.testing.assert_close(likelihood.log_prob(soft), expected)
+
+
+def test_a_label_is_predicted_from_a_sound() -> None:
+    vae = build("LabelVAE")
+    for call in (vae.prior, vae.likelihood):
+        with pytest.raises(ConditionError, match="needs the power of the sound as `past`"):
+            call(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(("causal", "expected"), [(True, 581921), (False, 1067937)])
+def test_the_published_rvae_has_its_number_of_weights(causal: bool, expected: int) -> None:
+    """The published count has one bias per LSTM gate pair and frequency as PyTorch has; the last layer's bias is the observation's."""
+    model_class, settings_class = MODELS["RVAE"]
+    vae = model_class(513, settings_class(causal=causal, head=128))
+    assert sum(parameter.numel() for parameter in vae.parameters()) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_default_sizes_make_a_model(name: str) -> None:
+    model_class, _ = MODELS[name]
+    vae = model_class(33)
+    latents = vae.infer(torch.ones(4, 33), labels_for(vae)).latents
+    assert latents.shape == (4, vae.latent_dim)
+
+
+def test_settings_of_two_models_are_not_shared() -> None:
+    for model_class, settings_class in MODELS.values():
+        assert dataclasses.is_dataclass(settings_class)
+        assert settings_class().labels is not settings_class().labels
+        assert model_class.__name__ + "Settings" == settings_class.__name__
 
 
 # FrameVAE ------------------------------------------------------------------------------------------------------------
@@ -252,7 +886,7 @@ def test_the_classic_size_has_its_number_of_weights() -> None:
 
 
 def test_frames_do_not_see_each_other() -> None:
-    vae = build("FrameVAE", {"latent_dim": 5, "hidden": (24,)})
+    vae = build("FrameVAE")
     assert vae.needs_past is False
     frames = power(spectrograms(6))
     posterior = vae.infer(frames).posterior
@@ -264,7 +898,7 @@ def test_frames_do_not_see_each_other() -> None:
 
 def test_the_location_of_the_posterior_is_that_of_the_formula() -> None:
     """Classic layout by hand: a linear layer of the tanh of a linear layer of the standardised log power."""
-    vae = build("FrameVAE", {"latent_dim": 5, "hidden": (24,)})
+    vae = build("FrameVAE")
     frames = power(spectrograms(4))
     state = vae.state_dict()
     first, second = (module for module in vae.encoder.modules() if isinstance(module, nn.Linear))
@@ -275,7 +909,7 @@ def test_the_location_of_the_posterior_is_that_of_the_formula() -> None:
 
 @pytest.mark.parametrize("weight", [1e3, -1e3])
 def test_the_divergence_stays_finite_with_any_output_of_the_encoder(weight: float) -> None:
-    vae = build("FrameVAE", {"latent_dim": 5, "hidden": (24,)})
+    vae = build("FrameVAE")
     with torch.no_grad():
         vae.encoder[-1].bias.fill_(weight)
     inference = vae.infer(power(spectrograms(4)))
@@ -287,7 +921,7 @@ def test_the_divergence_stays_finite_with_any_output_of_the_encoder(weight: floa
 
 
 def test_the_likelihood_is_a_complex_gaussian_of_each_bin() -> None:
-    vae = build("FrameVAE", {"latent_dim": 5, "hidden": (24,)})
+    vae = build("FrameVAE")
     likelihood, x = vae.likelihood(torch.randn(4, 5)), spectrograms(4)
     assert isinstance(likelihood.base_dist, ComplexNormal)
     expected = ComplexNormal(likelihood.variance).log_prob(x).sum(-1)
@@ -296,7 +930,7 @@ def test_the_likelihood_is_a_complex_gaussian_of_each_bin() -> None:
 
 def test_an_untrained_model_starts_near_the_prior_and_the_mean_spectrum() -> None:
     """Of noise with a known spectrum: within a fraction of a nat a bin of the true model, which is its own best one."""
-    vae = build("FrameVAE", {"latent_dim": 5, "hidden": (24,)})
+    vae = build("FrameVAE")
     variance = torch.logspace(2, -3, N_FREQS)
     x = variance.sqrt() * torch.randn(4000, N_FREQS, dtype=torch.complex64, generator=torch.Generator().manual_seed(5))
     vae.calibrate(power(x))
@@ -328,10 +962,10 @@ def test_default_settings_are_not_shared_between_models() -> None:
 
 
 REFUSED = [
-    ({"latent_dim": 0}, r"latent_dim must be positive, got \[0\]"),
-    ({"latent_dim": -4}, r"latent_dim must be positive, got \[-4\]"),
-    ({"hidden": ()}, r"hidden must be positive, got \(\)"),
-    ({"hidden": (128, 0)}, r"hidden must be positive, got \(128, 0\)"),
+    ({"latent_dim": 0}, "latent_dim must be positive, got 0"),
+    ({"latent_dim": -4}, "latent_dim must be positive, got -4"),
+    ({"hidden": ()}, r"layers must have positive widths and one of them be hidden, got \[513, 32\]"),
+    ({"hidden": (128, 0)}, r"layers must have positive widths and one of them be hidden, got \[513, 128, 0, 32\]"),
     ({"activation": "swish"}, "activation must be one of tanh, relu, silu, gelu, got 'swish'"),
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
@@ -347,7 +981,7 @@ def test_a_size_that_makes_no_network_is_refused(settings: dict[str, object], me
 
 
 def test_a_model_without_bins_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"n_freqs must be positive, got \[0\]"):
+    with pytest.raises(ValueError, match=r"layers must have positive widths and one of them be hidden, got \[0, 128, 32\]"):
         FrameVAE(0)
 
 

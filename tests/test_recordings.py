@@ -239,18 +239,26 @@ def test_the_latents_of_a_file_are_those_of_its_wave(rate: int, n_channels: int,
     at_rate = resample(wave, rate, RATE)
     level = active_level(at_rate, RATE)
     expected = prior.encode(torch.from_numpy(at_rate), level).posterior
-    assert encoded.loc.shape == (n_channels, prior.stft.n_frames(at_rate.shape[1]), 8)
-    torch.testing.assert_close(encoded.loc, expected.mean.detach(), atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(encoded.scale, expected.stddev.detach(), atol=1e-3, rtol=1e-3)
+    assert encoded.latents.shape == (n_channels, prior.stft.n_frames(at_rate.shape[1]), 8)
+    assert (sorted(encoded.posterior), encoded.sequence) == (["loc", "scale"], {})
+    torch.testing.assert_close(encoded.latents, expected.mean.detach(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(encoded.posterior["loc"], expected.mean.detach(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(encoded.posterior["scale"], expected.stddev.detach(), atol=1e-3, rtol=1e-3)
     assert encoded.level == pytest.approx(level, rel=1e-4)
     assert (encoded.sample_rate, encoded.n_samples, encoded.model) == (rate, n_samples, model_hash(prior))
+
+
+def holds_the_same(latents: LatentsFile, others: LatentsFile) -> bool:
+    """Do two files hold the same arrays, under the same names?"""
+    pairs = [({"latents": latents.latents}, {"latents": others.latents})]
+    pairs += [(latents.posterior, others.posterior), (latents.sequence, others.sequence)]
+    return all(ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours) for ours, theirs in pairs)
 
 
 def test_a_latents_file_gives_back_what_was_stored(encoded: LatentsFile, tmp_path: Path) -> None:
     encoded.save(tmp_path / "deep" / "x.npz")
     again = LatentsFile.load(tmp_path / "deep" / "x.npz")
-    assert torch.equal(again.loc, encoded.loc)
-    assert torch.equal(again.scale, encoded.scale)
+    assert holds_the_same(again, encoded)
     names = ("level", "sample_rate", "n_samples", "model")
     assert [getattr(again, name) for name in names] == [getattr(encoded, name) for name in names]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.npz"]
@@ -261,10 +269,11 @@ def test_a_latents_file_is_plain_arrays_without_pickle(encoded: LatentsFile, pri
     encoded.save(tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz", allow_pickle=False) as fields:
         content = {name: fields[name] for name in fields.files}
-    assert content["loc"].shape == content["scale"].shape == (2, prior.stft.n_frames(-(-20001 * 16000 // 44100)), 8)
-    assert content["loc"].dtype == np.float32
-    assert {name: content[name].item() for name in content if name not in ("loc", "scale")} == {
-        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "model": model_hash(prior), "format_version": 1,
+    arrays = {name: content.pop(name) for name in ("latents", "posterior.loc", "posterior.scale")}
+    assert {array.shape for array in arrays.values()} == {(2, prior.stft.n_frames(-(-20001 * 16000 // 44100)), 8)}
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    assert {name: value.item() for name, value in content.items()} == {
+        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "model": model_hash(prior), "format_version": 2,
     }  # fmt: skip
 
 
@@ -289,7 +298,7 @@ def test_decoded_sound_has_the_spectrum_of_the_model(latents: str, prior: AudioV
     decode_file(prior, tmp_path / "x.npz", tmp_path / "y.flac", latents)  # type: ignore[arg-type]
     result = torch.from_numpy(audio.read(tmp_path / "y.flac")[0])
     with torch.no_grad():
-        magnitude = prior.vae.likelihood(encoded.loc).variance.sqrt() * encoded.level
+        magnitude = prior.vae.likelihood(encoded.latents).variance.sqrt() * encoded.level
     assert 20 * abs(float(torch.log10(prior.stft(result).abs().norm() / magnitude.norm()))) < 2
 
 
@@ -346,9 +355,9 @@ def test_a_flipped_bit_in_a_latents_file_is_refused_or_without_effect(encoded: L
         except ModelError:
             n_refused += 1
             continue
-        assert torch.equal(again.loc, encoded.loc)
-        assert torch.equal(again.scale, encoded.scale)
-        assert dataclasses.replace(again, loc=encoded.loc, scale=encoded.scale) == encoded
+        assert holds_the_same(again, encoded)
+        arrays = {"latents": encoded.latents, "posterior": encoded.posterior, "sequence": encoded.sequence}
+        assert dataclasses.replace(again, **arrays) == encoded
     assert n_refused > 500
 
 
@@ -373,7 +382,7 @@ def test_a_file_that_holds_no_latents_is_refused(kind: str, tmp_path: Path) -> N
         with open(path, "wb") as file:
             np.save(file, np.ones(3))
     elif kind == "pickle":
-        np.savez(path, loc=np.array([{"a": 1}], dtype=object), scale=np.ones(1), format_version=1)
+        np.savez(path, latents=np.array([{"a": 1}], dtype=object), **{"posterior.loc": np.ones(1)}, format_version=2)
     elif kind == "folder":
         path.mkdir()
     else:
@@ -391,36 +400,63 @@ def test_missing_latents_are_refused(tmp_path: Path) -> None:
 def forge(encoded: LatentsFile, path: Path, **changes: Any) -> Path:
     """A well-formed archive with fields changed or (None) left out."""
     fields = {
-        "loc": encoded.loc.numpy(), "scale": encoded.scale.numpy(), "n_channels": 2, "format_version": 1, "level": encoded.level,
-        "sample_rate": encoded.sample_rate, "n_samples": encoded.n_samples, "model": encoded.model, **changes,
+        "latents": encoded.latents.numpy(), **{f"posterior.{name}": tensor.numpy() for name, tensor in encoded.posterior.items()},
+        "n_channels": 2, "format_version": 2, "level": encoded.level, "sample_rate": encoded.sample_rate,
+        "n_samples": encoded.n_samples, "model": encoded.model, **changes,
     }  # fmt: skip
     np.savez(path, **{name: value for name, value in fields.items() if value is not None})
     return path
 
 
 def test_latents_of_a_newer_version_are_refused(encoded: LatentsFile, tmp_path: Path) -> None:
-    path = forge(encoded, tmp_path / "x.npz", format_version=2)
-    with pytest.raises(ModelError, match=r"was written by a newer audiovae \(format 2\); update audiovae"):
+    path = forge(encoded, tmp_path / "x.npz", format_version=3)
+    with pytest.raises(ModelError, match=r"was written by a newer audiovae \(format 3\); update audiovae"):
         LatentsFile.load(path)
 
 
+def test_latents_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    """As that version wrote them: location and spread of every frame, nothing else."""
+    arrays = {"loc": np.zeros((2, 30, 8), np.float32), "scale": np.ones((2, 30, 8), np.float32), "format_version": 1}
+    np.savez(tmp_path / "x.npz", level=1.0, sample_rate=RATE, n_samples=7424, n_channels=2, model=np.array("a" * 64), **arrays)
+    with pytest.raises(ModelError, match=r"was written by an older audiovae \(format 1\); encode the sound again"):
+        LatentsFile.load(tmp_path / "x.npz")
+
+
+SHAPE = (2, 30, 8)  # of `encoded`
 FORGED: dict[str, dict[str, Any]] = {
-    "no location": {"loc": None},
+    "no latents": {"latents": None},
+    "no posterior": {"posterior.loc": None, "posterior.scale": None},
     "no model": {"model": None},
     "no version": {"format_version": None},
-    "another rank": {"loc": np.zeros((30, 8), np.float32), "scale": np.ones((30, 8), np.float32)},
-    "unequal shapes": {"scale": np.ones((2, 30, 7), np.float32)},
-    "a location that is not finite": {"loc": np.full((2, 30, 8), np.nan, np.float32)},
-    "a negative spread": {"scale": np.full((2, 30, 8), -1.0, np.float32)},
-    "an infinite spread": {"scale": np.full((2, 30, 8), np.inf, np.float32)},
-    "text as numbers": {"loc": np.full((2, 30, 8), "a"), "scale": np.full((2, 30, 8), "a")},
+    "another rank": {"latents": np.zeros(SHAPE[1:], np.float32)},
+    "another rank of all": {name: np.ones(SHAPE[1:], np.float32) for name in ("latents", "posterior.loc", "posterior.scale")},
+    "unequal numbers of frames": {"posterior.scale": np.ones((2, 29, 8), np.float32)},
+    "unequal numbers of channels": {"posterior.scale": np.ones((1, 30, 8), np.float32)},
+    "latents that are not finite": {"latents": np.full(SHAPE, np.nan, np.float32)},
+    "a location that is not finite": {"posterior.loc": np.full(SHAPE, np.nan, np.float32)},
+    "an infinite spread": {"posterior.scale": np.full(SHAPE, np.inf, np.float32)},
+    "text as numbers": {"latents": np.full(SHAPE, "a")},
+    "text as a spread": {"posterior.scale": np.full(SHAPE, "a")},
     "a level that is not finite": {"level": np.nan},
     "an infinite level": {"level": np.inf},
     "a negative level": {"level": -1.0},
     "a rate of zero": {"sample_rate": 0},
-    "another number of dimensions": {"loc": np.zeros((2, 30, 5), np.float32), "scale": np.ones((2, 30, 5), np.float32)},
-    "another precision": {"loc": np.zeros((2, 30, 8), np.float64), "scale": np.ones((2, 30, 8), np.float64)},
-    "no channels": {"loc": np.zeros((0, 30, 8), np.float32), "scale": np.zeros((0, 30, 8), np.float32)},
+    "another number of dimensions": {
+        name: np.ones((2, 30, 5), np.float32) for name in ("latents", "posterior.loc", "posterior.scale")
+    },
+    "another precision": {name: np.ones(SHAPE, np.float64) for name in ("latents", "posterior.loc", "posterior.scale")},
+    "no channels": {name: np.zeros((0, 30, 8), np.float32) for name in ("latents", "posterior.loc", "posterior.scale")},
+    "no channels, and says so": {
+        "n_channels": 0, **{name: np.zeros((0, 30, 8), np.float32) for name in ("latents", "posterior.loc", "posterior.scale")}
+    },
+}  # fmt: skip
+
+# What only sampling looks at: the posterior's tensors.
+FORGED_POSTERIORS: dict[str, dict[str, Any]] = {
+    "no location": {"posterior.loc": None},
+    "no spread": {"posterior.scale": None},
+    "unequal shapes": {"posterior.scale": np.ones((2, 30, 7), np.float32)},
+    "a negative spread": {"posterior.scale": np.full(SHAPE, -1.0, np.float32)},
 }
 
 
@@ -434,8 +470,18 @@ def test_a_forged_latents_file_is_refused(name: str, encoded: LatentsFile, prior
     assert not (tmp_path / "y.wav").exists()
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", FORGED_POSTERIORS)
+def test_a_forged_posterior_is_refused_where_it_is_sampled(name: str, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+    path = forge(encoded, tmp_path / "x.npz", **FORGED_POSTERIORS[name])
+    with pytest.raises(ModelError, match=r"is not a latents file|is damaged"):
+        decode_file(prior, path, tmp_path / "y.wav", "sample")
+    assert not (tmp_path / "y.wav").exists()
+
+
 def test_the_forger_forges_nothing_by_itself(encoded: LatentsFile, tmp_path: Path) -> None:
-    assert torch.equal(LatentsFile.load(forge(encoded, tmp_path / "x.npz")).loc, encoded.loc)
+    assert encoded.latents.shape == SHAPE
+    assert holds_the_same(LatentsFile.load(forge(encoded, tmp_path / "x.npz")), encoded)
 
 
 FULL_DISK = """
@@ -446,7 +492,7 @@ from audiovae.errors import PathError
 from audiovae.recordings import LatentsFile
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-latents = LatentsFile(torch.zeros(1, 100, 8), torch.ones(1, 100, 8), 1.0, 16000, 25599, "a" * 64)
+latents = LatentsFile(torch.zeros(1, 100, 8), {"scale": torch.ones(1, 100, 8)}, {}, 1.0, 16000, 25599, "a" * 64)
 results = []
 for limit in (10, 1000, 5000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

@@ -617,7 +617,7 @@ def test_the_reported_elbo_is_that_of_the_saved_model(packed: Path, tmp_path: Pa
     waves, _ = SegmentSampler(corpus, "validation", prior.stft, 8, torch.device("cpu")).draw(2500, seed=5, step=0)
     with torch.no_grad():
         x = prior.stft.frames(waves)
-        q = prior.vae.posterior(x.abs().square())
+        q = prior.vae.infer(x.abs().square()).posterior
         z = q.rsample()
         g = prior.vae.likelihood(z).variance
         log_p = (-math.log(math.pi) - g.log() - x.abs().square() / g).sum(-1)

@@ -53,6 +53,31 @@ def add_latents(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--latents", choices=["mean", "sample"], default="mean", help="decode the posterior mean, or a sample of it")
 
 
+def add_labels(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        default=[],
+        metavar="NAME=CLASS",
+        help="what the sound is, for a model conditioned on labels: digit=7 speaker=theo",
+    )
+
+
+def condition(prior: Any, options: Any) -> Any:
+    """The condition that --label names; None for a model without labels.
+
+    Raises:
+        AudiovaeError: not NAME=CLASS, or no label or class of the model.
+    """
+    pairs = [text.partition("=") for text in options.label]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise AudiovaeError(f"--label {name}: give it as NAME=CLASS")
+    if not pairs and not prior.vae.conditions.labels:
+        return None
+    return prior.condition(**{name: value for name, _, value in pairs})
+
+
 def resolve_device(name: str) -> str:
     """The torch device that --device names.
 

@@ -14,6 +14,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser, "latents files (.npz)")
     arguments.add_output(parser)
     arguments.add_latents(parser)
+    arguments.add_labels(parser)
     arguments.add_common(parser)
 
 
@@ -31,5 +32,5 @@ def decode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.recordings import decode_file
 
     assert item.target is not None
-    writer = decode_file(prior, item.source, item.target, options.latents)
+    writer = decode_file(prior, item.source, item.target, options.latents, arguments.condition(prior, options))
     return {"output": str(item.target), **arguments.report_peak(writer, options.quiet)}

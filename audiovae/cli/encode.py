@@ -13,6 +13,7 @@ from audiovae.cli.arguments import Item
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
+    arguments.add_labels(parser)
     arguments.add_common(parser)
 
 
@@ -29,8 +30,8 @@ def run(options: Any) -> int:
 def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.recordings import encode_file
 
-    latents = encode_file(prior, item.source)
+    latents = encode_file(prior, item.source, arguments.condition(prior, options))
     assert item.target is not None
     latents.save(item.target)
-    n_channels, n_frames, latent_dim = latents.loc.shape
+    n_channels, n_frames, latent_dim = latents.latents.shape
     return {"output": str(item.target), "channels": n_channels, "frames": n_frames, "latent_dim": latent_dim, "level": latents.level}

@@ -20,6 +20,15 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--estimate", metavar="DIR", help="see --clean")
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
+    parser.add_argument(
+        "--samples", type=jsonargparse.typing.PositiveInt, default=1, help="above 1: also the importance-weighted bound of so many samples"
+    )
+    parser.add_argument(
+        "--teacher_forcing",
+        action="store_true",
+        help="show the true past to a model that needs it (STORN, VRNN, SRNN): prediction, no resynthesis",
+    )
+    arguments.add_labels(parser)
     parser.add_argument("--report", metavar="FILE", help="also write a self-contained HTML page with pictures and sound")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     arguments.add_common(parser)
@@ -45,6 +54,7 @@ def run(options: Any) -> int:
     else:
         rows, status = run_batch(arguments.find_inputs(options.inputs), evaluate, options)
         title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}; bound with sampled z"
+        title += "; teacher-forced" if options.teacher_forcing else ""
     print_scores(rows, options, title)
     if options.report and status != 2:
         import torch
@@ -55,14 +65,20 @@ def run(options: Any) -> int:
         torch.manual_seed(options.seed)
         prior = AudioVAE.from_pretrained(options.model, arguments.resolve_device(options.device))
         files = [ReportedFile(Path(row["file"]), row["values"], row["reasons"]) for row in rows if "values" in row]
-        write_report(options.report, [Evaluation(options.model, prior, files)], f"{options.model} on {len(files)} recordings", title)
+        write_report(
+            options.report,
+            [Evaluation(options.model, prior, files, arguments.condition(prior, options))],
+            f"{options.model} on {len(files)} recordings",
+            title,
+        )
     return status
 
 
 def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.metrics import evaluate_file
 
-    score = evaluate_file(prior, item.source, options.phase, options.latents)
+    condition = arguments.condition(prior, options)
+    score = evaluate_file(prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition)
     return {"values": score.values, "reasons": score.reasons}
 
 

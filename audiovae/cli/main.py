@@ -47,6 +47,7 @@ class Parser(jsonargparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest known name for an unknown one."""
 
     config: str | None = None  # the YAML file that is being read, to name it
+    given: Sequence[str] = ()  # the options as typed, for a verb whose other options depend on one of them
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module: Any = importlib.import_module(f"audiovae.cli.{verb}")
     joined = [part for text in given for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
     Parser.config = next((joined[i + 1] for i, text in enumerate(joined[:-1]) if text == "--config"), None)
+    Parser.given = given[1:]
     parser = Parser(prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
     module.add_arguments(parser)
     try:

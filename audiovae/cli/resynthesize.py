@@ -17,6 +17,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--phase", choices=["original", "griffin-lim"], default="original", help="keep the phase of the input (an oracle), or estimate it"
     )
     arguments.add_latents(parser)
+    arguments.add_labels(parser)
     arguments.add_common(parser)
 
 
@@ -34,5 +35,5 @@ def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.recordings import resynthesize_file
 
     assert item.target is not None
-    writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents)
+    writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents, arguments.condition(prior, options))
     return {"output": str(item.target), **arguments.report_peak(writer, options.quiet)}

@@ -15,6 +15,7 @@ SAMPLE_LEVEL = 0.05  # RMS of active speech in a well-recorded file
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_output(parser)
     parser.add_argument("--seconds", type=jsonargparse.typing.PositiveFloat, default=5.0, help="length of the sound")
+    arguments.add_labels(parser)
     arguments.add_common(parser)
 
 
@@ -33,7 +34,7 @@ def run(options: Any) -> int:
     torch.manual_seed(options.seed)
     n_samples = max(1, round(options.seconds * prior.sample_rate))
     with torch.no_grad():  # x ~ p(x | z), z ~ p(z): a draw of the spectrogram itself, so no phase is to be estimated
-        psd = prior.sample(prior.stft.n_frames(n_samples))
+        psd = prior.sample(prior.stft.n_frames(n_samples), arguments.condition(prior, options))
         wave = SAMPLE_LEVEL * prior.stft.inverse(ComplexNormal(psd).sample(), n_samples)
     with Writer(target, prior.sample_rate, 1, n_samples) as writer:
         writer.write(wave[None].numpy(force=True))

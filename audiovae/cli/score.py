@@ -15,6 +15,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=jsonargparse.typing.PositiveInt, default=1, help="above 1: the importance-weighted bound of so many samples"
     )
+    arguments.add_labels(parser)
     arguments.add_common(parser)
 
 
@@ -33,6 +34,6 @@ def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
 
     wave, _ = audio.read(item.source, prior.sample_rate)
     try:
-        return {"values": bound(prior, normalise(wave), options.samples), "reasons": {}}
+        return {"values": bound(prior, normalise(wave), options.samples, arguments.condition(prior, options)), "reasons": {}}
     except NotScored as reason:
         return {"values": {}, "reasons": {"bound": str(reason)}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,22 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
-from audiovae.settings import FrameVAESettings, STFTSettings, TrainingSettings
+from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    kind = _kind(getattr(parser, "given", ()), getattr(parser, "config", None))
     parser.add_argument("packed", help="corpus as prepared by: audiovae prepare")
     parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="model folder; a run that was stopped there is continued")
     parser.add_argument("--validation", metavar="PACKED", help="corpus whose validation split is scored, if not the same")
     parser.add_argument("--config", action="config", help="YAML file of the options below; dotted options after it override it")
-    parser.add_class_arguments(FrameVAESettings, "vae", help="sizes of the model")
+    parser.add_argument(
+        "--type", choices=list(MODEL_SETTINGS), default=kind, help="member of the family, whose sizes the options --vae are"
+    )
+    parser.add_argument(
+        "--labels", nargs="*", default=[], metavar="LABEL", help="condition the model on labels of the corpus, such as: speaker"
+    )
+    parser.add_class_arguments(MODEL_SETTINGS[kind], "vae", skip={"labels"}, help=f"sizes of {kind}")
     parser.add_class_arguments(STFTSettings, "stft", help="front end")
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
@@ -29,13 +37,27 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, unused=("model", "jobs"), unset=("seed",))
 
 
+def _kind(given: Sequence[str], config: str | None) -> str:
+    """The type of the model, which decides what other options there are: as typed, or of the YAML file, or the default."""
+    words = [part for text in given for part in (text.split("=", 1) if text.startswith("--type=") else [text])]
+    kind = next((words[i + 1] for i, text in enumerate(words[:-1]) if text == "--type"), None)
+    if kind is None and config is not None:
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(config).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            content = None  # the parser says what is wrong
+        kind = content.get("type") if isinstance(content, dict) else None
+    return kind if kind in MODEL_SETTINGS else "FrameVAE"
+
+
 def run(options: Any) -> int:
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
     shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
     try:
         settings = TrainingSettings(**{**options.training.as_dict(), **shorts})
-        vae_settings = FrameVAESettings(**options.vae.as_dict())
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 
@@ -44,7 +66,7 @@ def run(options: Any) -> int:
     from audiovae.cli.batch import print_json
     from audiovae.cli.progress import bar
     from audiovae.corpora.packed import PackedCorpus
-    from audiovae.models import FrameVAE
+    from audiovae.models import MODELS
     from audiovae.prior import AudioVAE
     from audiovae.stft import STFT
     from audiovae.training.loop import Progress, fit
@@ -56,7 +78,9 @@ def run(options: Any) -> int:
     torch.manual_seed(settings.seed)
     try:
         stft = STFT(**options.stft.as_dict())
-        prior = AudioVAE(stft, FrameVAE(stft.n_freqs, vae_settings), corpus.header.sample_rate)
+        model, settings_of = MODELS[options.type]
+        labels = {name: corpus.classes(name) for name in options.labels}
+        prior = AudioVAE(stft, model(stft.n_freqs, settings_of(**options.vae.as_dict(), labels=labels)), corpus.header.sample_rate)
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 
@@ -74,5 +98,6 @@ def run(options: Any) -> int:
     if options.json:
         print_json({"model": str(output), **asdict(fitted)})
     elif not options.quiet:
-        print(f"{output}: validation ELBO {fitted.elbo:.1f} nats per frame, reached at step {fitted.best_step} of {fitted.steps}")
+        unit = "nats per frame" if prior.vae.is_density else "per frame"
+        print(f"{output}: validation ELBO {fitted.elbo:.1f} {unit}, reached at step {fitted.best_step} of {fitted.steps}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ class Source:
         split: None until one is assigned.
         left_out: why the layout excludes it, if it does.
         speed: how much faster it is played, as a tape: pitch, formants and tempo change together.
+        labels: what else is known of it, by name, such as the digit that is spoken.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class Source:
     split: Split | None
     left_out: str | None = None
     speed: float = 1.0
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,18 @@ class Layout:
     Attributes:
         pattern: matches the path of every recording (beginning with the corpus folder's own name); its groups are named
             speaker and, where the corpus has official splits, split.
+        labels: names of groups that label a recording, beside the speaker.
         split_of: official split by the value of the group "split"; empty where speakers must be held out by hash.
         single_speaker: the splits are by chapter, as there is one voice only.
+        shared_speakers: every speaker is in every split, by design of the corpus.
         left_out: reason to exclude a match, by its groups.
     """
 
     pattern: str
     split_of: Callable[[re.Match[str]], Split | None] = lambda match: None
     single_speaker: bool = False
+    shared_speakers: bool = False
+    labels: tuple[str, ...] = ()
     left_out: Callable[[re.Match[str]], str | None] = lambda match: None
 
 
@@ -72,6 +78,10 @@ def _wsj0_split(match: re.Match[str]) -> Split | None:
 def _jsut_split(match: re.Match[str]) -> Split:
     splits: dict[str, Split] = {"voiceactress100": "validation", "travel1000": "test"}
     return splits.get(match["speaker"], "train")
+
+
+def _digit_split(match: re.Match[str]) -> Split:
+    return "test" if int(match["index"]) < 5 else "validation" if int(match["index"]) < 8 else "train"
 
 
 def _timit_split(match: re.Match[str]) -> Split | None:
@@ -112,6 +122,9 @@ LAYOUTS: dict[str, Layout] = {
         _jsut_split,
         single_speaker=True,
     ),
+    "free-spoken-digits": Layout(
+        r"/(?P<digit>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav$", _digit_split, shared_speakers=True, labels=("digit",)
+    ),
 }  # fmt: skip
 
 
@@ -138,7 +151,10 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
     if layout_name == "auto":
         layout_name = recognise(named)
     if layout_name == "folder":
-        return layout_name, [Source(path, id_, id_.split("/")[0], None) for path, id_ in zip(paths, ids, strict=True)]
+        speakers = [id_.split("/")[0] for id_ in ids]
+        return layout_name, [
+            Source(path, id_, speaker, None, labels={"speaker": speaker}) for path, id_, speaker in zip(paths, ids, speakers, strict=True)
+        ]
     if layout_name not in LAYOUTS:
         raise CorpusError(folder, f"unknown layout {layout_name!r}; known are auto, folder, {', '.join(LAYOUTS)}")
     layout = LAYOUTS[layout_name]
@@ -148,7 +164,8 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
         if match is None:
             found.append(Source(path, id_, "", None, f"not part of the {layout_name} layout"))
         else:
-            found.append(Source(path, id_, match["speaker"], layout.split_of(match), layout.left_out(match)))
+            labels = {label: match[label] for label in ("speaker", *layout.labels)}
+            found.append(Source(path, id_, match["speaker"], layout.split_of(match), layout.left_out(match), labels=labels))
     return layout_name, found
 
 
@@ -176,7 +193,7 @@ def assign_splits(
         held_out = set(free[:n_held_out])
         chosen = [replace(s, split="validation") if s.split is None and s.speaker in held_out else s for s in chosen]
     chosen = [replace(source, split=source.split or "train") for source in chosen]
-    if layout_name == "folder" or not LAYOUTS[layout_name].single_speaker:
+    if layout_name == "folder" or not (LAYOUTS[layout_name].single_speaker or LAYOUTS[layout_name].shared_speakers):
         _check_speakers(chosen)
     return chosen
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Utterance:
     Attributes:
         id: path of its source below the corpus folder.
         speaker, split: see `audiovae.corpora.layouts`.
+        labels: what else is known of it, by name; the speaker is one too.
         start, n_samples: its place in the samples' file.
         scale: multiply the integers by this to get the wave of the source.
         level: active level of that wave, see `audiovae.level`.
@@ -46,6 +47,7 @@ class Utterance:
     source_size: int
     source_mtime_ns: int
     sha256: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,26 @@ class PackedCorpus:
         """The recordings of "train", "validation" or "test"."""
         return [utterance for utterance in self.utterances if utterance.split == name]
 
+    def classes(self, label: str) -> tuple[str, ...]:
+        """All classes of a label among the training recordings, sorted.
+
+        Raises:
+            CorpusError: recordings without it; those that there are, are named.
+        """
+        train = self.split("train")
+        known = sorted(set.intersection(*({*u.labels} for u in train))) if train else []
+        if label not in known:
+            raise CorpusError(self.folder, f"has no label {label!r}" + (f"; it has {', '.join(known)}" if known else ""))
+        return tuple(sorted({u.labels[label] for u in train}))
+
     def wave(self, utterance: Utterance) -> NDArray[np.float32]:
         """The wave of one recording, `[sample]`, at its source's scale."""
         return self.samples[utterance.start : utterance.start + utterance.n_samples] * np.float32(utterance.scale)
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, splits, levels and samples of all recordings and the rate."""
+        """SHA-256 over ids, splits, labels, levels and samples of all recordings and the rate."""
         lines = [str(self.header.sample_rate)]
-        lines += sorted(f"{u.id} {u.split} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances)
+        lines += sorted(f"{u.id} {u.split} {sorted(u.labels.items())} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances)
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def prepare(
     if not any(source.left_out is None for source in found):
         raise CorpusError(folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)")
     found = assign_splits(found, layout, settings.validation, _names(settings.validation_speakers), _names(settings.test_speakers))
-    found = at_speeds(found, settings.speeds)
+    found = at_speeds(_labelled(found, folder, settings.labels), settings.speeds)
     header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
     utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
 
@@ -104,7 +105,9 @@ def prepare(
                     digest = hashlib.sha256(result.samples.tobytes()).hexdigest()
                     place = (file.tell() // 2, len(result.samples))
                     utterances.append(
-                        Utterance(source.id, source.speaker, str(source.split), *place, result.scale, result.level, *origin, digest)
+                        Utterance(
+                            source.id, source.speaker, str(source.split), *place, result.scale, result.level, *origin, digest, source.labels
+                        )
                     )
                     file.write(result.samples.tobytes())
                     seconds_new += result.seconds
@@ -151,7 +154,11 @@ def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[U
             return False
         return _size_and_time(source.path) == (entry.source_size, entry.source_mtime_ns)
 
-    kept = [replace(u, split=str(current[u.id].split), speaker=current[u.id].speaker) for u in utterances if unchanged(u)]
+    kept = [
+        replace(u, split=str(current[u.id].split), speaker=current[u.id].speaker, labels=current[u.id].labels)
+        for u in utterances
+        if unchanged(u)
+    ]
     return kept, [entry for entry in left_out if unchanged(entry)], end
 
 
@@ -213,6 +220,24 @@ def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Proces
     scale = peak / 32767
     samples = np.rint(wave * (1 / scale)).astype("<i2")
     return _Processed(samples, scale, active_level(wave, settings.sample_rate), info.seconds)
+
+
+def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
+    """Add the labels of a table, whose column "file" holds paths below the folder and whose other columns are named by label."""
+    if table is None:
+        return found
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t" if Path(table).suffix == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(table, "cannot be read; give a CSV or TSV file") from error
+    if not rows or "file" not in rows[0] or len(rows[0]) < 2:
+        raise CorpusError(table, "needs a heading with a column 'file' and one for each label")
+    labels = {row["file"]: {name: str(value) for name, value in row.items() if name != "file"} for row in rows}
+    missing = next((source.id for source in found if source.left_out is None and source.id not in labels), None)
+    if missing is not None:
+        raise CorpusError(table, f"has no row for {missing}")
+    return [replace(source, labels={**source.labels, **labels.get(source.id, {})}) for source in found]
 
 
 def _names(path: str | None) -> frozenset[str]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
-from audiovae.distributions import ComplexNormal
+from audiovae.models.conditions import Conditions
+from audiovae.models.latents import latent_family
+from audiovae.models.observation import Observation
 from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
-from audiovae.networks.mlp import ACTIVATIONS, mlp
+from audiovae.networks.log_power import LogPower
+from audiovae.networks.mlp import mlp, start_small
 from audiovae.settings import FrameVAESettings
-
-SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 2.0  # of a posterior; the prior's is 1
 
 
 class FrameVAE(VAE):
-    """z_t ~ N(0, I), x_ft | z_t ~ N_C(0, g_f(z_t)), q(z_t | x_t) = N(loc(x_t), scale(x_t)^2): no context in time.
+    """z_t ~ p(z), x_t | z_t ~ p(x | z), q(z_t | x_t): no context in time. Any latents, any likelihood.
+
+    With Gaussian latents and the complex Gaussian likelihood it is z_t ~ N(0, I), x_ft | z_t ~ N_C(0, g_f(z_t)),
+    q(z_t | x_t) = N(loc(x_t), scale(x_t)^2). With the Bernoulli likelihood it is the textbook's VAE. With labels y it is the
+    conditional VAE p(x | z, y) with q(z | x, y) and p(z): K. Sohn et al., "Learning structured output representation using
+    deep conditional generative models", NeurIPS 2015; D. Kingma et al., "Semi-supervised learning with deep generative
+    models", NeurIPS 2014 (M2).
 
     Args:
         n_freqs: frequency bins per frame.
@@ -33,59 +38,41 @@ class FrameVAE(VAE):
         modeling framework based on variational autoencoders for speech enhancement", MLSP 2018.
     """
 
-    needs_past = False
+    frames_are_independent = True
 
     def __init__(self, n_freqs: int, settings: FrameVAESettings = FrameVAESettings()) -> None:
         super().__init__()
-        _check(n_freqs, settings)
-        self.n_freqs = n_freqs
-        self.latent_dim = settings.latent_dim
-        self.settings = settings
+        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        self.latents = latent_family(settings)
+        self.conditions = Conditions(settings.labels)
         self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
         options = (settings.activation, settings.dropout, settings.residual)
-        self.encoder = mlp([n_freqs, *settings.hidden, 2 * self.latent_dim], *options)
-        self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
-        self.mean_log_variance = nn.Parameter(torch.zeros(n_freqs))
-        with torch.no_grad():  # start near the prior and near the mean spectrum: no huge first losses
-            heads = cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1])
-            for head in heads:
-                head.weight.mul_(0.1)
-            heads[0].bias.zero_()
+        self.encoder = mlp([n_freqs + self.conditions.size, *settings.hidden, self.latents.n_outputs], *options)
+        widths = [self.latent_dim + self.conditions.size, *reversed(settings.hidden), n_freqs]
+        self.decoder = mlp(widths, *options, last_bias=False)
+        start_small(cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1]))
 
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)
-        with torch.no_grad():
-            self.mean_log_variance.copy_(self.log_power.mean + EULER_GAMMA)  # E[log |x|^2] = log variance - gamma
+        self.observation.calibrate(power)
 
-    def posterior(self, power: Float[Tensor, "*batch frame freq"]) -> Independent:
-        """q(z | x): batch `[..., frame]`, event `[latent]`."""
-        loc, spread = self.encoder(self.log_power(power)).to(power.dtype).chunk(2, dim=-1)  # back from mixed precision
-        scale = LARGEST_SCALE * torch.sigmoid(spread) + SMALLEST_SCALE  # bounded, where exp would overflow in a bad step
-        return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+        outputs = self.encoder(self.conditions.join(self.log_power(power), condition))
+        posterior = self.latents.from_outputs(outputs.to(power.dtype))  # back from mixed precision
+        latents = self.latents.centre(posterior) if mean else posterior.rsample()
+        return Inference(latents, posterior, self.prior(latents))
 
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> Inference:
-        posterior = self.posterior(power)
-        latents = posterior.rsample()
-        zeros = latents.new_zeros(self.latent_dim)
-        prior = Independent(Normal(zeros, torch.ones_like(zeros), validate_args=False), 1, validate_args=False)
-        return Inference(latents, posterior, prior.expand(posterior.batch_shape))
+    def prior(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        return self.latents.prior(latents)
 
     def likelihood(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
     ) -> Distribution:
-        log_variance = self.decoder(latents).to(latents.dtype).add_(self.mean_log_variance)
-        return Independent(ComplexNormal(log_variance=log_variance, floor=VARIANCE_FLOOR, validate_args=False), 1, validate_args=False)
+        self.latents.check(latents)
+        return self.observation(self.decoder(self.conditions.join(self.latents.features(latents), condition)))
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
-        like = self.log_power.mean
-        return torch.randn(n_frames, self.latent_dim, dtype=like.dtype, device=like.device)
-
-
-def _check(n_freqs: int, settings: FrameVAESettings) -> None:
-    for name, sizes in (("n_freqs", [n_freqs]), ("latent_dim", [settings.latent_dim]), ("hidden", settings.hidden)):
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"{name} must be positive, got {sizes}")
-    if settings.activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {settings.activation!r}")
-    if not 0 <= settings.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {settings.dropout}")
+        return self.latents.prior(self.log_power.mean.new_zeros(n_frames, self.latent_dim)).sample()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,12 +22,30 @@ def mlp(
     Args:
         residual: add a hidden layer's input to its output wherever the two have the same width.
         last_bias: give the last layer a bias.
+
+    Raises:
+        ValueError: a width that is not positive, no hidden layer, an unknown activation, a dropout outside [0, 1).
     """
+    if min(sizes) < 1 or len(sizes) < 3:
+        raise ValueError(f"layers must have positive widths and one of them be hidden, got {list(sizes)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes[:-1])):
         layer = nn.Sequential(nn.Linear(n_in, n_out), ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout > 0 else []))
         layers.append(Residual(layer) if residual and i > 0 and n_in == n_out else layer)
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=last_bias))
+
+
+@torch.no_grad()
+def start_small(*heads: nn.Linear) -> None:
+    """Shrink last layers, so that a model starts near the prior and near the mean spectrum: no huge first losses."""
+    for head in heads:
+        head.weight.mul_(0.1)
+        if head.bias is not None:
+            head.bias.zero_()
 
 
 class Residual(nn.Module):

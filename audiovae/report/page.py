@@ -61,11 +61,12 @@ class ReportedFile:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A prior and the files that it resynthesised."""
+    """A prior and the files that it resynthesised, with the condition that they have in common, if the prior needs one."""
 
     name: str
     prior: AudioVAE
     files: Sequence[ReportedFile]
+    condition: torch.Tensor | None = None
 
 
 def write_report(target: str | Path, evaluations: Sequence[Evaluation], title: str, note: str = "") -> None:
@@ -93,7 +94,7 @@ def _evaluation(evaluation: Evaluation, headed: bool) -> str:
     kls, sections = [], []
     for file in evaluation.files[:SHOWN_RECORDINGS]:
         try:
-            section, kl = _recording(evaluation.prior, file)
+            section, kl = _recording(evaluation.prior, file, evaluation.condition)
             kls.append(kl)
         except NotScored as reason:
             section = f"<h3>{html.escape(str(file.path))}</h3><p>Not shown: {reason}.</p>"
@@ -101,7 +102,7 @@ def _evaluation(evaluation: Evaluation, headed: bool) -> str:
     information = ""
     if kls:
         mean_kl = torch.stack(kls).mean(0)
-        warning = collapse_warning(mean_kl)
+        warning = None if evaluation.prior.vae.latents.name == "point" else collapse_warning(mean_kl)
         information = "<h3>Information in the latents</h3>" + _image(plots.kl_per_dimension(mean_kl), "KL per latent dimension")
         information += f'<p class="warning">{html.escape(warning)}</p>' if warning else ""
     n = len(evaluation.files)
@@ -111,22 +112,25 @@ def _evaluation(evaluation: Evaluation, headed: bool) -> str:
 
 
 @torch.no_grad()
-def _recording(prior: AudioVAE, file: ReportedFile) -> tuple[str, torch.Tensor]:
+def _recording(prior: AudioVAE, file: ReportedFile, condition: torch.Tensor | None) -> tuple[str, torch.Tensor]:
     wave, _ = audio.read(file.path, prior.sample_rate)
     mono = normalise(wave[:1])[0, : int(LISTENING_SECONDS * prior.sample_rate)]
     level = active_level(mono, prior.sample_rate)
     samples = torch.from_numpy(mono).to(prior.device)
     spectrogram, _ = prior.analyse(samples, level)
-    latents = prior.encode(samples, level)
-    kl = kl_per_dimension(prior.vae, power(spectrogram)).cpu()
-    psd = prior.decode(latents) / level**2
-    picture = plots.spectrogram_and_psd(power(spectrogram), psd, latents.posterior.mean, kl, prior.sample_rate, prior.stft.hop_length)
+    latents = prior.encode(samples, level, condition)
+    kl = kl_per_dimension(prior.vae, power(spectrogram), condition).cpu()
+    psd = prior.decode(latents, condition=condition) / level**2
+    picture = plots.spectrogram_and_psd(power(spectrogram), psd, latents.inference.latents, kl, prior.sample_rate, prior.stft.hop_length)
     players = "".join(
         f"<label>{name}{_player(sound, prior.sample_rate)}</label>"
         for name, sound in (
             ("original", mono),
-            ("resynthesis, posterior mean", prior.resynthesize(samples, level=level).numpy(force=True)),
-            ("resynthesis, sampled latents", prior.resynthesize(samples, latents="sample", level=level).numpy(force=True)),
+            ("resynthesis, posterior mean", prior.resynthesize(samples, level=level, condition=condition).numpy(force=True)),
+            (
+                "resynthesis, sampled latents",
+                prior.resynthesize(samples, latents="sample", level=level, condition=condition).numpy(force=True),
+            ),
         )
     )
     values = ", ".join(f"{_HEADINGS[name]} {_number(value)}" for name, value in file.values.items() if name in _HEADINGS)

@@ -44,7 +44,7 @@ def spectrogram_and_psd(
     Args:
         power, psd: of one recording.
         latents: posterior means.
-        kl: nats per dimension over the recording.
+        kl: nats per dimension over the recording; where there is no such split, latents are ranked by how much they move.
     """
     figure, axes = _figure(2, 2, (13.0, 6.4), [1.5, 1.0])
     seconds = len(power) * hop_length / sample_rate
@@ -55,7 +55,7 @@ def spectrogram_and_psd(
         )
         axis.set(title=name, ylabel="frequency (kHz)")
     figure.colorbar(image, ax=list(axes[0]), label="dB below the loudest bin", pad=0.01)
-    order = torch.argsort(kl, descending=True).cpu()
+    order = torch.argsort(kl if len(kl) == latents.shape[-1] else latents.std(0, correction=0), descending=True).cpu()
     shown = latents.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
     image = axes[1][0].imshow(shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5))
     axes[1][0].set(title="Latents over time (posterior mean, most informative first)", xlabel="time (s)", ylabel="rank of dimension")

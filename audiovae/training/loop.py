@@ -15,12 +15,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.corpora.batches import SegmentSampler, random_equaliser
-from audiovae.corpora.packed import PackedCorpus
-from audiovae.errors import TrainingError
-from audiovae.objectives import collapse_warning, elbo_of_power, kl_per_dimension, power
+from audiovae.corpora.packed import PackedCorpus, Utterance
+from audiovae.errors import ConditionError, TrainingError
+from audiovae.models import VAE, Conditions
+from audiovae.objectives import (
+    check_importance_training,
+    collapse_warning,
+    elbo_and_dimensions,
+    elbo_of_power,
+    free_bits,
+    importance_weighted_surrogate,
+    kl_per_dimension,
+    power,
+)
 from audiovae.prior import AudioVAE
 from audiovae.settings import TrainingSettings
-from audiovae.stft import STFT
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
 from audiovae.training.record import Record
 from audiovae.training.state import TrainingState
@@ -58,18 +67,54 @@ class Progress:
     elbo: float | None
 
 
-class NegativeELBO(nn.Module):
-    """The training step's forward pass: knows nothing of the engine that runs it."""
+class Batch:
+    """Power and condition of a step, in full precision: the engine would round plain tensors to half of it with mixed precision.
 
-    def __init__(self, vae: nn.Module) -> None:
+    Args:
+        frame_power: `[segment, frame, freq]`.
+        condition: `[segment, label]`, or None.
+    """
+
+    def __init__(self, frame_power: Tensor, condition: Tensor | None) -> None:
+        self.frame_power, self.condition = frame_power, condition
+
+
+class TrainingLoss(nn.Module):
+    """The training step's forward pass: knows nothing of the engine that runs it.
+
+    Args:
+        vae: the model.
+        settings: which objective it is.
+
+    Raises:
+        TrainingError: the model cannot have this objective.
+    """
+
+    def __init__(self, vae: VAE, settings: TrainingSettings) -> None:
         super().__init__()
         self.vae = vae
+        self._free_bits, self._n_samples = settings.free_bits, settings.importance_samples
+        if settings.scheduled_sampling and vae.own_past is None:
+            raise TrainingError(
+                f"scheduled_sampling is for models that feed on past frames and can learn to do without (SRNN with own_past), not "
+                f"{type(vae).__name__}"
+            )
+        if self._n_samples > 1:
+            try:
+                check_importance_training(vae)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
 
-    def forward(self, frame_power: Float[Tensor, "*batch frame freq"], beta: float) -> Float[Tensor, 2]:
-        """The loss -log p(x | z) + beta KL and the KL alone, each a mean over frames, in nats."""
-        terms = elbo_of_power(self.vae, frame_power)  # type: ignore[arg-type]
-        kl = terms.kl.mean()
-        return torch.stack([beta * kl - terms.log_likelihood.mean(), kl])
+    def forward(self, batch: Batch, beta: float) -> Float[Tensor, 2]:
+        """The loss -log p(x | z) + beta KL (or minus the importance-weighted bound) and the KL alone, means over frames, in nats."""
+        frame_power, condition = batch.frame_power, batch.condition
+        if self._n_samples > 1:
+            bound = importance_weighted_surrogate(self.vae, frame_power, self._n_samples, condition).mean()
+            return torch.stack([-bound, torch.zeros_like(bound)])
+        terms, of_dimensions = elbo_and_dimensions(self.vae, frame_power, condition, self._free_bits > 0)
+        kl = terms.total_kl.mean()
+        cost = free_bits(self.vae, kl, of_dimensions, self._free_bits) if self._free_bits else kl
+        return torch.stack([beta * cost - terms.log_likelihood.mean(), kl])
 
 
 def fit(
@@ -119,8 +164,13 @@ def fit(
     n_segments = settings.batch_frames // settings.segment_frames
     prior.to(device_).train()
     draws = SegmentSampler(corpus, "train", prior.stft, settings.segment_frames, device_)
-    held_out = _held_out_power(validation, prior.stft, settings, device_)
-    listening = torch.from_numpy(validation.wave(validation.split("validation")[0])).to(device_)
+    condition_of = _Labelled(prior.vae.conditions, draws.utterances, device_)
+    loss = TrainingLoss(prior.vae, settings)
+    held_out = _held_out(validation, prior, settings, device_)
+    heard = validation.split("validation")[0]
+    listening = torch.from_numpy(validation.wave(heard)).to(device_)
+    of_heard = _Labelled(prior.vae.conditions, [heard], device_)([heard])
+    listening_condition = None if of_heard is None else of_heard[0]
 
     record = Record(Path(folder), prior, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
     fabric.barrier()  # what is overwritten is gone before any process looks for a checkpoint
@@ -131,12 +181,13 @@ def fit(
         prior.vae.calibrate(power(prior.stft.frames(waves)).flatten(0, 1))
     weights = prior.vae.parameters()
     adam = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    module, optimizer = fabric.setup(NegativeELBO(prior.vae), adam)
+    module, optimizer = fabric.setup(loss, adam)
     state = TrainingState(prior.vae, adam, device_)
     if checkpoint is not None:
         state.restore(checkpoint)
     record.rewind(state.step, state.trace)
-    held_out = [batch.to(next(prior.vae.parameters()).dtype) for batch in held_out]
+    dtype = next(prior.vae.parameters()).dtype
+    held_out = [(frame_power.to(dtype), condition) for frame_power, condition in held_out]
 
     while state.step < settings.steps and not (settings.patience and state.waited >= settings.patience):
         step = state.step
@@ -149,7 +200,9 @@ def fit(
         _seed(settings.seed, step, rank)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        losses = module(frame_power, beta(settings, step))
+        if prior.vae.own_past is not None:
+            prior.vae.own_past = own_past(settings, step)
+        losses = module(Batch(frame_power, condition_of(utterances)), beta(settings, step))
         optimizer.zero_grad()
         fabric.backward(losses[0])
         norm = fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
@@ -177,7 +230,7 @@ def fit(
                     )
                 if state.score(log_likelihood - kl):
                     record.save_model(prior, state.step, state.best_elbo)
-                record.validation(state.step, log_likelihood, kl, prior, listening)
+                record.validation(state.step, log_likelihood, kl, prior, listening, listening_condition)
                 prior.train()
             if fabric.is_global_zero:
                 save_checkpoint(record.folder, state.checkpoint())
@@ -191,7 +244,7 @@ def fit(
     prior.eval()
     record.save_if_missing(prior, state.best_step, state.best_elbo)
     with torch.no_grad():
-        warning = collapse_warning(kl_per_dimension(prior.vae, held_out[0]))
+        warning = None if prior.vae.latents.name == "point" else collapse_warning(kl_per_dimension(prior.vae, *held_out[0]))
     return Fitted(state.step, state.best_elbo, state.best_step, warning)
 
 
@@ -204,8 +257,11 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def beta(settings: TrainingSettings, step: int) -> float:
-    """Weight of the KL: a linear rise from zero over the first `beta_warmup` of the steps."""
-    t = step / settings.steps
+    """Weight of the KL: a linear rise from zero over the first `beta_warmup` of the steps, or of each of `beta_cycles` parts of them.
+
+    Reference: H. Fu et al., "Cyclical annealing schedule: a simple approach to mitigating KL vanishing", NAACL 2019.
+    """
+    t = step / settings.steps * settings.beta_cycles % 1.0
     return settings.beta * (min(1.0, t / settings.beta_warmup) if settings.beta_warmup else 1.0)
 
 
@@ -214,19 +270,53 @@ def _seed(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _held_out_power(validation: PackedCorpus, stft: STFT, settings: TrainingSettings, device: torch.device) -> list[Tensor]:
-    """The same validation segments at every validation and in every run, as batches of power."""
-    draws = SegmentSampler(validation, "validation", stft, settings.segment_frames, device)
-    waves, _ = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
-    return [power(stft.frames(batch)) for batch in waves.split(max(1, _VALIDATION_BATCH // settings.segment_frames))]
+def own_past(settings: TrainingSettings, step: int) -> float:
+    """Share of the frames that see the model's own past: none, then a linear rise, then all; all, without a schedule."""
+    if not settings.scheduled_sampling:
+        return 1.0
+    start, end = settings.scheduled_sampling
+    return min(1.0, max(0.0, (step / settings.steps - start) / (end - start)))
+
+
+class _Labelled:
+    """Conditions of recordings, looked up by batch.
+
+    Raises:
+        TrainingError: a recording without a label of the model, or with a class that the model does not know.
+    """
+
+    def __init__(self, conditions: Conditions, utterances: list[Utterance], device: torch.device) -> None:
+        self._has_labels = bool(conditions.labels)
+        self._of: dict[str, Tensor] = {}
+        for utterance in utterances if self._has_labels else []:
+            known = {name: utterance.labels[name] for name in conditions.labels if name in utterance.labels}
+            try:
+                self._of[utterance.id] = conditions.encode(**known).to(device)
+            except ConditionError as error:
+                raise TrainingError(f"{utterance.id} ({utterance.split}): {error}") from error
+
+    def __call__(self, utterances: list[Utterance]) -> Tensor | None:
+        """`[segment, label]`; None where the model has no labels."""
+        return torch.stack([self._of[utterance.id] for utterance in utterances]) if self._has_labels else None
+
+
+def _held_out(
+    validation: PackedCorpus, prior: AudioVAE, settings: TrainingSettings, device: torch.device
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The same validation segments at every validation and in every run, as batches of power and condition."""
+    draws = SegmentSampler(validation, "validation", prior.stft, settings.segment_frames, device)
+    waves, utterances = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
+    condition_of = _Labelled(prior.vae.conditions, draws.utterances, device)
+    n = max(1, _VALIDATION_BATCH // settings.segment_frames)
+    return [(power(prior.stft.frames(batch)), condition_of(utterances[i * n : (i + 1) * n])) for i, batch in enumerate(waves.split(n))]
 
 
 @torch.no_grad()
-def _validate(prior: AudioVAE, held_out: list[Tensor], seed: int) -> tuple[float, float]:
+def _validate(prior: AudioVAE, held_out: list[tuple[Tensor, Tensor | None]], seed: int) -> tuple[float, float]:
     """Log-likelihood and KL, means over all held-out frames, with the same noise each time. Every rank does all of it."""
     _seed(seed, _NO_STEP)
-    terms = [elbo_of_power(prior.vae, batch) for batch in held_out]
-    return tuple(torch.cat([getattr(t, name).flatten() for t in terms]).double().mean().item() for name in ("log_likelihood", "kl"))  # type: ignore[return-value]
+    terms = [elbo_of_power(prior.vae, *batch) for batch in held_out]
+    return tuple(torch.cat([getattr(t, name).flatten() for t in terms]).double().mean().item() for name in ("log_likelihood", "total_kl"))  # type: ignore[return-value]
 
 
 def _describe(corpus: PackedCorpus, validation: PackedCorpus) -> dict[str, str]:

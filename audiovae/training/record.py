@@ -116,19 +116,25 @@ class Record:
         self._board.add_scalar("train/loss", loss, step)
         self._board.add_scalar("train/kl", kl, step)
 
-    def validation(self, step: int, log_likelihood: float, kl: float, prior: AudioVAE, wave: torch.Tensor) -> None:
+    def validation(
+        self, step: int, log_likelihood: float, kl: float, prior: AudioVAE, wave: torch.Tensor, condition: torch.Tensor | None
+    ) -> None:
         """Curves, the spectrogram and the PSD, and the sound of one held-out recording with the weights as they are."""
         if not self._writes:
             return
         self._board.add_scalar("validation/elbo", log_likelihood - kl, step)
         self._board.add_scalar("validation/log_likelihood", log_likelihood, step)
         self._board.add_scalar("validation/kl", kl, step)
+        if prior.vae.predicts != "sound":
+            return
         from audiovae.report.plots import decibel_image
 
         with torch.no_grad():
             wave = wave[: int(_LISTENING_SECONDS * prior.sample_rate)]
-            psd = prior.decode(prior.encode(wave)).cpu()
-            resynthesis = prior.resynthesize(wave).cpu()
+            if prior.vae.longest is not None:
+                wave = wave[: (prior.vae.longest - 1) * prior.stft.hop_length]
+            psd = prior.decode(prior.encode(wave, condition=condition), condition=condition).cpu()
+            resynthesis = prior.resynthesize(wave, condition=condition).cpu()
         power = prior.stft(wave).abs().square().cpu()
         self._board.add_image("validation/power_and_psd", decibel_image([power, psd]), step)
         scale = 0.9 / max(float(wave.abs().max()), float(resynthesis.abs().max()), 1e-9)
@@ -151,6 +157,11 @@ class Record:
 
     def _card(self, prior: AudioVAE, step: int, elbo: float) -> str:
         weights = sum(parameter.numel() for parameter in prior.parameters())
+        unit = (
+            "nats per frame at unit level"
+            if prior.vae.is_density
+            else "per frame (no density of the STFT: it compares with no other model's)"
+        )
         rows = "\n".join(f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items())
         return f"""---
 library_name: audiovae
@@ -162,7 +173,7 @@ tags: [audio, speech, vae, unsupervised]
 A {type(prior.vae).__name__} of {weights:,} weights, trained with audiovae {self._run["versions"]["audiovae"]}.
 
 * Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
-* Validation ELBO: {elbo:.1f} nats per frame at unit level, after {step} steps (one draw of the latents).
+* Validation ELBO: {elbo:.1f} {unit}, after {step} steps (one draw of the latents).
 * Licence: that of its training data decides; fill it in before you share this model.
 * Limits: it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own with
   `audiovae evaluate --model FOLDER FILES` before you rely on it.

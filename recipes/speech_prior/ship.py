@@ -26,7 +26,7 @@ tags: [audio, speech, vae, unsupervised]
 
 # {name}
 
-A frame-wise variational autoencoder of clean English speech at 16 kHz: {weights:,} weights, {latent_dim} latent dimensions per frame,
+{what} of clean English speech at 16 kHz: {weights:,} weights, {latent_dim} latent dimensions per frame,
 STFT {n_fft}/{hop_length} with a {window} window. It needs no network and no other file.
 
     prior = audiovae.AudioVAE.from_pretrained("{name}")
@@ -62,7 +62,7 @@ NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
 
 * English read speech, recorded close and clean, with little noise; trained on less than an hour of it. Whispered, sung, shouted, noisy,
   reverberant or band-limited speech, other languages, children and music are outside: their bound says how far.
-* It treats frames as independent: what is sampled from it has no order in time.
+* {order}
 * "Original phase" is an oracle. With Griffin-Lim, magnitudes are the same and the wave is not.
 * beta {beta} buys sound with bits: a KL weight below 1 lets the posteriors of all speech together drift from the prior. Bound and sound in the
   table are of the same weights.
@@ -71,6 +71,16 @@ NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
 
 {utterances}
 """
+
+
+# By type of model: what it is, and what that means for sound sampled from it.
+KINDS = {
+    "FrameVAE": ("A frame-wise variational autoencoder", "It treats frames as independent: what is sampled from it has no order in time."),
+    "DynamicVAE": (
+        "A variational autoencoder with context in time (encoder and decoder see neighbouring frames, the prior the latents before)",
+        "What is sampled from it moves as speech does, and says nothing. It sees the future, so it is not for live streams.",
+    ),
+}
 
 
 def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
@@ -97,7 +107,7 @@ def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
         "dnsmos": "DNSMOS",
     }
     card = CARD.format(
-        name=target.name, weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
+        name=target.name, what=KINDS[run["model"]["type"]][0], order=KINDS[run["model"]["type"]][1], weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
         n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(heads[m] for m in metrics),
         rules=" ---: |" * len(metrics), rows="\n".join(f"| {name} | {' | '.join(str(s[m]) for m in metrics)} |" for name, s in summaries.items()),
         seed=run["settings"]["seed"], steps=run["settings"]["steps"], batch=run["settings"]["batch_frames"], beta=run["settings"]["beta"],

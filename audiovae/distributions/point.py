@@ -1,0 +1,44 @@
+"""The distribution that is one point: what an autoencoder's encoder says."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, register_kl
+
+
+class Point(Distribution):
+    """All mass at `location`: event `[latent]`. It has no density; `kl_divergence` of two of them is zero: nothing is paid for a code.
+
+    Args:
+        location: `[..., latent]`.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"location": constraints.independent(constraints.real, 1)}
+    support = constraints.independent(constraints.real, 1)
+    has_rsample = True
+
+    def __init__(self, location: Tensor, validate_args: bool | None = None) -> None:
+        self.location = location
+        super().__init__(location.shape[:-1], location.shape[-1:], validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.location
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.zeros_like(self.location)
+
+    def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> Point:
+        return Point(self.location.expand(*torch.Size(batch_shape), -1), self._validate_args)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.location.expand(self._extended_shape(torch.Size(sample_shape)))
+
+
+@register_kl(Point, Point)
+def _kl_point(p: Point, q: Point) -> Tensor:
+    return p.location.new_zeros(torch.broadcast_shapes(p.batch_shape, q.batch_shape))

@@ -1,0 +1,108 @@
+"""DSAE: the disentangled sequential autoencoder, one latent for what lasts and one for what moves."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from audiovae.models.conditions import Conditions
+from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs
+from audiovae.models.latents import normal_from_outputs, only_gaussian, standard_normal
+from audiovae.models.observation import Observation
+from audiovae.models.vae import VAE, Inference, with_sequence
+from audiovae.networks.log_power import LogPower
+from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
+from audiovae.networks.mlp import start_small
+from audiovae.settings import DSAESettings
+
+
+class DSAE(VAE):
+    """A vector v for the whole sequence (the voice) and a chain of latents z (what is said).
+
+    Generation: p(x, z, v) = p(v) prod_t p(x_t | z_t, v) p(z_t | z_{1:t-1}), causal, v known from the start; p(v) = N(0, I).
+    Inference: q(z, v | x) = q(v | x_{1:T}) prod_t q(z_t | v, x_{1:T}), which sees everything, and no other z.
+
+    The likelihood needs no past x. The last `sequence_dim` coordinates of the latents are v in every frame; a decoder given
+    others takes their mean.
+
+    Args:
+        n_freqs: frequency bins per frame.
+        settings: the sizes; `latent_dim` is that of z alone.
+
+    Raises:
+        ValueError: a size that makes no network, labels, or latents that are not Gaussian.
+
+    Reference: Y. Li and S. Mandt, "Disentangled sequential autoencoder", ICML 2018.
+    """
+
+    factorised_posterior = False  # z_t is inferred given the drawn v
+    context = RECURRENT_CONTEXT
+
+    def __init__(self, n_freqs: int, settings: DSAESettings = DSAESettings()) -> None:
+        super().__init__()
+        if settings.labels:
+            raise ValueError(NO_LABELS.format("DSAE"))
+        if settings.sequence_dim < 1:
+            raise ValueError(f"sequence_dim must be positive, got {settings.sequence_dim}")
+        family = only_gaussian(settings, "the prior p(z_t | z_{1:t-1}) is a Gaussian whose mean moves")
+        self.n_freqs, self.settings = n_freqs, settings
+        self._frame_dim = family.dim
+        self.latent_dim = family.dim + settings.sequence_dim
+        self.latents = type(family)(self.latent_dim)
+        self.conditions = Conditions({})
+        self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
+        self.sequence_encoder = SequenceLSTM(n_freqs, settings.width, "both")
+        self.to_sequence = nn.Linear(2 * settings.width, 2 * settings.sequence_dim)
+        self.encoder = SequenceLSTM(n_freqs + settings.sequence_dim, settings.width, "both")
+        self.smoother = nn.RNN(2 * settings.width, settings.width, batch_first=True)
+        self.to_latents = nn.Linear(settings.width, 2 * self._frame_dim)
+        self.transition = SequenceLSTM(self._frame_dim, settings.width)
+        self.to_prior = nn.Linear(settings.width, 2 * self._frame_dim)
+        self.decoder = nn.Sequential(
+            *tanh_layers(self.latent_dim, *settings.emission), nn.Linear(settings.emission[-1], n_freqs, bias=False)
+        )
+        start_small(self.to_sequence, self.to_latents, self.to_prior, cast(nn.Linear, self.decoder[-1]))
+
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        self.log_power.calibrate(power)
+        self.observation.calibrate(power)
+
+    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+        x = encoder_inputs(self, power, condition)
+        states = self.sequence_encoder(x)
+        forward, backward = states.chunk(2, dim=-1)
+        ends = torch.cat([forward[..., -1, :], backward[..., 0, :]], dim=-1)  # both have seen it all
+        of_sequence = normal_from_outputs(self.to_sequence(ends).to(power.dtype))
+        v = of_sequence.mean if mean else of_sequence.rsample()
+        states = self.encoder(with_sequence(x, v))
+        with torch.autocast(power.device.type, enabled=False):
+            smoothed = self.smoother(states.reshape(-1, *states.shape[-2:]))[0].reshape(*states.shape[:-1], -1)
+        posterior = normal_from_outputs(self.to_latents(smoothed).to(power.dtype))
+        latents = with_sequence(posterior.mean if mean else posterior.rsample(), v)
+        return Inference(latents, posterior, self.prior(latents), of_sequence, standard_normal(v))
+
+    def prior(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        states = self.transition(shift(latents[..., : self._frame_dim]))
+        return normal_from_outputs(self.to_prior(states).to(latents.dtype))
+
+    def likelihood(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        self.latents.check(latents)
+        z, v = latents.split([self._frame_dim, self.latent_dim - self._frame_dim], dim=-1)
+        return self.observation(self.decoder(with_sequence(z, v.mean(-2))))
+
+    def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
+        z, state, drawn = self.log_power.mean.new_zeros(self._frame_dim), None, []
+        for _ in range(n_frames):
+            output, state = self.transition.step(z, state)
+            z = normal_from_outputs(self.to_prior(output)).sample()
+            drawn.append(z)
+        return with_sequence(torch.stack(drawn), torch.randn_like(z.new_zeros(self.latent_dim - self._frame_dim)))

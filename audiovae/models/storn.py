@@ -1,0 +1,96 @@
+"""STORN: the stochastic recurrent network, an autoregressive decoder driven by independent latents."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from audiovae.models.conditions import Conditions
+from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs
+from audiovae.models.latents import normal_from_outputs, only_gaussian, standard_normal
+from audiovae.models.observation import Observation
+from audiovae.models.vae import VAE, Inference
+from audiovae.networks.log_power import LogPower
+from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
+from audiovae.networks.mlp import start_small
+from audiovae.settings import STORNSettings
+
+
+class STORN(VAE):
+    """A recurrent network over past spectra and latents.
+
+    Generation: p(x, z) = prod_t p(x_t | x_{1:t-1}, z_{1:t}) p(z_t), causal; p(z_t) = N(0, I).
+    Inference: q(z | x) = prod_t q(z_t | x_{1:t}), causal (the exact posterior sees past z and future x too).
+
+    The likelihood needs past x: teacher forcing where it is given, else the model feeds on its own variances.
+
+    Args:
+        n_freqs: frequency bins per frame.
+        settings: the sizes.
+
+    Raises:
+        ValueError: a size that makes no network, labels, or latents that are not Gaussian.
+
+    Reference: J. Bayer and C. Osendorfer, "Learning stochastic recurrent networks", 2014.
+    """
+
+    needs_past = True
+    context = RECURRENT_CONTEXT
+
+    def __init__(self, n_freqs: int, settings: STORNSettings = STORNSettings()) -> None:
+        super().__init__()
+        if settings.labels:
+            raise ValueError(NO_LABELS.format("STORN"))
+        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        self.latents = only_gaussian(settings, "its published structure has Gaussian latents")
+        self.conditions = Conditions({})
+        self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
+        self.features = tanh_layers(n_freqs, settings.features)
+        self.encoder = SequenceLSTM(settings.features, settings.width)
+        self.to_latents = nn.Sequential(*tanh_layers(settings.width, 64, 32), nn.Linear(32, 2 * self.latent_dim))
+        self.past_features = tanh_layers(n_freqs, settings.features)
+        self.latent_features = tanh_layers(self.latent_dim, 32, 64)
+        self.decoder = SequenceLSTM(settings.features + 64, settings.width)
+        self.to_spectrum = nn.Sequential(*tanh_layers(settings.width, settings.features), nn.Linear(settings.features, n_freqs, bias=False))
+        start_small(cast(nn.Linear, self.to_latents[-1]), cast(nn.Linear, self.to_spectrum[-1]))
+
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        self.log_power.calibrate(power)
+        self.observation.calibrate(power)
+
+    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+        states = self.encoder(self.features(encoder_inputs(self, power, condition)))
+        posterior = normal_from_outputs(self.to_latents(states).to(power.dtype))
+        latents = posterior.mean if mean else posterior.rsample()
+        return Inference(latents, posterior, self.prior(latents))
+
+    def prior(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        return standard_normal(latents)
+
+    def likelihood(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        self.latents.check(latents)
+        z = self.latent_features(latents)
+        if past is None:
+            return self.observation(self._run_freely(z))
+        before = self.past_features(shift(self.log_power(past)))
+        return self.observation(self.to_spectrum(self.decoder(torch.cat([before, z], dim=-1))))
+
+    def _run_freely(self, z: Float[Tensor, "*batch frame feature"]) -> Float[Tensor, "*batch frame freq"]:
+        before, state, outputs = z.new_zeros(*z.shape[:-2], self.n_freqs), None, []
+        for t in range(z.shape[-2]):
+            hidden, state = self.decoder.step(torch.cat([self.past_features(before), z[..., t, :]], dim=-1), state)
+            outputs.append(self.to_spectrum(hidden))
+            before = self.log_power.expected(self.observation(outputs[-1].clone()).variance)
+        return torch.stack(outputs, dim=-2)
+
+    def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
+        return torch.randn_like(self.log_power.mean.new_zeros(n_frames, self.latent_dim))

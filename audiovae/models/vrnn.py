@@ -1,0 +1,143 @@
+"""VRNN: the variational recurrent network, one recurrence shared by generation and inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from audiovae.models.conditions import Conditions
+from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs, path
+from audiovae.models.latents import normal_from_outputs, only_gaussian
+from audiovae.models.observation import Observation
+from audiovae.models.vae import VAE, Inference
+from audiovae.networks.log_power import LogPower
+from audiovae.networks.lstm import shift, tanh_layers
+from audiovae.networks.mlp import start_small
+from audiovae.networks.recurrence import StochasticRecurrence
+from audiovae.settings import VRNNSettings
+
+_LATENT_FEATURES = (32, 64)
+
+
+class VRNN(VAE):
+    """A state h_t = h(x_{1:t-1}, z_{1:t-1}) that prior, decoder and encoder share.
+
+    Generation: p(x, z) = prod_t p(x_t | x_{1:t-1}, z_{1:t}) p(z_t | x_{1:t-1}, z_{1:t-1}), causal.
+    Inference: q(z | x) = prod_t q(z_t | x_{1:t}, z_{1:t-1}), causal.
+
+    Likelihood and prior need past x: teacher forcing where it is given, else the model feeds on its own variances.
+
+    Args:
+        n_freqs: frequency bins per frame.
+        settings: the sizes.
+
+    Raises:
+        ValueError: a size that makes no network, labels, or latents that are not Gaussian.
+
+    Reference: J. Chung et al., "A recurrent latent variable model for sequential data", NeurIPS 2015.
+    """
+
+    needs_past = True
+    factorised_posterior = False
+    context = RECURRENT_CONTEXT
+
+    def __init__(self, n_freqs: int, settings: VRNNSettings = VRNNSettings()) -> None:
+        super().__init__()
+        if settings.labels:
+            raise ValueError(NO_LABELS.format("VRNN"))
+        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        self._width = settings.width
+        self.latents = only_gaussian(settings, "its prior is a Gaussian whose mean moves")
+        self.conditions = Conditions({})
+        self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
+        self.features = tanh_layers(n_freqs, settings.features)
+        self.recurrence = StochasticRecurrence(self.latent_dim, layers_in=_LATENT_FEATURES, lstm=settings.width)
+        self.past_to_gates = nn.Linear(settings.features, self.recurrence.input_drive_size, bias=False)
+        self.to_drive = nn.Linear(settings.features, self.recurrence.drive_size)
+        self.to_prior = nn.Linear(settings.width, 2 * self.latent_dim)
+        self.to_spectrum = nn.Linear(settings.width + _LATENT_FEATURES[-1], n_freqs, bias=False)
+        start_small(self.to_prior, self.to_spectrum)
+
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        self.log_power.calibrate(power)
+        self.observation.calibrate(power)
+
+    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+        x = encoder_inputs(self, power, condition)
+        gates = self.past_to_gates(self.features(shift(x)))
+        latents, posterior, states = path(self.recurrence, self.to_drive(self.features(x)), mean, gates)
+        assert states is not None
+        return Inference(latents, posterior, self._prior_of_states(states))
+
+    def prior(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        return self._prior_of_states(self._states(latents, past)[0])
+
+    def likelihood(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Distribution:
+        self.latents.check(latents)
+        states, outputs = self._states(latents, past)
+        return self.observation(self._spectrum(states, latents) if outputs is None else outputs)
+
+    def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
+        drawn: list[Tensor] = []
+
+        def draw(state: Tensor) -> Tensor:
+            drawn.append(self._prior_of_states(state).sample())
+            return drawn[-1]
+
+        self._run_freely(n_frames, draw, ())
+        return torch.stack(drawn)
+
+    def _prior_of_states(self, states: Float[Tensor, "*batch state"]) -> Distribution:
+        return normal_from_outputs(self.to_prior(states).to(states.dtype))
+
+    def _spectrum(self, states: Float[Tensor, "*batch state"], latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch freq"]:
+        return cast(Tensor, self.to_spectrum(torch.cat([states, self._latent_features(latents)], dim=-1)))
+
+    def _states(self, latents: Float[Tensor, "*batch frame latent"], past: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """H along a path of latents; with their own past also the spectra on the way."""
+        if past is None:
+            frames = iter(latents.unbind(-2))
+            return self._run_freely(latents.shape[-2], lambda state: next(frames), latents.shape[:-2])
+        inputs = torch.cat([self._latent_features(shift(latents)), self.features(shift(self.log_power(past)))], dim=-1)
+        sequences = inputs.reshape(-1, *inputs.shape[-2:])
+        zeros = inputs.new_zeros(1, len(sequences), self._width)
+        with torch.autocast(inputs.device.type, enabled=False):
+            states = torch.lstm(sequences, (zeros, zeros), self._lstm_weights(), True, 1, 0.0, self.training, False, True)[0]
+        return states.reshape(*inputs.shape[:-1], -1), None
+
+    def _latent_features(self, latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch feature"]:
+        for layer in self.recurrence.layers_in:
+            latents = torch.tanh(layer(latents))
+        return latents
+
+    def _lstm_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the LSTM over [features of z_{t-1}, features of x_{t-1}]."""
+        cell = self.recurrence.lstm
+        assert cell is not None
+        return torch.cat([cell.weight_ih, self.past_to_gates.weight], dim=1), cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+    def _run_freely(self, n_frames: int, latent_of: Callable[[Tensor], Tensor], batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """States and spectra on the model's own past, with the latents that `latent_of` gives for each state."""
+        before = self.log_power.mean.new_zeros(math.prod(batch), self.n_freqs)
+        z = before.new_zeros(len(before), self.latent_dim)
+        state = cell = before.new_zeros(len(before), self._width)
+        weights, states, outputs = self._lstm_weights(), [], []
+        for _ in range(n_frames):
+            inputs = torch.cat([self._latent_features(z), self.features(before)], dim=-1)
+            state, cell = torch.lstm_cell(inputs, (state, cell), *weights)
+            z = latent_of(state.reshape(*batch, -1)).reshape(len(before), -1)
+            states.append(state)
+            outputs.append(self._spectrum(state, z))
+            before = self.log_power.expected(self.observation(outputs[-1].clone()).variance)
+        return tuple(torch.stack(frames, dim=-2).reshape(*batch, n_frames, -1) for frames in (states, outputs))  # type: ignore[return-value]
