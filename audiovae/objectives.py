@@ -117,11 +117,16 @@ def importance_weighted_bound(
     _check_weights(vae)
     frame_power = power(spectrogram)
     at_once = max(1, min(n_samples, _NUMBERS_AT_ONCE // max(1, frame_power.numel())))
+    encoded = vae.infer(frame_power, condition) if vae.factorised_posterior else None
     log_weights = []
     for start in range(0, n_samples, at_once):  # a few at a time: memory stays near that of the ELBO
         n = min(at_once, n_samples - start)
         drawn, y = frame_power.expand(n, *frame_power.shape), _repeated(condition, n)
-        inference, likelihood = _run(vae, drawn, y)
+        if encoded is None:
+            inference, likelihood = _run(vae, drawn, y)
+        else:  # the encoder need not run again for every sample
+            z, past = encoded.sample((n,)), seen_past(vae, drawn)
+            inference, likelihood = replace(encoded, latents=z, prior=vae.prior(z, y, past)), vae.likelihood(z, y, past)
         log_weights.append(_log_weight(vae, inference, inference, _score(vae, likelihood, drawn, y)))
     bound = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(n_samples)
     return bound if vae.frames_are_independent else _spread(bound, frame_power.shape[-2])

@@ -28,6 +28,7 @@ from audiovae.models.latents import normal_from_outputs, standard_normal
 from audiovae.networks.lstm import shift
 from audiovae.objectives import log_prob_of_power
 from audiovae.training.loop import Batch, TrainingLoss
+from audiovae.training.memory import keep_freed_memory
 
 SEQUENCES, FRAMES, RATE, SECONDS, ROUNDS = 128, 50, 16000, 10, 5
 CONFIGS = Path(__file__).parents[1] / "recipes" / "speech_prior" / "family"
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", type=Path, default=sorted(CONFIGS.glob("*.yaml")))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as fit does
     rows = [[config.stem, *measure(yaml.safe_load(config.read_text()))] for config in options.configs]
     print_table(
         ["configuration", "weights", "training, frames/s", "resynthesis, RTF", "generation, RTF"],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +14,23 @@ from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent, MultivariateNormal, Normal, kl_divergence
 
 from audiovae import ELBO, VAE, ComplexNormal, FrameVAE, FrameVAESettings, elbo
-from audiovae.models import Conditions, Inference
-from audiovae.models.latents import Gaussian
+from audiovae.errors import TrainingError
+from audiovae.models import MODELS, Conditions, Inference
+from audiovae.models.latents import Gaussian, standard_normal
+from audiovae.models.vae import with_sequence
 from audiovae.objectives import (
     ACTIVE_NATS,
     collapse_warning,
     elbo_of_power,
+    free_bits,
     importance_weighted_bound,
+    importance_weighted_surrogate,
     kl_per_dimension,
     log_prob_of_power,
     power,
 )
-from audiovae.settings import ModelSettings
+from audiovae.settings import ModelSettings, TrainingSettings
+from audiovae.training.loop import TrainingLoss, beta, own_past
 
 DOUBLE = torch.float64
 Z_LIMIT = 5.0  # a test of a mean fails by chance once in two million
@@ -386,3 +393,320 @@ def test_the_density_of_a_power_is_summed_over_bins() -> None:
     x = complex_frames(3)
     likelihood = Independent(ComplexNormal(torch.linspace(0.5, 3, N_FREQS, dtype=DOUBLE).expand(3, -1)), 1)
     torch.testing.assert_close(log_prob_of_power(likelihood, power(x)), likelihood.log_prob(x))
+
+
+# Sequences: weights of whole sequences -------------------------------------------------------------------------------
+
+N_STEPS = 4
+
+
+class ChainVAE(LinearGaussianVAE):
+    """z_t | z_{t-1} ~ N(0.8 z_{t-1}, 0.6^2 I) from z_0 = 0, x_t | z_t as in the linear toy; all of it is one Gaussian.
+
+    The posterior is a product over frames: the exact marginals with another spread, so never the exact one.
+    """
+
+    frames_are_independent = False
+
+    def joint(self) -> tuple[Tensor, Tensor]:
+        """Covariance of the stacked z, and the matrix from them to the stacked mean of x."""
+        steps = torch.tensor([[0.8 ** (t - s) if s <= t else 0.0 for s in range(N_STEPS)] for t in range(N_STEPS)], dtype=DOUBLE)
+        eye = torch.eye(N_STEPS, dtype=DOUBLE)
+        return torch.kron(0.36 * steps @ steps.T, torch.eye(2, dtype=DOUBLE)), torch.kron(eye, self.weight)
+
+    def exact_posterior_of_sequence(self, x: Tensor) -> MultivariateNormal:
+        covariance, matrix = self.joint()
+        precision = covariance.inverse() + matrix.T @ matrix / self.noise**2
+        loc = torch.linalg.solve(precision, (matrix.T @ (x - self.bias).flatten(-2)[..., None] / self.noise**2))[..., 0]
+        return MultivariateNormal(loc, precision_matrix=precision)
+
+    def infer(self, power: Tensor, condition: Tensor | None = None, mean: bool = False) -> Inference:
+        exact = self.exact_posterior_of_sequence(power.sqrt())
+        loc, scale = (value.unflatten(-1, (N_STEPS, 2)) for value in (exact.mean + self.offset, exact.stddev * self.settings.factor))
+        posterior = Independent(Normal(loc, scale), 1)
+        latents = posterior.mean if mean else posterior.rsample()
+        return Inference(latents, posterior, self.prior(latents))
+
+    def prior(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> Distribution:
+        before = torch.nn.functional.pad(latents, (0, 0, 1, 0))[..., :-1, :]
+        return Independent(Normal(0.8 * before, torch.full_like(latents, 0.6)), 1)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        covariance, matrix = self.joint()
+        total = matrix @ covariance @ matrix.T + self.noise**2 * torch.eye(N_STEPS * N_FREQS, dtype=DOUBLE)
+        return MultivariateNormal(self.bias.repeat(N_STEPS), total).log_prob(x.flatten(-2))
+
+
+class SharedVAE(LinearGaussianVAE):
+    """One v ~ N(0, I) for the whole sequence, x_t | v as in the linear toy: its posterior from all frames is known."""
+
+    frames_are_independent = False
+
+    def exact_posterior(self, x: Tensor) -> Independent:
+        precision = 1 + x.shape[-2] * self.weight.square().sum(0) / self.noise**2
+        loc = (x - self.bias).sum(-2) @ self.weight / self.noise**2 / precision
+        return Independent(Normal(loc, precision.rsqrt().expand_as(loc)), 1)
+
+    def infer(self, power: Tensor, condition: Tensor | None = None, mean: bool = False) -> Inference:
+        exact = self.exact_posterior(power.sqrt())
+        posterior = Independent(Normal(exact.mean + self.offset, exact.stddev * self.settings.factor), 1)
+        v = posterior.mean if mean else posterior.rsample()
+        none = standard_normal(v.new_zeros(*power.shape[:-1], 0))
+        return Inference(with_sequence(v.new_zeros(*power.shape[:-1], 0), v), none, none, posterior, standard_normal(v))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        n = x.shape[-2]
+        weight = self.weight.repeat(n, 1)
+        covariance = weight @ weight.T + self.noise**2 * torch.eye(n * N_FREQS, dtype=DOUBLE)
+        return MultivariateNormal(self.bias.repeat(n), covariance).log_prob(x.flatten(-2))
+
+
+def test_a_chain_misses_its_evidence_by_the_divergence_from_the_exact_posterior_and_weights_make_it_up() -> None:
+    """Of whole sequences: divergences along sampled paths and weights of sequences against closed forms."""
+    torch.manual_seed(10)
+    vae, x = ChainVAE(), real_frames()
+    exact = vae.exact_posterior_of_sequence(x.real)
+    marginals = MultivariateNormal(exact.mean, torch.diag(exact.variance))
+    evidence, gap = vae.log_evidence(x.real), kl_divergence(marginals, exact)
+    assert gap > 0.1
+    many = x.expand(4000, -1, -1)
+    bound = elbo(vae, many).bound.sum(-1)
+    assert abs(float(z_score(bound, evidence - gap))) < Z_LIMIT
+    one, several = importance_weighted_bound(vae, many, 1), importance_weighted_bound(vae, many, 30)
+    assert torch.equal(several, several[:, :1].expand_as(several))  # every frame has an equal share
+    assert abs(float(z_score(one.sum(-1), evidence - gap))) < Z_LIMIT
+    assert float(z_score(several.sum(-1), evidence)) < Z_LIMIT
+    assert float(several.sum(-1).mean()) == pytest.approx(float(evidence), abs=0.1 * float(gap))
+
+
+def test_a_latent_of_the_sequence_is_paid_once() -> None:
+    torch.manual_seed(11)
+    x = real_frames()
+    evidence = SharedVAE().log_evidence(x.real)
+    for n_samples in (1, 3):  # the exact posterior: every weight is the evidence
+        weighted = importance_weighted_bound(SharedVAE(), x, n_samples)
+        torch.testing.assert_close(weighted, (evidence / 4).expand(4))
+    vae = SharedVAE(Scale(factor=2.0))
+    inference = vae.infer(power(x))
+    assert inference.sequence_posterior is not None
+    gap = kl_divergence(inference.sequence_posterior, vae.exact_posterior(x.real))
+    terms = elbo(vae, x.expand(20000, -1, -1))
+    assert terms.sequence_kl is not None
+    assert terms.sequence_kl.shape == (20000,)
+    torch.testing.assert_close(terms.total_kl, (terms.sequence_kl / 4)[:, None].expand(-1, 4))
+    assert abs(float(z_score(terms.bound.sum(-1), evidence - gap))) < Z_LIMIT
+
+
+# Training's gradient of the weighted bound ---------------------------------------------------------------------------
+
+SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "frames": ("FrameVAE", {"hidden": (6,)}),
+    "frames, power spherical": ("FrameVAE", {"hidden": (6,), "latent": "power-spherical"}),
+    "frames, Dirichlet": ("FrameVAE", {"hidden": (6,), "latent": "dirichlet"}),
+    "frames, labels": ("FrameVAE", {"hidden": (6,), "labels": {"class": ("a", "b")}}),
+    "an autoregressive prior": ("DynamicVAE", {"width": 6, "prior_width": 6, "dilations": (1,), "prior_dilations": (1,)}),
+    "teacher forcing": ("STORN", {"width": 6, "features": 6}),
+    "a latent of the sequence": ("SequenceVAE", {"n_frames": 8, "width": 6, "hidden": 8, "blocks": 1, "kernel_size": 3}),
+    "a latent of the sequence on a sphere": (
+        "SequenceVAE",
+        {"n_frames": 8, "width": 6, "hidden": 8, "blocks": 1, "kernel_size": 3, "latent": "power-spherical"},
+    ),
+    "labels per frame": ("LabelVAE", {"width": 6, "pool": False, "halvings": 0, "dropout": 0.0, "labels": {"class": ("a", "b")}}),
+}
+ENCODERS = ("encoder", "to_latents", "to_posterior")
+
+
+def sampled_model(case: str) -> VAE:
+    name, settings = SAMPLED[case]
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model_class, settings_class = MODELS[name]
+        vae = model_class(5, settings_class(latent_dim=3 if "spher" in str(settings) or "dirichlet" in str(settings) else 2, **settings))
+        with torch.no_grad():
+            for key, parameter in vae.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(3.0 if key.startswith(("decoder", "to_", "encoder")) else 1.0)
+        return vae.double()
+
+
+def gradients(vae: VAE, bound: Callable[[], Tensor], n_draws: int) -> dict[str, Tensor]:
+    """Of draws of a bound, along three random directions in the weights of the encoder and of all else: `[draw, direction]`."""
+    named = dict(vae.named_parameters())
+    groups = {
+        "encoder": [parameter for key, parameter in named.items() if key.startswith(ENCODERS)],
+        "rest": [parameter for key, parameter in named.items() if not key.startswith(ENCODERS)],
+    }
+    generator = torch.Generator().manual_seed(3)
+    directions = {
+        group: [[torch.randn(p.shape, dtype=DOUBLE, generator=generator) for p in parameters] for _ in range(3)]
+        for group, parameters in groups.items()
+    }
+    found: dict[str, list[list[float]]] = {"encoder": [], "rest": []}
+    for _ in range(n_draws):
+        vae.zero_grad()
+        bound().backward()
+        for group, parameters in groups.items():
+            pairs = [zip(parameters, direction, strict=True) for direction in directions[group]]
+            found[group].append([sum(float((p.grad * d).sum()) for p, d in pair if p.grad is not None) for pair in pairs])
+    return {group: torch.tensor(values, dtype=DOUBLE) for group, values in found.items()}
+
+
+def plain_bound(vae: VAE, x: Tensor, n_samples: int, condition: Tensor | None) -> Tensor:
+    """Log-mean-exp of the weights by the definition, to be differentiated as it is."""
+    log_weights = []
+    for _ in range(n_samples):
+        inference = vae.infer(x, condition)
+        likelihood = vae.likelihood(inference.latents, condition, x if vae.needs_past else None)
+        if vae.predicts == "label":
+            assert condition is not None
+            log_weight = likelihood.log_prob(condition)
+        else:
+            log_weight = log_prob_of_power(likelihood, x)
+        n_sequence = 0 if inference.sequence_posterior is None else vae.latent_dim
+        if n_sequence:
+            v = inference.latents[..., 0, :]
+            log_weight = log_weight.sum(-1) + inference.sequence_prior.log_prob(v) - inference.sequence_posterior.log_prob(v)
+        else:
+            log_weight = log_weight + inference.prior.log_prob(inference.latents) - inference.posterior.log_prob(inference.latents)
+            log_weight = log_weight if vae.frames_are_independent else log_weight.sum(-1)
+        log_weights.append(log_weight)
+    return torch.logsumexp(torch.stack(log_weights), 0) - math.log(n_samples)
+
+
+@pytest.mark.parametrize("case", SAMPLED)
+def test_the_doubly_reparameterised_gradient_is_that_of_the_bound_in_expectation(case: str) -> None:
+    """Against the plain gradient of the same bound: 30 means over 60 copies of a sequence each, for encoder and all else."""
+    vae, n_copies, n_samples = sampled_model(case), 60, 4
+    assert vae.factorised_posterior
+    x = power(complex_frames(3, 5)).expand(n_copies, 3, 5)
+    condition = None
+    if vae.conditions.labels:
+        condition = torch.eye(2, dtype=DOUBLE)[[0, 1, 1]].expand(n_copies, 3, 2)
+    torch.manual_seed(12)
+    with torch.no_grad():
+        value = torch.stack([importance_weighted_surrogate(vae, x, n_samples, condition).sum(-1).mean() for _ in range(30)])
+        expected = torch.stack([plain_bound(vae, x, n_samples, condition).reshape(n_copies, -1).sum(-1).mean() for _ in range(30)])
+    assert abs(value.mean() - expected.mean()) < Z_LIMIT * torch.sqrt((value.var() + expected.var()) / 30)
+    ours = gradients(vae, lambda: importance_weighted_surrogate(vae, x, n_samples, condition).sum() / n_copies, 30)
+    plain = gradients(vae, lambda: plain_bound(vae, x, n_samples, condition).sum() / n_copies, 30)
+    for group in ours:
+        error = torch.sqrt((ours[group].var(0) + plain[group].var(0)) / 30)
+        assert ((ours[group].mean(0) - plain[group].mean(0)).abs() < Z_LIMIT * error).all(), group
+        assert (plain[group].mean(0).abs() > 3 * error).any(), group  # or the comparison would say nothing
+
+
+def test_the_doubly_reparameterised_gradient_of_an_encoder_varies_less_with_many_samples() -> None:
+    """The plain one's ratio of mean to deviation falls with the samples; T. Rainforth et al., ICML 2018."""
+    vae = sampled_model("frames")
+    x = power(complex_frames(3, 5))
+    torch.manual_seed(13)
+    ours = gradients(vae, lambda: importance_weighted_surrogate(vae, x, 32).sum(), 60)["encoder"]
+    plain = gradients(vae, lambda: plain_bound(vae, x.expand(1, 3, 5), 32, None).sum(), 60)["encoder"]
+    assert (ours.var(0) < 0.3 * plain.var(0)).all()
+
+
+@pytest.mark.parametrize("name", ["RVAE", "DKF", "VRNN", "SRNN", "DSAE"])
+def test_a_path_whose_posterior_depends_on_itself_has_no_such_gradient(name: str) -> None:
+    model_class, _ = MODELS[name]
+    with pytest.raises(ValueError, match=rf"importance_samples above 1 needs q\(z \| x\) to factorise over frames.*{name}"):
+        importance_weighted_surrogate(model_class(5), torch.ones(3, 5), 2)
+    with pytest.raises(TrainingError, match=rf"importance_samples above 1 needs q\(z \| x\) to factorise over frames.*{name}"):
+        TrainingLoss(model_class(5), TrainingSettings(importance_samples=2))
+
+
+def test_a_point_has_no_importance_weights() -> None:
+    vae = MODELS["Autoencoder"][0](5)
+    with pytest.raises(ValueError, match="Autoencoder has no posterior density, so no importance weights"):
+        importance_weighted_bound(vae, complex_frames(3, 5).to(torch.complex64), 2)
+    with pytest.raises(TrainingError, match="importance"):
+        TrainingLoss(vae, TrainingSettings(importance_samples=2))
+
+
+# The loss of training ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["FrameVAE", "RVAE", "VRNN", "STORN", "Autoencoder"])
+def test_scheduled_sampling_is_refused_where_there_is_nothing_to_schedule(name: str) -> None:
+    with pytest.raises(TrainingError, match=rf"scheduled_sampling is for models that feed on past frames .*, not {name}"):
+        TrainingLoss(MODELS[name][0](5), TrainingSettings(scheduled_sampling=(0.2, 0.8)))
+    with pytest.raises(TrainingError, match="not SRNN"):
+        TrainingLoss(MODELS["SRNN"][0](5), TrainingSettings(scheduled_sampling=(0.2, 0.8)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"importance_samples": 5, "beta": 0.5}, "importance_samples above 1 trains a bound of its own: leave beta at 1"),
+        ({"importance_samples": 5, "beta_warmup": 0.5}, "importance_samples above 1 .* without beta_warmup or free_bits"),
+        ({"importance_samples": 5, "free_bits": 0.5}, "importance_samples above 1 .* without beta_warmup or free_bits"),
+        ({"importance_samples": 0}, "importance_samples must be positive, got 0"),
+        ({"free_bits": -0.1}, "free_bits must not be negative, got -0.1"),
+        ({"beta_cycles": 0}, "beta_cycles must be positive, got 0"),
+        ({"scheduled_sampling": (0.5,)}, r"scheduled_sampling must be two rising shares of the steps, got \(0.5,\)"),
+        ({"scheduled_sampling": (0.8, 0.3)}, "scheduled_sampling must be two rising shares"),
+        ({"scheduled_sampling": (0.3, 1.5)}, "scheduled_sampling must be two rising shares"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**settings)
+
+
+def test_free_bits_by_hand() -> None:
+    """Dimensions of 0.1, 0.5 and 2 nats with a floor of 0.3 cost 0.3 + 0.5 + 2; without dimensions the floor is of their sum."""
+    vae = small_vae(latent_dim=3)
+    of_dimensions = torch.tensor([0.1, 0.5, 2.0], requires_grad=True)
+    cost = free_bits(vae, of_dimensions.sum(), of_dimensions, 0.3)
+    assert float(cost.detach()) == pytest.approx(2.8)
+    assert torch.autograd.grad(cost, of_dimensions)[0].tolist() == [0, 1, 1]
+    assert [float(free_bits(vae, torch.tensor(kl), None, 0.3)) for kl in (0.5, 0.9, 1.7)] == pytest.approx([0.9, 0.9, 1.7])
+
+
+@pytest.mark.parametrize("name", ["FrameVAE", "DynamicVAE", "SequenceVAE", "DSAE", "RVAE"])
+def test_the_loss_is_likelihood_and_weighted_divergence_and_a_tiny_floor_changes_nothing(name: str) -> None:
+    """A latent of the sequence is paid like any other, also with free bits."""
+    torch.manual_seed(0)
+    model_class, _ = MODELS[name]
+    vae, x = model_class(5), torch.rand(2, 8, 5) + 0.1
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    losses = []
+    for settings in (TrainingSettings(), TrainingSettings(free_bits=1e-7)):
+        torch.manual_seed(1)
+        losses.append(TrainingLoss(vae, settings)(x, None, 0.7).detach())
+    torch.manual_seed(1)
+    terms = elbo_of_power(vae, x)
+    expected = torch.stack([0.7 * terms.total_kl.mean() - terms.log_likelihood.mean(), terms.total_kl.mean()]).detach()
+    assert expected[1] > 0.01
+    torch.testing.assert_close(losses[0], expected)
+    torch.testing.assert_close(losses[1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_dimensions_below_the_floor_have_no_gradient_of_divergence() -> None:
+    vae, x = small_vae(), power(complex_frames(5, 9)).float()
+    torch.manual_seed(2)
+    loss = TrainingLoss(vae, TrainingSettings(free_bits=1e3))(x, None, 1.0)
+    of_loss = torch.autograd.grad(loss[0], list(vae.encoder.parameters()))
+    torch.manual_seed(2)
+    of_likelihood = torch.autograd.grad(-elbo_of_power(vae, x).log_likelihood.mean(), list(vae.encoder.parameters()))
+    for ours, theirs in zip(of_loss, of_likelihood, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert float(loss[0].detach()) == pytest.approx(3e3, abs=500)  # three dimensions at a thousand nats, and the likelihood
+
+
+@pytest.mark.parametrize(
+    ("cycles", "step", "expected"),
+    [(1, 0, 0.0), (1, 25, 0.4), (1, 50, 0.8), (1, 99, 0.8), (2, 0, 0.0), (2, 10, 0.32), (2, 25, 0.8), (2, 49, 0.8), (2, 50, 0.0),
+     (2, 60, 0.32), (4, 24, 0.8), (4, 25, 0.0), (4, 30, 0.32), (4, 99, 0.8)],
+)  # fmt: skip
+def test_beta_starts_again_in_each_cycle(cycles: int, step: int, expected: float) -> None:
+    """Of 100 steps with a warm-up over half of each cycle, to 0.8."""
+    settings = TrainingSettings(steps=100, beta=0.8, beta_warmup=0.5, beta_cycles=cycles)
+    assert beta(settings, step) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (30, 0.0), (40, 0.2), (55, 0.5), (80, 1.0), (99, 1.0)])
+def test_a_model_changes_over_to_its_own_past_linearly(step: int, expected: float) -> None:
+    assert own_past(TrainingSettings(steps=100, scheduled_sampling=(0.3, 0.8)), step) == pytest.approx(expected)
+    assert own_past(TrainingSettings(steps=100), step) == 1.0

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import cast
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch import nn
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.latents import latent_family
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.frame_wise import FrameWise
 from audiovae.networks.mlp import mlp, start_small
 from audiovae.networks.temporal import reach, temporal_network
 from audiovae.settings import ContextVAESettings
 
 
-class ContextVAE(VAE):
+class ContextVAE(FrameWise):
     """p(x, z) = prod_t p(x_t | z_t) p(z_t) and q(z | x) = prod_t q(z_t | x_{t-R:t+R}), or q(z_t | x_{t-R:t}) if causal.
 
     The generative model is that of `FrameVAE`: separators use it as it is, and frames have importance weights of their own.
@@ -33,48 +27,11 @@ class ContextVAE(VAE):
         ValueError: a size that makes no network.
     """
 
-    frames_are_independent = True
-
     def __init__(self, n_freqs: int, settings: ContextVAESettings = ContextVAESettings()) -> None:
-        super().__init__()
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
-        self.latents = latent_family(settings)
-        self.conditions = Conditions(settings.labels)
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
-        self.encoder = temporal_network(
-            n_freqs + self.conditions.size,
-            settings.width,
-            self.latents.n_outputs,
-            settings.kernel_size,
-            settings.dilations,
-            settings.causal,
-        )
-        widths = [self.latent_dim + self.conditions.size, *[settings.width] * (1 + settings.decoder_layers), n_freqs]
+        super().__init__(n_freqs, settings)
+        y, sizes = self.conditions.size, (settings.kernel_size, settings.dilations, settings.causal)
+        self.encoder = temporal_network(n_freqs + y, settings.width, self.latents.n_outputs, *sizes)
+        widths = [self.latent_dim + y, *[settings.width] * (1 + settings.decoder_layers), n_freqs]
         self.decoder = mlp(widths, "silu", residual=True, last_bias=False)
-        self.context = reach(settings.kernel_size, settings.dilations, settings.causal)
+        self.context = reach(*sizes)
         start_small(cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1]))
-
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        outputs = self.encoder(self.conditions.join(self.log_power(power), condition))
-        posterior = self.latents.from_outputs(outputs.to(power.dtype))
-        latents = self.latents.centre(posterior) if mean else posterior.rsample()
-        return Inference(latents, posterior, self.prior(latents))
-
-    def prior(
-        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
-    ) -> Distribution:
-        return self.latents.prior(latents)
-
-    def likelihood(
-        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
-    ) -> Distribution:
-        self.latents.check(latents)
-        return self.observation(self.decoder(self.conditions.join(self.latents.features(latents), condition)))
-
-    def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
-        return self.latents.prior(self.log_power.mean.new_zeros(n_frames, self.latent_dim)).sample()

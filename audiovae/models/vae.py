@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,12 @@ class Inference:
     sequence_posterior: Distribution | None = None
     sequence_prior: Distribution | None = None
 
-    def sample(self) -> Float[Tensor, "*batch frame latent"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*samples_and_batch frame latent"]:
         """Latents drawn anew, each frame from its posterior along this path."""
-        drawn = self.posterior.rsample()
+        drawn = self.posterior.rsample(torch.Size(sample_shape))
         if self.sequence_posterior is None:
             return drawn
-        return with_sequence(drawn, self.sequence_posterior.rsample())
+        return with_sequence(drawn, self.sequence_posterior.rsample(torch.Size(sample_shape)))
 
 
 def with_sequence(

@@ -31,6 +31,7 @@ from audiovae.objectives import (
 from audiovae.prior import AudioVAE
 from audiovae.settings import TrainingSettings
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
+from audiovae.training.memory import keep_freed_memory
 from audiovae.training.record import Record
 from audiovae.training.state import TrainingState
 
@@ -161,6 +162,7 @@ def fit(
     )
     fabric.launch()
     rank, device_ = fabric.global_rank, fabric.device
+    keep_freed_memory()
     n_segments = settings.batch_frames // settings.segment_frames
     prior.to(device_).train()
     draws = SegmentSampler(corpus, "train", prior.stft, settings.segment_frames, device_)

@@ -7,7 +7,8 @@ file names (FOLD-...). Frames within 30 dB of the loudest of their recording cou
 
 Scores, higher meaning stranger: for a density of the STFT, how much less likely the frame is than under the best spectrum for
 it, log N_C(x; 0, |x|^2) - bound = d_IS(|x|^2, PSD) + KL, which does not depend on the level ("excess"), beside the plain -bound
-("nll"); for other likelihoods minus what the model is trained on, KL included ("error").
+("nll"); for other likelihoods minus what the model is trained on, KL included ("error"). The mean log power of a frame, which knows
+nothing of speech, stands beside them as the reference that a model has to beat.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 Scores = dict[str, NDArray[np.float64]]
+REFERENCE = "mean log power"
 _FLOOR = 1e-6
 
 
@@ -54,11 +56,12 @@ def main() -> None:
             prior = AudioVAE.from_pretrained(model)
             usual = gather(prior, speech, advance)
             strange = {kind: gather(prior, files, advance) for kind, files in noise.items()}
-            for name in usual:
+            for name in usual if model is options.models[0] else [score for score in usual if score != REFERENCE]:
                 every = np.concatenate([scores[name] for scores in strange.values()])
                 of_kinds = [auc(usual[name], scores[name]) for scores in strange.values()]
-                curves[f"{Path(model).name}, {name}"] = (usual[name], every)
-                rows.append([Path(model).name, name, f"{auc(usual[name], every):.3f}", *(f"{value:.3f}" for value in of_kinds)])
+                title = "no model" if name == REFERENCE else Path(model).name
+                curves[f"{title}, {name}"] = (usual[name], every)
+                rows.append([title, name, f"{auc(usual[name], every):.3f}", *(f"{value:.3f}" for value in of_kinds)])
     n_usual, n_strange = (len(scores) for scores in next(iter(curves.values())))
     title = f"ROC-AUC by frame: {n_usual} frames of {len(speech)} utterances, {n_strange} frames of {sum(map(len, noise.values()))} noises"
     print_table(["model", "score", "all", *noise], rows, title)
@@ -87,11 +90,13 @@ def score(prior: AudioVAE, wave: NDArray[np.float32]) -> tuple[Scores, NDArray[n
     frame_power = power(spectrogram)
     energy = frame_power.sum(-1)
     active = (energy > 1e-3 * energy.max()).numpy()
+    log_power = torch.log(frame_power + _FLOOR)
+    reference = {REFERENCE: log_power.mean(-1).double().numpy()}
     nll = -elbo(prior.vae, spectrogram).bound
     if not prior.vae.is_density:
-        return {"error": nll.double().numpy()}, active
-    best = (-math.log(math.pi) - 1 - torch.log(frame_power + _FLOOR)).sum(-1)
-    return {"excess": (best + nll).double().numpy(), "nll": nll.double().numpy()}, active
+        return {"error": nll.double().numpy(), **reference}, active
+    best = (-math.log(math.pi) - 1 - log_power).sum(-1)
+    return {"excess": (best + nll).double().numpy(), "nll": nll.double().numpy(), **reference}, active
 
 
 def auc(usual: NDArray[np.float64], strange: NDArray[np.float64]) -> float:
