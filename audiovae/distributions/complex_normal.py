@@ -11,6 +11,12 @@ from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions.utils import broadcast_all
 
 LOG_PI = math.log(math.pi)
+EULER_GAMMA = 0.5772156649015329  # E[log |x|^2] = log variance - gamma
+
+# The one floor of the toolkit: added to the power on the way in, smallest variance on the way out. At unit level the
+# mean power of a bin is a few hundred, and the rounding of 16-bit recordings lies near 1e-5.
+VARIANCE_FLOOR = 1e-6
+
 _LARGEST_EXPONENT = 80.0  # exp of it is finite in float32, so that a power of zero counts as zero at any variance
 
 

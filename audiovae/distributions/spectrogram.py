@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional
 
-EULER_GAMMA = 0.5772156649015329
-_FLOOR = 1e-6  # added to a power before its logarithm
+from audiovae.distributions.complex_normal import EULER_GAMMA, VARIANCE_FLOOR
 
 
 class ScaledBernoulli(Distribution):
@@ -42,7 +41,7 @@ class ScaledBernoulli(Distribution):
 
     def log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob(x)` given power = |x|^2."""
-        scaled = ((torch.log(power + _FLOOR) - self.low) / (self.high - self.low)).clamp(0, 1)
+        scaled = ((torch.log(power + VARIANCE_FLOOR) - self.low) / (self.high - self.low)).clamp(0, 1)
         logits, scaled = torch.broadcast_tensors(self.logits, scaled)
         return -functional.binary_cross_entropy_with_logits(logits, scaled, reduction="none")
 
@@ -76,7 +75,7 @@ class LogPowerNormal(Distribution):
 
     def log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob(x)` given power = |x|^2."""
-        standardised = (torch.log(power + _FLOOR) - self._mean) / self._std
+        standardised = (torch.log(power + VARIANCE_FLOOR) - self._mean) / self._std
         return -0.5 * (standardised - self.location).square() - 0.5 * math.log(2 * math.pi)
 
     def summed_log_prob_of_power(self, power: Tensor) -> Tensor:

@@ -6,11 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# The one floor of the toolkit: added to the power on the way in, smallest variance on the way out. At unit level the
-# mean power of a bin is a few hundred, and the rounding of 16-bit recordings lies near 1e-5.
-VARIANCE_FLOOR = 1e-6
-
-EULER_GAMMA = 0.5772156649015329
+from audiovae.distributions.complex_normal import EULER_GAMMA, VARIANCE_FLOOR
 
 
 class LogPower(nn.Module):

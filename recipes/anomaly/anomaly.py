@@ -26,6 +26,7 @@ from scipy.stats import rankdata
 from audiovae import AudioVAE, audio, elbo
 from audiovae.cli.progress import bar, print_table
 from audiovae.level import active_level
+from audiovae.networks.log_power import VARIANCE_FLOOR
 from audiovae.objectives import power
 
 mpl.use("Agg")
@@ -33,7 +34,6 @@ import matplotlib.pyplot as plt
 
 Scores = dict[str, NDArray[np.float64]]
 REFERENCE = "mean log power"
-_FLOOR = 1e-6
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def score(prior: AudioVAE, wave: NDArray[np.float32]) -> tuple[Scores, NDArray[n
     frame_power = power(spectrogram)
     energy = frame_power.sum(-1)
     active = (energy > 1e-3 * energy.max()).numpy()
-    log_power = torch.log(frame_power + _FLOOR)
+    log_power = torch.log(frame_power + VARIANCE_FLOOR)
     reference = {REFERENCE: log_power.mean(-1).double().numpy()}
     nll = -elbo(prior.vae, spectrogram).bound
     if not prior.vae.is_density:
