@@ -1,6 +1,6 @@
 """Speed of every member of the family on one thread: training, resynthesis and free-running generation.
 
-    OMP_NUM_THREADS=1 python benchmarks/family.py [CONFIG.yaml...]      (default: all of recipes/speech_prior/family)
+    OMP_NUM_THREADS=1 python benchmarks/family.py [CONFIG.yaml...] [--json FILE]      (default: all of recipes/speech_prior/family)
 
 For each configuration: weights; frames per second of its training step (power in, weights changed: 128 sequences of 50
 frames, float32); seconds per second of sound for resynthesis (10 s, posterior mean, original phase) and for generating the PSD
@@ -11,6 +11,7 @@ given, so that nothing steps through time.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ CONFIGS = Path(__file__).parents[1] / "recipes" / "speech_prior" / "family"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="*", type=Path, default=sorted(CONFIGS.glob("*.yaml")))
+    parser.add_argument("--json", type=Path, help="also write the first table to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as fit does
@@ -46,6 +48,8 @@ def main() -> None:
         rows,
         f"1 thread; {SEQUENCES} x {FRAMES} frames a step, median of {ROUNDS}; RTF of {SECONDS} s",
     )
+    if options.json:
+        options.json.write_text(json.dumps({name: values for name, *values in rows}, indent=1))
     rows = []
     for name, model, bricks in (("RVAE", RVAE, rvae_bricks), ("DKF", DKF, dkf_bricks)):
         torch.manual_seed(0)

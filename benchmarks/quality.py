@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("speakers", type=Path)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--samples", type=int, default=1, help="above 1: also the importance-weighted bound of so many samples")
+    parser.add_argument(
+        "--choices", nargs="+", choices=["mean", "sample"], default=["mean", "sample"], help="latents that waves are decoded from"
+    )
     parser.add_argument("--json", type=Path, help="also write all values to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -37,12 +40,12 @@ def main() -> None:
         (name, prior, choice, forced)
         for name, prior in priors.items()
         for forced in ([False, True] if prior.vae.needs_past else [False])
-        for choice in ("mean", "sample")
+        for choice in options.choices
     ]
     with bar(len(ways) * len(files)) as advance:
         for name, prior, choice, forced in ways:
             scores = []
-            n_samples = options.samples if choice == "mean" and not forced else 1  # once for each model
+            n_samples = options.samples if choice == options.choices[0] and not forced else 1  # once for each model
             for file in files:
                 torch.manual_seed(0)
                 scores.append(evaluate_file(prior, file, latents=choice, n_samples=n_samples, teacher_forcing=forced))

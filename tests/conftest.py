@@ -116,6 +116,21 @@ def tone_folder() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two digits by two voices, named as free-spoken-digits, packed: labels, and every voice in every split; read only."""
+    folder = tmp_path_factory.mktemp("digits") / "recordings"
+    folder.mkdir()
+    for digit in range(2):
+        for voice, speaker in enumerate(("ann", "bob")):
+            for index in (0, 5, 8, 9):
+                wave = speech_like(0.4 + 0.1 * digit, 100 * (1 + voice), seed=100 * digit + 10 * voice + index)
+                soundfile.write(folder / f"{digit}_{speaker}_{index}.wav", wave, RATE)
+    target = folder.parent / "packed"
+    audiovae.prepare(folder, target)
+    return target
+
+
+@pytest.fixture(scope="session")
 def toy_corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight speakers with two files of about 1.5 s each; read only."""
     return make_tone_folder(tmp_path_factory.mktemp("toy"))

@@ -133,6 +133,17 @@ TREES: dict[str, tuple[str, list[tuple[str, str, str | None]]]] = {
             ("travel1000/wav/TRAVEL1000_1000.wav", "travel1000", "test"),
         ],
     ),
+    "free-spoken-digits": (
+        "free-spoken-digit-dataset",
+        [
+            ("recordings/0_jackson_0.wav", "jackson", "test"),
+            ("recordings/9_theo_4.wav", "theo", "test"),
+            ("recordings/3_theo_5.wav", "theo", "validation"),
+            ("recordings/3_yweweler_7.wav", "yweweler", "validation"),
+            ("recordings/7_jackson_8.wav", "jackson", "train"),
+            ("recordings/7_nicolas_49.wav", "nicolas", "train"),
+        ],
+    ),
 }  # fmt: skip
 
 OTHER_SPELLINGS = [
@@ -838,3 +849,78 @@ def test_an_index_is_read_back_as_it_was_written(packed: Path, tmp_path: Path) -
     write_index(tmp_path, header, list(reversed(utterances)), left_out)
     assert read_index(tmp_path) == (header, sorted(utterances, key=lambda u: u.id), left_out)
     assert asdict(header) == {"sample_rate": RATE, "trimmed": True, "layout": "folder", "source": header.source}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels
+
+
+def test_spoken_digits_are_labelled_by_digit_and_speaker_and_split_by_take(digits: Path) -> None:
+    corpus = PackedCorpus(digits)
+    assert corpus.header.layout == "free-spoken-digits"
+    assert len(corpus.utterances) == 16
+    for utterance in corpus.utterances:
+        digit, speaker, index = utterance.id.removesuffix(".wav").split("_")
+        assert utterance.labels == {"speaker": speaker, "digit": digit}
+        assert utterance.speaker == speaker
+        assert utterance.split == {"0": "test", "5": "validation", "8": "train", "9": "train"}[index]
+    assert (corpus.classes("digit"), corpus.classes("speaker")) == (("0", "1"), ("ann", "bob"))
+    with pytest.raises(CorpusError, match="has no label 'word'; it has digit, speaker"):
+        corpus.classes("word")
+
+
+def _table(path: Path, rows: list[str]) -> str:
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_a_table_labels_the_recordings_of_any_folder(small: Path, tmp_path: Path) -> None:
+    """As CSV and TSV, on top of the speaker; columns in any order, and rows of files that are not there."""
+    ids = sorted(path.relative_to(small).as_posix() for path in small.rglob("*.wav"))
+    rows = [f"{'soft' if i % 2 else 'loud, very'}\t{id_}\t{i}" for i, id_ in enumerate(ids)]
+    tsv = _table(tmp_path / "labels.tsv", ["voice\tfile\tplace", *rows, "soft\tnone.wav\t0"])
+    quoted = ['{1},"{0}",{2}'.format(*row.split("\t")) for row in rows]
+    csv = _table(tmp_path / "labels.csv", ["file,voice,place", *quoted])
+    prints = set()
+    for name, table in (("tsv", tsv), ("csv", csv)):
+        prepare(small, tmp_path / name, PrepareSettings(labels=table, speeds=(0.9,)))
+        corpus = PackedCorpus(tmp_path / name)
+        for utterance in corpus.utterances:
+            i = ids.index(utterance.id.split("@")[0])
+            assert utterance.labels == {"speaker": utterance.speaker, "voice": "soft" if i % 2 else "loud, very", "place": str(i)}
+        assert "soft" in corpus.classes("voice")
+        prints.add(corpus.fingerprint())
+    assert len(prints) == 1
+
+
+def test_another_table_relabels_what_is_packed_and_changes_the_fingerprint(small: Path, tmp_path: Path) -> None:
+    ids = sorted(path.relative_to(small).as_posix() for path in small.rglob("*.wav"))
+    prints = []
+    for voice in ("soft", "loud"):
+        table = _table(tmp_path / "labels.csv", ["file,voice", *(f"{id_},{voice}" for id_ in ids)])
+        prepared = prepare(small, tmp_path / "packed", PrepareSettings(labels=table))
+        prints.append(PackedCorpus(tmp_path / "packed").fingerprint())
+        assert {utterance.labels["voice"] for utterance in prepared.utterances} == {voice}
+    assert prepared.n_new == 0
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, r"labels\.csv: cannot be read; give a CSV or TSV file"),
+        ([""], r"labels\.csv: needs a heading with a column 'file' and one for each label"),
+        (["path,voice", "a.wav,soft"], "needs a heading with a column 'file'"),
+        (["file", "a.wav"], "and one for each label"),
+        (["file,voice", "a.wav,soft"], r"labels\.csv: has no row for .*\.wav"),
+        (["file,voice", "{ids}"], r"labels\.csv: "),  # a label is missing in every row
+        (["file,voice", "{ids},soft,more"], r"labels\.csv: "),  # and here is one too many
+    ],
+)
+def test_a_table_that_does_not_label_every_recording_is_refused(small: Path, tmp_path: Path, rows: list[str] | None, message: str) -> None:
+    ids = sorted(path.relative_to(small).as_posix() for path in small.rglob("*.wav"))
+    if rows is not None:
+        _table(tmp_path / "labels.csv", [line.replace("{ids}", id_) for line in rows for id_ in (ids if "{ids}" in line else ids[:1])])
+    with pytest.raises(CorpusError, match=message):
+        prepare(small, tmp_path / "packed", PrepareSettings(labels=str(tmp_path / "labels.csv")))
+    assert not (tmp_path / "packed").exists()

@@ -360,9 +360,12 @@ def test_a_model_works_in_double_precision(case: str) -> None:
     vae = stirred(case).double()
     condition = labels_for(vae)
     frames = (power(spectrograms(2)).double() + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda value: tuple(parameters_of(vae.infer(value, condition, mean=True).posterior)), (frames,)) or (
-        CASES[case][0] == "SequenceVAE"
-    )
+
+    def parameters(value: Tensor) -> tuple[Tensor, ...]:
+        inference = vae.infer(value, condition, mean=True)
+        return tuple(tensor for _, posterior, _ in pieces(inference) for tensor in parameters_of(posterior))
+
+    assert torch.autograd.gradcheck(parameters, (frames,))
     assert vae.infer(frames, condition).latents.dtype == torch.float64
     assert elbo(vae, spectrograms(3).to(torch.complex128), condition).bound.dtype == torch.float64
     if vae.predicts == "sound" and vae.latents.name != "point":
@@ -385,13 +388,18 @@ def best_constant(vae: VAE, frames: Tensor) -> float:
     return float(-(math.log(math.pi) + frames.mean(0).log() + 1).sum())
 
 
+def vae_is_frame_wise(case: str) -> bool:
+    """Or a convolution: recurrences start at a plateau that such small ones leave slowly."""
+    return CASES[case][0] not in ("RVAE", "DKF", "DSAE", "STORN", "VRNN", "SRNN")
+
+
 @every_model
 def test_a_model_overfits_one_batch(case: str) -> None:
     """It beats the best single spectrum: log N_C at the mean power of each bin, which is -log(pi) - log(mean) - 1 a bin.
 
     The sequences are of two kinds, so knowing the kind is worth several nats; labels that tell the kind are to be predicted.
     """
-    vae = build(case).train()
+    vae = (build(case) if vae_is_frame_wise(case) else stirred(case, 0.3)).train()
     tilt = torch.linspace(3, -3, N_FREQS)
     x = torch.stack([tilt, -tilt]).exp().repeat_interleave(4, 0)[:, None] * spectrograms(8, 4, seed=3)
     frames = power(x)
@@ -406,12 +414,15 @@ def test_a_model_overfits_one_batch(case: str) -> None:
 
     optimizer = torch.optim.Adam(vae.parameters(), 2e-2)
     torch.manual_seed(3)
-    for step in range(600):
+    weight, recent = 0.01, best_single
+    for _ in range(500):
         terms = elbo_of_power(vae, frames, condition)
-        if reached(terms) > target + 0.1 * gain:
+        recent = 0.7 * recent + 0.3 * reached(terms)
+        if recent > target + 0.1 * gain:
             break
+        if vae.is_density and float(terms.log_likelihood.detach().mean()) > target + 5:
+            weight = min(1.0, weight + 0.05)
         optimizer.zero_grad()
-        weight = min(1.0, step / 100) if vae.is_density else 0.01
         (weight * terms.total_kl.mean() - terms.log_likelihood.mean()).backward()
         optimizer.step()
     with torch.no_grad():
@@ -432,7 +443,7 @@ def test_a_saved_prior_gives_the_same_bits(case: str, tmp_path: Path) -> None:
     if vae.predicts == "sound":
         assert torch.equal(again.likelihood(latents, condition).variance, vae.likelihood(latents, condition).variance)
     else:
-        assert torch.equal(again.predict(x), vae.predict(x)) or vae.latents.name == "gaussian"  # draws differ
+        assert torch.equal(again.likelihood(latents, past=x).mean, vae.likelihood(latents, past=x).mean)
 
 
 @every_prior
@@ -596,7 +607,7 @@ def test_the_structure_of_a_model_is_that_of_its_attributes(case: str) -> None:
 def test_frames_beyond_the_context_make_no_difference(case: str) -> None:
     """To the spectrum that frame t has along the path of the centres. What recurrences remember only fades."""
     vae = stirred(case, 0.3).double()
-    n_frames = vae.longest or 2 * vae.context + 12
+    n_frames = vae.longest or min(2 * vae.context + 12, 60)
     x, condition = power(spectrograms(n_frames)).double(), labels_for(vae)
     changed = x.clone()
     changed[-1] *= 100

@@ -24,6 +24,8 @@ from audiovae import STFT, AudioVAE, audio, recordings
 from audiovae.audio import resample
 from audiovae.errors import AudioError, ModelError
 from audiovae.level import active_level
+from audiovae.models import MODELS
+from audiovae.objectives import power
 from audiovae.recordings import (
     LatentsFile,
     StreamingGriffinLim,
@@ -513,6 +515,87 @@ def test_on_a_full_disk_saving_latents_fails_with_one_line_and_leaves_nothing(tm
     assert len(messages) == 3
     assert all(message.startswith(f"{tmp_path / 'x.npz'}: cannot be written") and "\n" not in message for message in messages)
     assert list(tmp_path.iterdir()) == []
+
+
+# Every kind of model -------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "frames on a sphere": ("FrameVAE", {"hidden": (8,), "latent": "von-mises-fisher"}),
+    "frames on a simplex": ("FrameVAE", {"hidden": (8,), "latent": "dirichlet"}),
+    "an autoencoder": ("Autoencoder", {"hidden": (8,)}),
+    "context": ("ContextVAE", {"width": 8, "dilations": (1, 2)}),
+    "dynamics": ("DynamicVAE", {"width": 8, "prior_width": 8, "dilations": (1, 2), "prior_dilations": (1, 2)}),
+    "a sequence": ("SequenceVAE", {"n_frames": 128, "width": 8, "hidden": 8, "blocks": 1}),
+    "a sequence on a sphere": ("SequenceVAE", {"n_frames": 128, "width": 8, "hidden": 8, "blocks": 1, "latent": "power-spherical"}),
+    "a recurrence": ("RVAE", {"width": 8}),
+    "teacher forcing": ("VRNN", {"width": 8, "features": 8}),
+    "a latent of the sequence": ("DSAE", {"width": 8, "sequence_dim": 2, "emission": (8,)}),
+}
+
+
+def prior_of(kind: str) -> AudioVAE:
+    """Of 4 ms frames, with weights that are not small: its spectra depend on its latents."""
+    name, settings = KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model_class, settings_class = MODELS[name]
+        vae = model_class(33, settings_class(latent_dim=3, **settings))
+        vae.calibrate(power(STFT(64, 64 // 2)(torch.randn(RATE))))
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return AudioVAE(STFT(64, 32), vae, RATE).eval()
+
+
+@needs_torchaudio
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_to_every_kind_of_model_what_its_wave_is(kind: str, tmp_path: Path) -> None:
+    """Two channels of 126 frames: resynthesis, latents, latents from the disk, and sound of them."""
+    prior = prior_of(kind)
+    wave = sound(4000, 2)
+    path = store(tmp_path / "x.wav", wave)
+    resynthesize_file(prior, path, tmp_path / "y.wav")
+    expected = offline(prior, wave, RATE)
+    np.testing.assert_allclose(audio.read(tmp_path / "y.wav")[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    encode_file(prior, path).save(tmp_path / "x.npz")
+    encoded = LatentsFile.load(tmp_path / "x.npz")
+    with torch.no_grad():
+        inference = prior.encode(torch.from_numpy(wave), active_level(wave, RATE)).inference
+    torch.testing.assert_close(encoded.latents, inference.latents, atol=1e-3, rtol=1e-3)
+    assert bool(encoded.sequence) == (inference.sequence_posterior is not None)
+    for latents in ("mean", "sample"):
+        decode_file(prior, tmp_path / "x.npz", tmp_path / "z.wav", latents)  # type: ignore[arg-type]
+        result, info = audio.read(tmp_path / "z.wav")
+        assert (info.sample_rate, result.shape) == (RATE, (2, 4000))
+        assert np.isfinite(result).all()
+        assert result.any()
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("kind", ["context", "dynamics"])
+def test_stretches_with_context_give_what_the_whole_gives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the frames at a time, and what they see of their neighbours."""
+    monkeypatch.setattr(recordings, "_STRETCH_FRAMES", 90)
+    prior, wave = prior_of(kind), sound(9000)
+    resynthesize_file(prior, store(tmp_path / "x.wav", wave), tmp_path / "y.wav")
+    expected = offline(prior, wave, RATE)
+    np.testing.assert_allclose(audio.read(tmp_path / "y.wav")[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("context", "n_frames"), [(0, 37), (3, 9), (3, 1), (3, 100), (3, 22), (40, 100), (2**40, 100)])
+def test_stretches_keep_every_frame_once_with_its_context(context: int, n_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "_STRETCH_FRAMES", 10)
+    whole = torch.arange(float(n_frames)).expand(2, -1)
+    for block in (1, 7, 100):
+        kept = []
+        for stretch in recordings.stretches(iter(whole.split(block, dim=1)), context):
+            first, last = stretch.frames[0, stretch.kept][[0, -1]].int().tolist()
+            kept.append(stretch.frames[:, stretch.kept])
+            assert int(stretch.frames[0, 0]) == max(0, first - context) or context == 0
+            assert int(stretch.frames[0, -1]) >= min(n_frames - 1, last + context) or context == 0
+            assert stretch.frames.shape[1] <= 10 + 2 * context + max(block, 10) + 2 * context
+        assert torch.equal(torch.cat(kept, dim=1), whole)
 
 
 # Griffin-Lim in stretches --------------------------------------------------------------------------------------------
