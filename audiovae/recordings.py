@@ -27,7 +27,7 @@ from audiovae.saved import model_hash
 from audiovae.stft import STFT, StreamingAnalysis, StreamingSynthesis
 
 LATENTS_FORMAT_VERSION = 2
-_LATENTS_FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "model", "format_version"}
+_LATENTS_FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
 _DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 _STRETCH_FRAMES = 4096  # that a model with context in time sees at once, besides its context
 _GRIFFIN_LIM_FRAMES = 1024
@@ -83,7 +83,8 @@ def stretches(blocks: Iterator[Tensor], context: int) -> Iterator[Stretch]:
         while pending.shape[1] >= n_before + _STRETCH_FRAMES + 2 * context:
             end = n_before + _STRETCH_FRAMES
             yield Stretch(pending[:, : end + context], slice(n_before, end))
-            pending, n_before = pending[:, end - context :], context
+            cut = max(0, end - context)
+            pending, n_before = pending[:, cut:], end - cut
     if pending is not None and pending.shape[1] > n_before:
         yield Stretch(pending, slice(n_before, pending.shape[1]))
 
@@ -160,6 +161,7 @@ class LatentsFile:
                 sample_rate=self.sample_rate,
                 n_samples=self.n_samples,
                 n_channels=self.latents.shape[0],
+                n_arrays=len(arrays),
                 model=np.array(self.model),
                 format_version=LATENTS_FORMAT_VERSION,
                 **{name: tensor.numpy(force=True) for name, tensor in arrays.items()},  # type: ignore[arg-type]
@@ -188,6 +190,7 @@ class LatentsFile:
                 whole = (
                     latents.ndim == 3 and len(latents) == int(fields["n_channels"]) > 0 and bool(groups["posterior"] or groups["sequence"])
                 )
+                whole = whole and 1 + sum(map(len, groups.values())) == int(fields["n_arrays"])
                 tensors = [latents, *groups["posterior"].values(), *groups["sequence"].values()]
                 sound = all(
                     t.dtype == torch.float32 and t.shape[:1] == latents.shape[:1] and bool(torch.isfinite(t).all()) for t in tensors

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+from conftest import build_prior
 
-from audiovae import AudioVAE, metrics
+from audiovae import AudioVAE, ComplexNormal, PackedCorpus, metrics
 from audiovae.cli.main import VERBS, main
+from audiovae.settings import MODEL_SETTINGS
 
 RATE = 16000
 COMMON = ["--model", "--device", "--seed", "--jobs", "--json", "--quiet"]
@@ -944,3 +947,194 @@ def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: p
     assert audiovae("prepare in packed") == 1
     table = capsys.readouterr().out
     assert "layout: folder; new recordings: 0; left out: 1" in table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every kind of model
+
+SMALL = (
+    "--stft.n_fft 256 --stft.hop_length 64 --training.steps 2 --training.batch_frames 32 --training.segment_frames 8 --vae.latent_dim 2 "
+)
+KINDS = {
+    "FrameVAE": "--vae.hidden [4] --vae.latent dirichlet --vae.likelihood complex-student-t",
+    "Autoencoder": "--vae.hidden [4]",
+    "ContextVAE": "--vae.width 4 --vae.dilations [1,2] --training.importance_samples 3 --labels digit",
+    "DynamicVAE": "--vae.width 4 --vae.prior_width 4 --training.free_bits 0.1 --labels speaker digit",
+    "SequenceVAE": "--vae.width 4 --vae.hidden 4 --vae.n_frames 128 --labels digit",
+    "LabelVAE": "--vae.width 4 --labels digit",
+    "RVAE": "--vae.width 4 --vae.causal false --training.beta_warmup 0.5 --training.beta_cycles 2",
+    "DKF": "--vae.width 4 --vae.features 4 --vae.emission [4]",
+    "STORN": "--vae.width 4 --vae.features 4",
+    "VRNN": "--vae.width 4 --vae.features 4",
+    "SRNN": "--vae.width 4 --vae.features 4 --vae.own_past true --training.scheduled_sampling [0.2,0.8]",
+    "DSAE": "--vae.width 4 --vae.sequence_dim 2 --vae.emission [4]",
+}
+
+
+@pytest.fixture
+def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiovae.training import loop
+
+    monkeypatch.setattr(loop, "VALIDATION_FRAMES", 64)
+    monkeypatch.setattr(loop, "CALIBRATION_FRAMES", 256)
+
+
+def test_every_kind_of_model_is_trained_here() -> None:
+    assert KINDS.keys() == MODEL_SETTINGS.keys()
+
+
+@pytest.mark.usefixtures("short_validation")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_is_trained_shown_and_used(here: Path, digits: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    assert audiovae(f"train {digits} -o run --type {kind} {SMALL} {KINDS[kind]} --json") == 0
+    assert strict_json(capsys.readouterr().out)["steps"] == 2
+    saved = json.loads(Path("run/config.json").read_text())["vae"]
+    assert saved["type"] == kind
+    classes = {"digit": ["0", "1"], "speaker": ["ann", "bob"]}
+    labels = KINDS[kind].partition("--labels ")[2].split()
+    assert list(saved["settings"]["labels"].items()) == [(name, classes[name]) for name in labels]
+    assert audiovae("info run") == 0
+    assert kind in capsys.readouterr().out
+    soundfile.write("short.wav", noise(0.4), RATE)
+    given = "--label " + " ".join(f"{name}={classes[name][1]}" for name in labels) if labels else ""
+    if kind == "LabelVAE":
+        assert audiovae(f"resynthesize short.wav -o y.wav --model run {given}") == 2
+        assert "LabelVAE predicts labels: it has no PSD" in capsys.readouterr().err
+        assert not Path("y.wav").exists()
+        return
+    assert audiovae(f"resynthesize short.wav -o y.wav --model run --quiet {given}") == 0
+    assert audiovae(f"encode short.wav -o z.npz --model run --quiet {given}") == 0
+    assert audiovae(f"score short.wav --model run {given} --json") == 0
+    score = strict_json(capsys.readouterr().out)
+    assert ("n/a" in json.dumps(score)) == (kind == "Autoencoder")
+    assert audiovae(f"sample -o drawn.wav --seconds 0.4 --model run --quiet {given}") == (2 if kind == "Autoencoder" else 0)
+    for name in ("y.wav", *([] if kind == "Autoencoder" else ["drawn.wav"])):
+        wave, rate = soundfile.read(name)
+        assert (rate, len(wave)) == (RATE, 6400)
+        assert np.isfinite(wave).all()
+        assert wave.any()
+
+
+@pytest.mark.usefixtures("short_validation")
+def test_a_configuration_in_yaml_names_the_kind_and_its_sizes(here: Path, digits: Path) -> None:
+    text("c.yaml", "type: RVAE\nvae:\n  width: 6\n  head: 3\n  latent_dim: 2\n")()
+    assert audiovae(f"train {digits} -o run --config c.yaml {SMALL} --vae.head 5 --quiet") == 0
+    settings = json.loads(Path("run/config.json").read_text())["vae"]
+    assert (settings["type"], settings["settings"]["width"], settings["settings"]["head"]) == ("RVAE", 6, 5)
+    assert audiovae(f"train {digits} -o other --type=DKF --vae.features 4 {SMALL} --quiet") == 0
+    assert json.loads(Path("other/config.json").read_text())["vae"]["type"] == "DKF"
+
+
+@pytest.fixture
+def conditional_model(here: Path) -> AudioVAE:
+    """In the folder `conditional`: its spectra depend much on its labels."""
+    prior = build_prior(labels={"digit": ("0", "1"), "speaker": ("ann", "bob")})
+    with torch.no_grad():
+        for parameter in prior.vae.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    prior.save_pretrained("conditional")
+    return prior
+
+
+@pytest.mark.usefixtures("only_si_sdr")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample -o y.wav --seconds 0.2 --overwrite", "resynthesize good.wav -o y.wav --overwrite", "encode good.wav -o y.npz --overwrite",
+        "decode z.npz -o y.wav --overwrite",
+        "score good.wav --json", "evaluate good.wav --json",
+    ],
+)  # fmt: skip
+def test_labels_say_what_the_sound_is(conditional_model: AudioVAE, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert audiovae("encode good.wav -o z.npz --model conditional --label digit=0 speaker=ann --quiet") == 0
+    results = []
+    for given in ("digit=0 speaker=ann", "speaker=ann digit=0", "digit=1 speaker=ann", "digit=0 speaker=bob"):
+        capsys.readouterr()
+        assert audiovae(f"{command} --model conditional --label {given}") == 0
+        written = [Path(name).read_bytes() for name in ("y.wav", "y.npz") if Path(name).exists()]
+        results.append(written or [capsys.readouterr().out])
+    assert results[0] == results[1]
+    assert len({str(result) for result in results}) == 3
+
+
+def test_a_sample_of_a_label_is_that_of_python(conditional_model: AudioVAE) -> None:
+    assert audiovae("sample -o y.wav --seconds 0.2 --seed 3 --model conditional --label digit=1 speaker=bob --quiet") == 0
+    torch.manual_seed(3)
+    with torch.no_grad():
+        condition = conditional_model.condition(digit="1", speaker="bob")
+        psd = conditional_model.sample(conditional_model.stft.n_frames(3200), condition)
+        expected = 0.05 * conditional_model.stft.inverse(ComplexNormal(psd).sample(), 3200)
+    found = soundfile.read("y.wav")[0]
+    assert np.abs(found - expected.numpy().clip(-1, 1)).max() < 1e-3 * max(1, np.abs(found).max())
+
+
+NO_LABELS = r"this model is conditioned on digit \(0, 1\) and speaker \(ann, bob\)"
+
+
+@pytest.mark.usefixtures("conditional_model")
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample -o y.wav --model conditional", rf"the label 'digit' is missing; {NO_LABELS}|a condition is missing"),
+        ("resynthesize good.wav -o y.wav --model conditional", r"label 'digit' is missing|a condition is missing"),
+        ("encode good.wav -o y.npz --model conditional --label digit=0", rf"the label 'speaker' is missing; {NO_LABELS}"),
+        ("sample -o y.wav --model conditional --label digit=7 speaker=ann", "digit '7' is unknown; known are 0, 1"),
+        ("sample -o y.wav --model conditional --label digits=1 speaker=ann", r"unknown label 'digits'; did you mean 'digit'\?"),
+        ("sample -o y.wav --model conditional --label digit", "--label digit: give it as NAME=CLASS"),
+        ("score good.wav --model model --label digit=1", "unknown label 'digit'; this model has no labels"),
+    ],
+)
+def test_labels_that_a_model_does_not_know_are_refused_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    before = contents(here)
+    assert audiovae(command) == 2
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 1, output.err
+    assert re.search(message, output.err), output.err
+    assert contents(here) == before
+
+
+WRONG_KINDS = [
+    ("--type FlowVAE", r"--type.*FlowVAE"),
+    ("--type RVAE --vae.hidden [4]", r"unknown option or key '--vae\.hidden'"),
+    ("--labels word", r"has no label 'word'; it has digit, speaker"),
+    ("--type LabelVAE", r"a LabelVAE predicts exactly one label, got none; name one of the corpus"),
+    ("--type LabelVAE --labels digit speaker", r"a LabelVAE predicts exactly one label, got \['digit', 'speaker'\]"),
+    ("--type DKF --labels digit", r"train: DKF takes no labels: .*; FrameVAE, ContextVAE, DynamicVAE and SequenceVAE do"),
+    ("--type DKF --vae.latent dirichlet", r"train: latent must be gaussian here, got 'dirichlet': the transition"),
+    ("--type Autoencoder --labels digit", r"train: an autoencoder takes no labels"),
+    ("--type FrameVAE --vae.latent cauchy", r"vae\.latent: expected .*gaussian.*got cauchy"),
+    ("--type FrameVAE --training.scheduled_sampling [0.2,0.8]", r"scheduled_sampling is for models that feed on past.* not FrameVAE"),
+    ("--type RVAE --training.importance_samples 4", r"importance_samples above 1 needs .* RVAE"),
+    ("--type Autoencoder --training.importance_samples 4", r"importance"),
+    ("--training.importance_samples 4 --training.free_bits 1", r"train: importance_samples above 1 .* without beta_warmup or free_bits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_KINDS)
+def test_a_model_that_cannot_be_trained_is_refused_in_one_line(
+    here: Path, digits: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    before = contents(here)
+    assert audiovae(f"train {digits} -o run --training.steps 2 --stft.n_fft 256 --stft.hop_length 64 {options}") == 2
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 1, output.err
+    assert re.search(message, output.err), output.err
+    assert contents(here) == before
+
+
+def test_a_label_that_only_held_out_recordings_have_is_named(here: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The speakers of the toy corpus are split: a model conditioned on them cannot be validated."""
+    assert audiovae(TRAIN + "--labels speaker", packed=packed) == 2
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 1, output.err
+    assert re.search(r"speaker 'speaker\d' is unknown; known are speaker", output.err)
+    assert not Path("run").exists()
+
+
+def test_a_table_of_labels_is_an_option_of_prepare(here: Path, toy_corpus_folder: Path) -> None:
+    ids = sorted(path.relative_to(toy_corpus_folder).as_posix() for path in toy_corpus_folder.rglob("*.wav"))
+    text("labels.csv", "file,take\n" + "".join(f"{id_},{Path(id_).stem}\n" for id_ in ids))()
+    assert audiovae("prepare {corpus} out --labels labels.csv --quiet", corpus=toy_corpus_folder) == 0
+    assert PackedCorpus("out").classes("take") == ("0", "1")

@@ -407,7 +407,8 @@ def test_a_model_overfits_one_batch(case: str) -> None:
     condition = None if not vae.conditions.labels else vae.conditions.every()[[0] * 4 + [1] * 4]
     best_single = -math.log(2) if vae.predicts == "label" else best_constant(vae, frames.flatten(0, 1))
     gain = {"complex-gaussian": 10.0, "complex-student-t": 10.0, "squared-error": 2.0, "bernoulli": 0.3}[vae.settings.likelihood]
-    target = best_single + (0.5 if vae.predicts == "label" else gain)
+    gain = 0.5 if vae.predicts == "label" else gain  # of the 0.69 nats that one of two labels has
+    target = best_single + gain
 
     def reached(terms: ELBO) -> float:
         return float((terms.bound if vae.is_density else terms.log_likelihood).detach().mean())
@@ -418,15 +419,16 @@ def test_a_model_overfits_one_batch(case: str) -> None:
     for _ in range(500):
         terms = elbo_of_power(vae, frames, condition)
         recent = 0.7 * recent + 0.3 * reached(terms)
-        if recent > target + 0.1 * gain:
+        if recent > target + 0.2 * gain:
             break
         if vae.is_density and float(terms.log_likelihood.detach().mean()) > target + 5:
             weight = min(1.0, weight + 0.05)
         optimizer.zero_grad()
         (weight * terms.total_kl.mean() - terms.log_likelihood.mean()).backward()
         optimizer.step()
+    vae.eval()
     with torch.no_grad():
-        assert sum(reached(elbo(vae.eval(), x, condition)) for _ in range(5)) / 5 > target
+        assert sum(reached(elbo(vae, x, condition)) for _ in range(20)) / 20 > target
 
 
 @every_model
@@ -693,7 +695,7 @@ def test_the_first_frames_of_a_deep_kalman_filter_have_the_moments_of_its_transi
     weights = vae.transition.state_dict()
     torch.manual_seed(6)
     with torch.no_grad():
-        z = torch.stack([vae.generate(2) for _ in range(4000)])
+        z = torch.stack([vae.generate(2) for _ in range(1500)])
 
     def linear(name: str, value: Tensor) -> Tensor:
         return value @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -707,8 +709,8 @@ def test_the_first_frames_of_a_deep_kalman_filter_have_the_moments_of_its_transi
         torch.testing.assert_close(prior.mean[:, t], mean)
         torch.testing.assert_close(prior.variance[:, t], variance)
         scores = (z[:, t] - mean) / variance.sqrt()
-        assert scores.mean(0).abs().max() < Z_LIMIT / math.sqrt(4000)
-        assert (scores.var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / 4000)
+        assert scores.mean(0).abs().max() < Z_LIMIT / math.sqrt(1500)
+        assert (scores.var(0) - 1).abs().max() < Z_LIMIT * math.sqrt(2 / 1500)
 
 
 @pytest.mark.parametrize(("case", "message"), [("Autoencoder", "has no prior to draw from"), ("LabelVAE", "no latents without a sound")])

@@ -275,7 +275,8 @@ def test_a_latents_file_is_plain_arrays_without_pickle(encoded: LatentsFile, pri
     assert {array.shape for array in arrays.values()} == {(2, prior.stft.n_frames(-(-20001 * 16000 // 44100)), 8)}
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     assert {name: value.item() for name, value in content.items()} == {
-        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "model": model_hash(prior), "format_version": 2,
+        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "n_arrays": 3, "model": model_hash(prior),
+        "format_version": 2,
     }  # fmt: skip
 
 
@@ -406,7 +407,9 @@ def forge(encoded: LatentsFile, path: Path, **changes: Any) -> Path:
         "n_channels": 2, "format_version": 2, "level": encoded.level, "sample_rate": encoded.sample_rate,
         "n_samples": encoded.n_samples, "model": encoded.model, **changes,
     }  # fmt: skip
-    np.savez(path, **{name: value for name, value in fields.items() if value is not None})
+    fields = {name: value for name, value in fields.items() if value is not None}
+    n_arrays = sum(name.startswith(("latents", "posterior.", "sequence.")) for name in fields)
+    np.savez(path, **{"n_arrays": n_arrays, **fields})
     return path
 
 
@@ -429,6 +432,7 @@ FORGED: dict[str, dict[str, Any]] = {
     "no latents": {"latents": None},
     "no posterior": {"posterior.loc": None, "posterior.scale": None},
     "no model": {"model": None},
+    "fewer arrays than were written": {"n_arrays": 4},
     "no version": {"format_version": None},
     "another rank": {"latents": np.zeros(SHAPE[1:], np.float32)},
     "another rank of all": {name: np.ones(SHAPE[1:], np.float32) for name in ("latents", "posterior.loc", "posterior.scale")},

@@ -39,6 +39,7 @@ from audiovae import (
 from audiovae.cli.main import main
 from audiovae.corpora.batches import SegmentSampler
 from audiovae.errors import CorpusError, PathError, TrainingError
+from audiovae.models import MODELS
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
@@ -171,7 +172,7 @@ def test_other_precisions_train_as_well(packed: Path, tmp_path: Path, precision:
 
 def command(packed: Path, folder: Path, *more: str) -> list[str]:
     """The command line of SETTINGS, SIZES and FRONT_END."""
-    options = [f"--training.{name}={value}" for name, value in vars(SETTINGS).items()]
+    options = [f"--training.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in vars(SETTINGS).items()]
     options += ["--vae.latent_dim=4", "--vae.hidden=[16]", "--vae.dropout=0.1", "--stft.n_fft=256", "--stft.hop_length=64"]
     return ["train", str(packed), "-o", str(folder), *options, "--quiet", *more]
 
@@ -662,7 +663,9 @@ def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrup
 
 def test_what_tensorboard_shows_is_made_without_dropout(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[bool] = []
-    monkeypatch.setattr(loop.Record, "validation", lambda record, step, log_likelihood, kl, prior, wave: modes.append(prior.training))
+    monkeypatch.setattr(
+        loop.Record, "validation", lambda record, step, log_likelihood, kl, prior, wave, condition: modes.append(prior.training)
+    )
     run(packed, tmp_path / "model")
     assert modes == [False] * 6
 
@@ -705,6 +708,100 @@ def test_a_corpus_without_a_needed_split_is_refused_and_leaves_nothing(
 def test_settings_that_make_no_run_are_refused_with_their_value(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every kind of model
+
+BRIEF = replace(SETTINGS, steps=6, batch_frames=32, warmup=0.2, beta_warmup=0.0, validate_every=2, log_every=1)
+DIGIT = {"labels": {"digit": ("0", "1")}}
+BOTH = {"labels": {"digit": ("0", "1"), "speaker": ("ann", "bob")}}
+IWAE: dict[str, Any] = {"importance_samples": 3}
+KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "labels": ("FrameVAE", {"hidden": (8,), "dropout": 0.1, **BOTH}, {}),
+    "a point": ("Autoencoder", {"hidden": (8,)}, {}),
+    "a sphere": ("FrameVAE", {"hidden": (8,), "latent": "von-mises-fisher", "likelihood": "complex-student-t"}, {"free_bits": 0.1}),
+    "context, weighted": ("ContextVAE", {"width": 8, "dilations": (1,), "latent": "dirichlet", **DIGIT}, IWAE),
+    "dynamics, cycles": ("DynamicVAE", {"width": 8, "prior_width": 8, **DIGIT}, {"beta_warmup": 0.5, "beta_cycles": 2, "free_bits": 0.05}),
+    "sequences": ("SequenceVAE", {"n_frames": 128, "width": 8, "hidden": 8, **BOTH}, {}),
+    "a predictor": ("LabelVAE", {"width": 8, **DIGIT}, {}),
+    "RVAE": ("RVAE", {"width": 8}, {}),
+    "DKF": ("DKF", {"width": 8, "features": 8, "emission": (8,)}, {"free_bits": 0.05}),
+    "DSAE": ("DSAE", {"width": 8, "sequence_dim": 2, "emission": (8,)}, {"beta": 0.5}),
+    "STORN, weighted": ("STORN", {"width": 8, "features": 8}, IWAE),
+    "VRNN": ("VRNN", {"width": 8, "features": 8}, {}),
+    "SRNN": ("SRNN", {"width": 8, "features": 8}, {}),
+    "SRNN, scheduled": ("SRNN", {"width": 8, "features": 8, "own_past": True}, {"scheduled_sampling": (0.2, 0.8)}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_trained_and_continued_ends_the_same(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Stopped after a checkpoint and continued by a new model: the same bytes, weights and trace, as without a stop."""
+    monkeypatch.setattr(loop, "VALIDATION_FRAMES", 64)
+    monkeypatch.setattr(loop, "CALIBRATION_FRAMES", 256)
+    name, sizes, options = KINDS[kind]
+    settings = replace(BRIEF, **options)
+
+    def prior() -> AudioVAE:
+        torch.manual_seed(0)
+        model_class, settings_class = MODELS[name]
+        stft = STFT(FRONT_END.n_fft, FRONT_END.hop_length)
+        return AudioVAE(stft, model_class(stft.n_freqs, settings_class(latent_dim=3, **sizes)), 16000)
+
+    fitted = run(digits, tmp_path / "whole", settings, prior=prior())
+    assert fitted.steps == 6
+    assert math.isfinite(fitted.elbo)
+    before, after = prior().state_dict(), AudioVAE.from_pretrained(tmp_path / "whole").state_dict()
+    trained = {key for key, _ in prior().named_parameters()}
+    assert all(not torch.equal(before[key], after[key]) for key in trained)
+
+    def stop(now: Progress) -> None:
+        if now.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(digits, tmp_path / "stopped", settings, prior=prior(), progress=stop)
+    run(digits, tmp_path / "stopped", settings, prior=prior())
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+    assert len({loss for _, loss, _ in rows(tmp_path / "whole")}) == 6
+    assert type(AudioVAE.from_pretrained(tmp_path / "whole").vae).__name__ == name
+
+
+def test_labels_reach_the_model_with_their_recordings(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every segment of every batch, in training and validation, has the one-hot labels of the recording that it was drawn from."""
+    monkeypatch.setattr(loop, "VALIDATION_FRAMES", 64)
+    monkeypatch.setattr(loop, "CALIBRATION_FRAMES", 256)
+    corpus = PackedCorpus(digits)
+    prior = AudioVAE(STFT(256, 64), FrameVAE(129, FrameVAESettings(latent_dim=2, hidden=(4,), **BOTH)), 16000)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    infer = prior.vae.infer
+
+    def record(power: torch.Tensor, condition: torch.Tensor | None = None, mean: bool = False) -> Any:
+        assert condition is not None
+        if power.ndim == 3 and prior.vae.training:
+            seen.append((power.detach().clone(), condition.detach().clone()))
+        return infer(power, condition, mean)
+
+    monkeypatch.setattr(prior.vae, "infer", record)
+    run(digits, tmp_path / "model", replace(BRIEF, steps=3, equaliser_db=0.0), prior=prior)
+    assert len(seen) == 3
+    for step, (_, condition) in enumerate(seen):
+        _, utterances = SegmentSampler(corpus, "train", prior.stft, 8, torch.device("cpu")).draw(4, BRIEF.seed, step, 0)
+        expected = [[u.labels["digit"] == "0", u.labels["digit"] == "1", u.speaker == "ann", u.speaker == "bob"] for u in utterances]
+        assert condition.tolist() == [[float(value) for value in row] for row in expected]
+    assert len({str(condition.tolist()) for _, condition in seen}) > 1
+
+
+def test_a_recording_without_a_label_of_the_model_is_named(packed: Path, tmp_path: Path) -> None:
+    prior = AudioVAE(STFT(256, 64), FrameVAE(129, FrameVAESettings(latent_dim=2, hidden=(4,), **DIGIT)), 16000)
+    with pytest.raises(
+        TrainingError, match=r"speaker\d/\d\.wav \(train\): the label 'digit' is missing; this model is conditioned on digit \(0, 1\)"
+    ):
+        run(packed, tmp_path / "model", BRIEF, prior=prior)
+    assert not (tmp_path / "model").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -233,7 +233,10 @@ def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Sour
         raise CorpusError(table, "cannot be read; give a CSV or TSV file") from error
     if not rows or "file" not in rows[0] or len(rows[0]) < 2:
         raise CorpusError(table, "needs a heading with a column 'file' and one for each label")
-    labels = {row["file"]: {name: str(value) for name, value in row.items() if name != "file"} for row in rows}
+    ragged = next((i for i, row in enumerate(rows, start=2) if None in row or None in row.values()), None)
+    if ragged is not None:
+        raise CorpusError(table, f"has another number of cells in row {ragged} than in its heading")
+    labels = {row["file"]: {name: value for name, value in row.items() if name != "file"} for row in rows}
     missing = next((source.id for source in found if source.left_out is None and source.id not in labels), None)
     if missing is not None:
         raise CorpusError(table, f"has no row for {missing}")

@@ -204,7 +204,7 @@ def fit(
             group["lr"] = learning_rate(settings, step)
         if prior.vae.own_past is not None:
             prior.vae.own_past = own_past(settings, step)
-        losses = module(Batch(frame_power, condition_of(utterances)), beta(settings, step))
+        losses = module(Batch(frame_power.to(dtype), condition_of(utterances)), beta(settings, step))
         optimizer.zero_grad()
         fabric.backward(losses[0])
         norm = fabric.clip_gradients(module, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
