@@ -110,8 +110,8 @@ class VRNN(VAE):
             frames = iter(latents.unbind(-2))
             return self._run_freely(latents.shape[-2], lambda state: next(frames), latents.shape[:-2])
         inputs = torch.cat([self._latent_features(shift(latents)), self.features(shift(self.log_power(past)))], dim=-1)
-        sequences = inputs.reshape(-1, *inputs.shape[-2:])
-        zeros = inputs.new_zeros(1, len(sequences), self._width)
+        sequences = inputs.to(self.to_prior.weight.dtype).reshape(-1, *inputs.shape[-2:])  # back from mixed precision
+        zeros = sequences.new_zeros(1, len(sequences), self._width)
         with torch.autocast(inputs.device.type, enabled=False):
             states = torch.lstm(sequences, (zeros, zeros), self._lstm_weights(), True, 1, 0.0, self.training, False, True)[0]
         return states.reshape(*inputs.shape[:-1], -1), None
