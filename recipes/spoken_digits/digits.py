@@ -29,6 +29,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 _DRAWS_OF_Z = 20
+_AT_ONCE = 100  # words
 _PEAK = 0.5
 
 
@@ -95,7 +96,7 @@ def accuracy(guessed: list[str], true: list[str]) -> float:
 def predict(prior: AudioVAE, frames: Tensor) -> list[str]:
     """The most probable digit of every word, of which nothing but the sound is known."""
     assert isinstance(prior.vae, LabelVAE)
-    best = prior.vae.predict(frames, _DRAWS_OF_Z)[:, 0].argmax(-1)
+    best = torch.cat([prior.vae.predict(part, _DRAWS_OF_Z)[:, 0].argmax(-1) for part in frames.split(_AT_ONCE)])
     return [prior.vae.conditions.labels["digit"][i] for i in best]
 
 
@@ -104,7 +105,7 @@ def classify(prior: AudioVAE, frames: Tensor) -> list[str]:
     names = list(prior.vae.conditions.labels)
     classes = prior.vae.conditions.labels["digit"]
     assert names[0] == "digit"
-    _, log_probs = label_log_probs(prior.vae, frames)
+    log_probs = torch.cat([label_log_probs(prior.vae, part)[1] for part in frames.split(_AT_ONCE)])
     return [classes[i] for i in log_probs.unflatten(-1, (len(classes), -1)).logsumexp(-1).argmax(-1)]
 
 
