@@ -327,7 +327,7 @@ def test_a_model_folder_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: 
 def test_every_shipped_model_loads() -> None:
     for name in saved.shipped_names():
         folder = saved.find(name)
-        assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
         assert torch.isfinite(AudioVAE.from_pretrained(name).resynthesize(torch.ones(2000))).all()
 
 
