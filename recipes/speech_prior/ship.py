@@ -56,7 +56,7 @@ NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
         --test_speakers recipes/speech_prior/validation_speakers.txt --speeds '[0.9, 1.1]'
     OMP_NUM_THREADS=1 audiovae train packed -o {name} --config recipes/speech_prior/{name}.yaml
 
-{steps} steps of {batch} frames, beta {beta}, seed {seed}, {seconds} s on one thread of an AMD EPYC (Zen 5, with bf16 instructions), torch {torch}, audiovae {audiovae}.
+{steps} steps of {batch} frames, beta {beta}, seed {seed}, {seconds} s (other jobs beside it) on one thread of an AMD EPYC (Zen 5, with bf16 instructions), torch {torch}, audiovae {audiovae}.
 
 ## Limits
 
