@@ -9,12 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs, path
-from audiovae.models.latents import normal, only_gaussian
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.dynamics import Dynamical, path
+from audiovae.models.latents import normal
+from audiovae.models.vae import Inference
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -48,7 +45,7 @@ class GatedTransition(nn.Module):
         return normal(mean.to(before.dtype), (self.variance(proposal).to(before.dtype) + _SMALLEST_VARIANCE).sqrt())
 
 
-class DKF(VAE):
+class DKF(Dynamical):
     """A Markov chain of latents, each frame's spectrum from its own.
 
     Generation: p(x, z) = prod_t p(x_t | z_t) p(z_t | z_{t-1}), causal, the decoder frame-wise.
@@ -68,17 +65,9 @@ class DKF(VAE):
     """
 
     factorised_posterior = False
-    context = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: DKFSettings = DKFSettings()) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format("DKF"))
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
-        self.latents = only_gaussian(settings, "the transition p(z_t | z_{t-1}) is Gaussian")
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
+        super().__init__(n_freqs, settings, "the transition p(z_t | z_{t-1}) is Gaussian")
         self.features = tanh_layers(n_freqs, settings.features)
         self.encoder = SequenceLSTM(settings.features, settings.width, "backward")
         self.recurrence = StochasticRecurrence(self.latent_dim, layers_in=[32, settings.width], hidden=[32])
@@ -89,12 +78,8 @@ class DKF(VAE):
         )
         start_small(cast(nn.Linear, self.decoder[-1]))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        drive = self.to_drive(self.encoder(self.features(encoder_inputs(self, power, condition))))
+        drive = self.to_drive(self.encoder(self.features(self._inputs(power, condition))))
         latents, posterior, _ = path(self.recurrence, drive, mean)
         return Inference(latents, posterior, self.prior(latents))
 

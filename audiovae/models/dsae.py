@@ -9,18 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs
-from audiovae.models.latents import normal_from_outputs, only_gaussian, standard_normal
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference, with_sequence
-from audiovae.networks.log_power import LogPower
+from audiovae.models.dynamics import Dynamical
+from audiovae.models.latents import normal_from_outputs, standard_normal
+from audiovae.models.vae import Inference, with_sequence
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import DSAESettings
 
 
-class DSAE(VAE):
+class DSAE(Dynamical):
     """A vector v for the whole sequence (the voice) and a chain of latents z (what is said).
 
     Generation: p(x, z, v) = p(v) prod_t p(x_t | z_t, v) p(z_t | z_{1:t-1}), causal, v known from the start; p(v) = N(0, I).
@@ -40,22 +37,14 @@ class DSAE(VAE):
     """
 
     factorised_posterior = False  # z_t is inferred given the drawn v
-    context = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: DSAESettings = DSAESettings()) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format("DSAE"))
+        super().__init__(n_freqs, settings, "the prior p(z_t | z_{1:t-1}) is a Gaussian whose mean moves")
         if settings.sequence_dim < 1:
             raise ValueError(f"sequence_dim must be positive, got {settings.sequence_dim}")
-        family = only_gaussian(settings, "the prior p(z_t | z_{1:t-1}) is a Gaussian whose mean moves")
-        self.n_freqs, self.settings = n_freqs, settings
-        self._frame_dim = family.dim
-        self.latent_dim = family.dim + settings.sequence_dim
-        self.latents = type(family)(self.latent_dim)
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
+        self._frame_dim = self.latent_dim
+        self.latent_dim = self._frame_dim + settings.sequence_dim
+        self.latents = type(self.latents)(self.latent_dim)
         self.sequence_encoder = SequenceLSTM(n_freqs, settings.width, "both")
         self.to_sequence = nn.Linear(2 * settings.width, 2 * settings.sequence_dim)
         self.encoder = SequenceLSTM(n_freqs + settings.sequence_dim, settings.width, "both")
@@ -68,12 +57,8 @@ class DSAE(VAE):
         )
         start_small(self.to_sequence, self.to_latents, self.to_prior, cast(nn.Linear, self.decoder[-1]))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        x = encoder_inputs(self, power, condition)
+        x = self._inputs(power, condition)
         states = self.sequence_encoder(x)
         forward, backward = states.chunk(2, dim=-1)
         ends = torch.cat([forward[..., -1, :], backward[..., 0, :]], dim=-1)  # both have seen it all

@@ -1,6 +1,9 @@
-"""What dynamical models share: their inputs, and a path of latents from a stochastic recurrence."""
+"""What dynamical models share: their parts, their inputs, and a path of latents from a stochastic recurrence."""
 
 from __future__ import annotations
+
+from abc import ABC
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -8,24 +11,51 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from audiovae.errors import ConditionError
-from audiovae.models.latents import normal
+from audiovae.models.conditions import Conditions
+from audiovae.models.latents import normal, only_gaussian
+from audiovae.models.observation import Observation
 from audiovae.models.vae import VAE
+from audiovae.networks.log_power import LogPower
 from audiovae.networks.recurrence import StochasticRecurrence
+from audiovae.settings import ModelSettings
 
 NO_LABELS = "{} takes no labels: its published structure has no place for them; FrameVAE, ContextVAE, DynamicVAE and SequenceVAE do"
 RECURRENT_CONTEXT = 64  # frames after which what a recurrence remembers is taken to make no difference: one second
 
 
-def encoder_inputs(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
-    """The standardised log power of a model without labels.
+class Dynamical(VAE, ABC):
+    """A published dynamical VAE: Gaussian latents, no labels, standardised log power in, any likelihood out.
+
+    Args:
+        n_freqs: frequency bins per frame.
+        settings: the sizes.
+        why_gaussian: what in its structure takes no other latents.
 
     Raises:
-        ConditionError: a condition was given all the same.
+        ValueError: labels, or latents that are not Gaussian.
     """
-    if condition is not None:
-        raise ConditionError(f"a condition was given to {type(vae).__name__}, which takes none")
-    features: Tensor = vae.log_power(power)  # type: ignore[operator]
-    return features
+
+    context = RECURRENT_CONTEXT
+
+    def __init__(self, n_freqs: int, settings: ModelSettings, why_gaussian: str) -> None:
+        super().__init__()
+        if settings.labels:
+            raise ValueError(NO_LABELS.format(type(self).__name__))
+        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        self.latents = only_gaussian(settings, why_gaussian)
+        self.conditions = Conditions({})
+        self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
+
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        self.log_power.calibrate(power)
+        self.observation.calibrate(power)
+
+    def _inputs(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
+        """What encoders see: the standardised log power; raises ConditionError for a condition."""
+        if condition is not None:
+            raise ConditionError(f"a condition was given to {type(self).__name__}, which takes none")
+        return cast(Tensor, self.log_power(power))
 
 
 def path(

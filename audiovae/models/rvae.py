@@ -7,19 +7,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs, path
-from audiovae.models.latents import only_gaussian, standard_normal
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.dynamics import Dynamical, path
+from audiovae.models.latents import standard_normal
+from audiovae.models.vae import Inference
 from audiovae.networks.lstm import SequenceLSTM
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
 from audiovae.settings import RVAESettings
 
 
-class RVAE(VAE):
+class RVAE(Dynamical):
     """Latents that are independent a priori, and a recurrent decoder of them.
 
     Generation: p(x, z) = prod_t p(x_t | z_{1:t}) p(z_t) if causal, else prod_t p(x_t | z_{1:T}) p(z_t), with p(z_t) = N(0, I).
@@ -39,17 +36,9 @@ class RVAE(VAE):
     """
 
     factorised_posterior = False
-    context = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: RVAESettings = RVAESettings()) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format("RVAE"))
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
-        self.latents = only_gaussian(settings, "q(z_t | z_{1:t-1}, x) is a Gaussian recurrence")
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
+        super().__init__(n_freqs, settings, "q(z_t | z_{1:t-1}, x) is a Gaussian recurrence")
         self.encoder = SequenceLSTM(n_freqs, settings.width, "backward" if settings.causal else "both")
         self.recurrence = StochasticRecurrence(self.latent_dim, lstm=settings.width, hidden=[settings.head] if settings.head else [])
         self.to_drive = nn.Linear(self.encoder.n_outputs, self.recurrence.drive_size)
@@ -57,12 +46,8 @@ class RVAE(VAE):
         self.to_spectrum = nn.Linear(self.decoder.n_outputs, n_freqs, bias=False)
         start_small(self.to_spectrum)
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        drive = self.to_drive(self.encoder(encoder_inputs(self, power, condition)))  # g^x
+        drive = self.to_drive(self.encoder(self._inputs(power, condition)))  # g^x
         latents, posterior, _ = path(self.recurrence, drive, mean)
         return Inference(latents, posterior, self.prior(latents))
 

@@ -10,12 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs, path
-from audiovae.models.latents import normal_from_outputs, only_gaussian
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.dynamics import Dynamical, path
+from audiovae.models.latents import normal_from_outputs
+from audiovae.models.vae import Inference
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -25,7 +22,7 @@ _HIDDEN = (64, 32)
 _PASSES = 2  # of parallel scheduled sampling
 
 
-class SRNN(VAE):
+class SRNN(Dynamical):
     """A state h_t = h(x_{1:t-1}) without latents in it, and latents with a chain of their own.
 
     Generation: p(x, z) = prod_t p(x_t | x_{1:t-1}, z_t) p(z_t | x_{1:t-1}, z_{t-1}), causal.
@@ -48,19 +45,11 @@ class SRNN(VAE):
     """
 
     factorised_posterior = False
-    context = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: SRNNSettings = SRNNSettings()) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format("SRNN"))
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        super().__init__(n_freqs, settings, "its prior is a Gaussian whose mean moves")
         self.needs_past = not settings.own_past
         self.own_past = 1.0 if settings.own_past else None
-        self.latents = only_gaussian(settings, "its prior is a Gaussian whose mean moves")
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
         self.past_features = tanh_layers(n_freqs, settings.features)
         self.chain = SequenceLSTM(settings.features, settings.width)  # h
         self.features = tanh_layers(settings.width + n_freqs, settings.features)
@@ -75,12 +64,8 @@ class SRNN(VAE):
         )
         start_small(cast(nn.Linear, self.transition[-1]), cast(nn.Linear, self.decoder[-1]))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        x = encoder_inputs(self, power, condition)
+        x = self._inputs(power, condition)
         true = self._states(x)
         drive = self.to_drive(self.encoder(self.features(torch.cat([true, x], dim=-1))))
         latents, posterior, _ = path(self.recurrence, drive, mean)

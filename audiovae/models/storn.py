@@ -9,18 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs
-from audiovae.models.latents import normal_from_outputs, only_gaussian, standard_normal
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.dynamics import Dynamical
+from audiovae.models.latents import normal_from_outputs, standard_normal
+from audiovae.models.vae import Inference
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import STORNSettings
 
 
-class STORN(VAE):
+class STORN(Dynamical):
     """A recurrent network over past spectra and latents.
 
     Generation: p(x, z) = prod_t p(x_t | x_{1:t-1}, z_{1:t}) p(z_t), causal; p(z_t) = N(0, I).
@@ -39,17 +36,9 @@ class STORN(VAE):
     """
 
     needs_past = True
-    context = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: STORNSettings = STORNSettings()) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format("STORN"))
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
-        self.latents = only_gaussian(settings, "its published structure has Gaussian latents")
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
+        super().__init__(n_freqs, settings, "its published structure has Gaussian latents")
         self.features = tanh_layers(n_freqs, settings.features)
         self.encoder = SequenceLSTM(settings.features, settings.width)
         self.to_latents = nn.Sequential(*tanh_layers(settings.width, 64, 32), nn.Linear(32, 2 * self.latent_dim))
@@ -59,12 +48,8 @@ class STORN(VAE):
         self.to_spectrum = nn.Sequential(*tanh_layers(settings.width, settings.features), nn.Linear(settings.features, n_freqs, bias=False))
         start_small(cast(nn.Linear, self.to_latents[-1]), cast(nn.Linear, self.to_spectrum[-1]))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        states = self.encoder(self.features(encoder_inputs(self, power, condition)))
+        states = self.encoder(self.features(self._inputs(power, condition)))
         posterior = normal_from_outputs(self.to_latents(states).to(power.dtype))
         latents = posterior.mean if mean else posterior.rsample()
         return Inference(latents, posterior, self.prior(latents))

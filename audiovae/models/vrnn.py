@@ -11,12 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.dynamics import NO_LABELS, RECURRENT_CONTEXT, encoder_inputs, path
-from audiovae.models.latents import normal_from_outputs, only_gaussian
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.dynamics import Dynamical, path
+from audiovae.models.latents import normal_from_outputs
+from audiovae.models.vae import Inference
 from audiovae.networks.lstm import shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -25,7 +22,7 @@ from audiovae.settings import VRNNSettings
 _LATENT_FEATURES = (32, 64)
 
 
-class VRNN(VAE):
+class VRNN(Dynamical):
     """A state h_t = h(x_{1:t-1}, z_{1:t-1}) that prior, decoder and encoder share.
 
     Generation: p(x, z) = prod_t p(x_t | x_{1:t-1}, z_{1:t}) p(z_t | x_{1:t-1}, z_{1:t-1}), causal.
@@ -45,18 +42,10 @@ class VRNN(VAE):
 
     needs_past = True
     factorised_posterior = False
-    context = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: VRNNSettings = VRNNSettings()) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format("VRNN"))
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        super().__init__(n_freqs, settings, "its prior is a Gaussian whose mean moves")
         self._width = settings.width
-        self.latents = only_gaussian(settings, "its prior is a Gaussian whose mean moves")
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
         self.features = tanh_layers(n_freqs, settings.features)
         self.recurrence = StochasticRecurrence(self.latent_dim, layers_in=_LATENT_FEATURES, lstm=settings.width)
         self.past_to_gates = nn.Linear(settings.features, self.recurrence.input_drive_size, bias=False)
@@ -65,12 +54,8 @@ class VRNN(VAE):
         self.to_spectrum = nn.Linear(settings.width + _LATENT_FEATURES[-1], n_freqs, bias=False)
         start_small(self.to_prior, self.to_spectrum)
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
-        x = encoder_inputs(self, power, condition)
+        x = self._inputs(power, condition)
         gates = self.past_to_gates(self.features(shift(x)))
         latents, posterior, states = path(self.recurrence, self.to_drive(self.features(x)), mean, gates)
         assert states is not None
