@@ -826,3 +826,22 @@ def test_two_processes_take_the_same_steps_and_report_once(packed: Path, tmp_pat
         traces.append(rows(folder))
     assert [step for step, _, _ in traces[0]] == list(range(3, 31, 3))
     assert traces[0] == traces[1]
+
+
+def test_mixed_precision_scores_the_power_in_full_precision(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine rounds plain tensors to bfloat16 on their way into a model; what the likelihood scores must not be."""
+    seen: dict[str, torch.Tensor] = {}
+    forward = loop.TrainingLoss.forward
+
+    def spy(self: loop.TrainingLoss, batch: loop.Batch, beta: float) -> torch.Tensor:
+        seen.setdefault(precision, batch.frame_power)
+        return forward(self, batch, beta)
+
+    monkeypatch.setattr(loop.TrainingLoss, "forward", spy)
+    corpus = PackedCorpus(packed)
+    for precision in ("32-true", "bf16-mixed"):
+        settings = TrainingSettings(steps=1, batch_frames=64, segment_frames=16, precision=precision)
+        prior = AudioVAE(STFT(), FrameVAE(513, FrameVAESettings(hidden=(16,), latent_dim=4)), corpus.header.sample_rate)
+        fit(prior, corpus, corpus, tmp_path / precision, settings)
+    assert seen["bf16-mixed"].dtype == torch.float32
+    assert torch.equal(seen["bf16-mixed"], seen["32-true"])
