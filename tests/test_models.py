@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -985,6 +985,18 @@ def test_a_decoder_that_says_nothing_gives_the_mean_spectrum() -> None:
         error = vae.likelihood(torch.randn(3, 16)).variance.log() - variance.log()
     assert error.abs().max() < Z_LIMIT * math.pi / math.sqrt(6 * 20000)
     assert pytest.approx(-float(torch.special.digamma(torch.tensor(1.0, dtype=torch.float64))), abs=1e-12) == EULER_GAMMA
+
+
+def test_models_of_dynamics_start_at_the_mean_power() -> None:
+    """The best single spectrum for loud and soft frames together, whose first loss is that of a constant, not a huge one."""
+    loudness = torch.logspace(-3, 3, 500)[:, None]
+    x = loudness * torch.randn(500, N_FREQS, dtype=torch.complex64, generator=torch.Generator().manual_seed(7))
+    vae = build("DKF")
+    vae.calibrate(power(x))
+    with torch.no_grad():
+        cast(nn.Linear, vae.decoder[-1]).weight.zero_()
+        variance = vae.likelihood(torch.zeros(1, vae.latent_dim)).variance[0]
+    torch.testing.assert_close(variance, power(x).mean(0))
 
 
 def test_default_settings_are_not_shared_between_models() -> None:

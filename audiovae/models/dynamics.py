@@ -49,7 +49,7 @@ class Dynamical(VAE, ABC):
 
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)
-        self.observation.calibrate(power)
+        self.observation.calibrate(power, cautious=True)
 
     def _inputs(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """What encoders see: the standardised log power; raises ConditionError for a condition."""

@@ -57,8 +57,13 @@ class Observation(nn.Module):
             self.register_buffer("std", torch.ones(n_freqs))
 
     @torch.no_grad()
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        """Start at the mean spectrum of training frames, and take the range or the deviation of their log power."""
+    def calibrate(self, power: Float[Tensor, "frame freq"], cautious: bool = False) -> None:
+        """Start at the mean spectrum of training frames, and take the range or the deviation of their log power.
+
+        Args:
+            cautious: start a density at the mean power instead of the mean of its logarithm: slower, but without the huge
+                first losses of loud frames, from which some models fall into a state that ignores its latents.
+        """
         log_power = torch.log(power + VARIANCE_FLOOR)
         mean = log_power.mean(0)
         if self.likelihood == "bernoulli":
@@ -71,6 +76,8 @@ class Observation(nn.Module):
         elif self.likelihood == "squared-error":
             self.mean.copy_(mean)
             self.std.copy_(log_power.std(0, correction=0).clamp(min=1e-2))
+        elif cautious:
+            self.bias.copy_(torch.log(power.mean(0) + VARIANCE_FLOOR))
         else:
             self.bias.copy_(mean + EULER_GAMMA)  # E[log |x|^2] = log variance - gamma
 
