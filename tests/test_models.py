@@ -408,18 +408,13 @@ def best_constant(vae: VAE, frames: Tensor) -> float:
     return float(-(math.log(math.pi) + frames.mean(0).log() + 1).sum())
 
 
-def vae_is_frame_wise(case: str) -> bool:
-    """Or a convolution: recurrences start at a plateau that such small ones leave slowly."""
-    return CASES[case][0] not in ("RVAE", "DKF", "DSAE", "STORN", "VRNN", "SRNN")
-
-
 @every_model
 def test_a_model_overfits_one_batch(case: str) -> None:
     """It beats the best single spectrum: log N_C at the mean power of each bin, which is -log(pi) - log(mean) - 1 a bin.
 
     The sequences are of two kinds, so knowing the kind is worth several nats; labels that tell the kind are to be predicted.
     """
-    vae = (build(case) if vae_is_frame_wise(case) else stirred(case, 0.3)).train()
+    vae = build(case).train()
     tilt = torch.linspace(3, -3, N_FREQS)
     x = torch.stack([tilt, -tilt]).exp().repeat_interleave(4, 0)[:, None] * spectrograms(8, 4, seed=3)
     frames = power(x)
