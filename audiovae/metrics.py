@@ -35,6 +35,10 @@ UNITS = {
     "pesq": "MOS, wide-band",
     "estoi": "0 to 1",
     "dnsmos": "MOS, overall",
+    "si_sdr_gain": "dB over the noisy input",
+    "pesq_gain": "MOS over the noisy input",
+    "estoi_gain": "over the noisy input",
+    "dnsmos_gain": "MOS over the noisy input",
 }
 
 
@@ -196,6 +200,12 @@ def compare(reference: NDArray[np.float32], estimate: NDArray[np.float32], sampl
         except NotScored as reason:
             reasons[metric] = str(reason)
     return Score(values, reasons)
+
+
+def improvement(estimate: Score, noisy: Score) -> Score:
+    """The metrics of an estimate, and what each gained over those of the noisy input (`si_sdr_gain`, ...)."""
+    gains = {f"{metric}_gain": value - noisy.values[metric] for metric, value in estimate.values.items() if metric in noisy.values}
+    return Score({**estimate.values, **gains}, estimate.reasons)
 
 
 def normalise(wave: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -446,6 +446,7 @@ def full_disk(n_bytes: int) -> Iterator[None]:
     [
         ("resynthesize good.wav -o out.wav --model model", "out.wav"),
         ("resynthesize good.wav -o out.flac --model model", "out.flac"),
+        ("enhance good.wav -o out.wav --model model --method fast", "out.wav"),
         ("encode good.wav -o out.npz --model model", "out.npz"),
         ("sample -o out.wav --seconds 1 --model model", "out.wav"),
         ("prepare {corpus} out --quiet", "out"),

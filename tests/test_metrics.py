@@ -347,7 +347,13 @@ def test_every_metric_has_a_heading_wherever_it_is_shown(metric: str) -> None:
     from audiovae.report.page import _HEADINGS
 
     assert metric in HEADINGS
-    assert metric in _HEADINGS or metric == "iw_bound"  # which only `score` computes
+    assert metric in _HEADINGS or metric == "iw_bound" or metric.endswith("_gain")  # which other verbs compute
+
+
+def test_an_improvement_is_the_difference_to_the_noisy_input() -> None:
+    noisy = metrics.Score({"si_sdr": 5.0, "pesq": 1.5}, {"estoi": "silent"})
+    better = metrics.improvement(metrics.Score({"si_sdr": 12.0, "pesq": 2.0, "estoi": 0.9}, {}), noisy)
+    assert better.values == {"si_sdr": 12.0, "pesq": 2.0, "estoi": 0.9, "si_sdr_gain": 7.0, "pesq_gain": 0.5}
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them")
     parser.add_argument("--clean", metavar="DIR", help="with --estimate: compare two folders (or files) instead, by equal names")
     parser.add_argument("--estimate", metavar="DIR", help="see --clean")
+    parser.add_argument("--noisy", metavar="DIR", help="with --clean and --estimate: what was enhanced, to tell the improvement over it")
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
     parser.add_argument(
@@ -40,6 +41,8 @@ def run(options: Any) -> int:
 
     if (options.clean is None) != (options.estimate is None):
         raise AudiovaeError("evaluate: --clean and --estimate belong together")
+    if options.noisy and not options.clean:
+        raise AudiovaeError("evaluate: --noisy belongs to --clean and --estimate")
     if options.clean and (options.inputs or options.report):
         raise AudiovaeError("evaluate: with --clean and --estimate no other files and no --report can be given")
     if not options.clean and not options.inputs:
@@ -84,19 +87,30 @@ def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
 
 def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae import audio
-    from audiovae.metrics import compare as compare_waves
+    from audiovae.metrics import improvement
 
     assert item.target is not None
     clean, info = audio.read(item.source)
-    estimate, other = audio.read(item.target)
+    score = _compare(clean, info, item.target)
+    if options.noisy:
+        noisy = next(pair.target for pair in _pairs(options.clean, options.noisy) if pair.source == item.source)
+        assert noisy is not None
+        score = improvement(score, _compare(clean, info, noisy))
+    return {"values": score.values, "reasons": score.reasons}
+
+
+def _compare(clean: Any, info: Any, path: Path) -> Any:
+    from audiovae import audio
+    from audiovae.metrics import compare as compare_waves
+
+    estimate, other = audio.read(path)
     for what, expected, got in (
         ("sample rate", info.sample_rate, other.sample_rate), ("channel count", info.n_channels, other.n_channels),
         ("number of samples", info.n_samples, other.n_samples),
     ):  # fmt: skip
         if expected != got:
-            raise PathError(item.target, f"has another {what} ({got}) than the clean file ({expected})")
-    score = compare_waves(clean, estimate, info.sample_rate)
-    return {"values": score.values, "reasons": score.reasons}
+            raise PathError(path, f"has another {what} ({got}) than the clean file ({expected})")
+    return compare_waves(clean, estimate, info.sample_rate)
 
 
 def _pairs(clean: str, estimate: str) -> list[Item]:

@@ -17,6 +17,10 @@ HEADINGS = {
     "estoi": "ESTOI",
     "dnsmos": "DNSMOS",
     "iw_bound": "bound (IW)",
+    "si_sdr_gain": "SI-SDR gain",
+    "pesq_gain": "PESQ gain",
+    "estoi_gain": "ESTOI gain",
+    "dnsmos_gain": "DNSMOS gain",
 }
 
 

@@ -34,4 +34,5 @@ class ContextVAE(FrameWise):
         widths = [self.latent_dim + y, *[settings.width] * (1 + settings.decoder_layers), n_freqs]
         self.decoder = mlp(widths, "silu", residual=True, last_bias=False)
         self.context = reach(*sizes)
+        self.lookahead = 0 if settings.causal else self.context
         start_small(cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1]))

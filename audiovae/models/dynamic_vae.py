@@ -50,6 +50,7 @@ class DynamicVAE(VAE):
             self.latent_dim + y, settings.prior_width, 2 * self.latent_dim, _PRIOR_KERNEL, settings.prior_dilations, causal=True
         )
         self._prior_reach = 1 + reach(_PRIOR_KERNEL, settings.prior_dilations, causal=True)  # S
+        self.lookahead = reach(*sizes)
         self.context = 2 * reach(*sizes) + self._prior_reach
         start_small(*(cast(nn.Linear, network[-1]) for network in (self.encoder, self.decoder, self.transition)))
 

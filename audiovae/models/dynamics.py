@@ -35,7 +35,7 @@ class Dynamical(VAE, ABC):
         ValueError: labels, or latents that are not Gaussian.
     """
 
-    context = RECURRENT_CONTEXT
+    context = lookahead = RECURRENT_CONTEXT
 
     def __init__(self, n_freqs: int, settings: ModelSettings, why_gaussian: str) -> None:
         super().__init__()

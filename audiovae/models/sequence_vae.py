@@ -47,7 +47,7 @@ class SequenceVAE(VAE):
             )
         self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
         self.longest: int = settings.n_frames
-        self.context = EVERYTHING
+        self.context = self.lookahead = EVERYTHING
         self.latents = latent_family(settings)
         self.conditions = Conditions(settings.labels)
         self.log_power = LogPower(n_freqs)

@@ -71,6 +71,7 @@ class VAE(nn.Module, ABC):
         factorised_posterior: is q(z | x) a product of factors none of which depends on what another one drew?
         context: how many frames to each side a frame's result may depend on; what lies further away makes no difference
             (or, in a recurrence, next to none). EVERYTHING: a sequence must be seen at once.
+        lookahead: frames after its own that a frame's posterior, given x, or its PSD, given z, depends on.
         longest: frames of the longest sequence that the model takes; None: any.
         predicts: what the likelihood is of: the "sound", or its "label".
         own_past: share of the frames that see the model's own past predictions while it trains; see `needs_past`.
@@ -85,6 +86,7 @@ class VAE(nn.Module, ABC):
     frames_are_independent: bool = False
     factorised_posterior: bool = True
     context: int = 0
+    lookahead: int = 0
     longest: int | None = None
     predicts: str = "sound"
     own_past: float | None = None

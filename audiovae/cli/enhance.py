@@ -1,0 +1,63 @@
+"""audiovae enhance F... -o OUT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+
+from audiovae.cli import arguments
+from audiovae.cli.arguments import Item
+
+METHODS = ("peem", "vem", "mcem", "langevin", "mala", "fast")
+NOISES = ("slow", "nmf", "stationary")
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    arguments.add_inputs(parser)
+    arguments.add_output(parser)
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="how the latents are found; peem is the best, fast the fastest"
+    )
+    parser.add_argument("--noise", choices=NOISES, default=NOISES[0], help="model of the noise: bands that move slowly, NMF, one spectrum")
+    parser.add_argument("--rank", type=jsonargparse.typing.PositiveInt, default=8, help="components of a slow or NMF noise")
+    parser.add_argument(
+        "--residual", metavar="DIR", help="also write what was taken away, by the same names; with it the speech sums to the input"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "32-true", "bf16-mixed"],
+        default="auto",
+        help="auto: bf16-mixed where the processor multiplies bfloat16",
+    )
+    arguments.add_labels(parser)
+    arguments.add_common(parser, model="speech-16k-separation")
+
+
+def run(options: Any) -> int:
+    from audiovae.cli.batch import print_json, run_batch
+
+    items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
+    rows, status = run_batch(items, enhance, options)
+    if options.json:
+        print_json(rows)
+    return status
+
+
+def enhance(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae.separation import enhancer
+    from audiovae.separation.files import enhance_file
+
+    assert item.target is not None
+    residual = None
+    if options.residual:
+        (named,) = arguments.with_targets([item], options.residual)
+        residual = named.target
+        arguments.refuse_existing(residual, options)
+    mixed = None if options.precision == "auto" else options.precision == "bf16-mixed"
+    separate = enhancer(prior, options.method, options.noise, options.rank, arguments.condition(prior, options), mixed)
+    done = enhance_file(separate, item.source, item.target, residual, options.seed)
+    row = {"output": str(item.target), **arguments.report_peak(done.speech, options.quiet), "objective": done.objective}
+    if done.residual is not None:
+        arguments.report_peak(done.residual, options.quiet)
+    return row if residual is None else {**row, "residual": str(residual)}

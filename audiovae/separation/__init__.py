@@ -1,0 +1,33 @@
+"""Speech out of noise: a prior of clean speech, a model of the noise fitted to the noisy recording, and inference of both."""
+
+from audiovae.separation.energy import Energy, LatentEnergy
+from audiovae.separation.enhancement import Enhancer, EStep, Separation, Separator
+from audiovae.separation.files import enhance_file
+from audiovae.separation.fixed_point import FixedPoint
+from audiovae.separation.methods import METHODS, enhancer
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise
+from audiovae.separation.point_estimate import PointEstimate
+from audiovae.separation.sampling import MarkovChain
+from audiovae.separation.variational import FreePosterior
+
+__all__ = [
+    "METHODS",
+    "EStep",
+    "Energy",
+    "Enhancer",
+    "FixedPoint",
+    "FreePosterior",
+    "LatentEnergy",
+    "MarkovChain",
+    "Mixture",
+    "NMFNoise",
+    "NoiseModel",
+    "PointEstimate",
+    "Separation",
+    "Separator",
+    "SlowNoise",
+    "StationaryNoise",
+    "enhance_file",
+    "enhancer",
+]

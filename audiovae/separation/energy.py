@@ -1,0 +1,76 @@
+"""The energy of latents given a noisy recording: minus the log of their posterior, up to a constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from audiovae.models import VAE
+from audiovae.separation.mixture import Mixture
+
+LARGEST_LOG_VARIANCE = 16.0  # of speech at unit level, 20 dB above any bin of any training frame: no latent makes it overflow
+
+
+Energy = Callable[[Tensor], Tensor]
+"""U(z): latents `[*sample, recording, frame, latent]` to the nats of every frame, `[*sample, recording, frame]`, whose sum over a recording
+is -log p(z | x) + constant. Its gradient drives point estimates and Langevin, and its differences accept or refuse."""
+
+
+class LatentEnergy:
+    """U_t(z) = sum_f [log V_ft + P_ft / V_ft] - prior_weight log p(z_t | z_<t), V = g_t v_f(z) + N_ft; zero in the padding.
+
+    The frames of an STFT overlap (fourfold at a quarter's hop) and its bins leak, so that the sum over all of them counts every
+    sample several times; a `prior_weight` above one takes that back.
+
+    Args:
+        vae: a prior that has a PSD and needs no past x.
+        mixture: the recordings.
+        condition: labels of the speech, for a conditional prior.
+        prior_weight: of the log prior.
+
+    Attributes:
+        gain: g_t, `[recording, frame]`.
+        noise: N_ft.
+    """
+
+    def __init__(self, vae: VAE, mixture: Mixture, condition: Tensor | None = None, prior_weight: float = 1.0) -> None:
+        self.vae, self.mixture, self.condition, self.prior_weight = vae, mixture, condition, prior_weight
+        self.gain: Float[Tensor, "recording frame"] = torch.ones_like(mixture.power[..., 0])
+        self.noise: Float[Tensor, "recording frame freq"] = torch.ones_like(mixture.power)
+
+    def speech(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame freq"]:
+        """v_f(z_t): what the decoder says of clean speech at unit level."""
+        return clamped_variance(self.vae.likelihood(self.masked(latents), self.condition))
+
+    def masked(self, latents: Tensor) -> Tensor:
+        """Latents with zeros in the padding, where nothing may depend on them."""
+        return latents * self.mixture.inside.unsqueeze(-1)
+
+    def mixture_variance(self, speech: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
+        """V = g v + N."""
+        return torch.addcmul(self.noise, self.gain.unsqueeze(-1), speech)
+
+    def __call__(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
+        latents = self.masked(latents)
+        variance = self.mixture_variance(clamped_variance(self.vae.likelihood(latents, self.condition)))
+        misfit = (torch.log(variance) + self.mixture.power / variance).sum(-1)
+        log_prior = self.vae.prior(latents, self.condition).log_prob(latents)
+        return (misfit - self.prior_weight * log_prior) * self.mixture.inside
+
+
+def clamped_variance(likelihood: Distribution) -> Tensor:
+    """The PSD, at most exp(LARGEST_LOG_VARIANCE)."""
+    return likelihood.variance.clamp(max=torch.e**LARGEST_LOG_VARIANCE)
+
+
+def gradient(energy: Energy, latents: Tensor) -> tuple[Float[Tensor, "*sample recording frame"], Tensor]:
+    """The energy of every frame, and the gradient of its sum with respect to the latents."""
+    with torch.enable_grad():
+        z = latents.detach().requires_grad_()
+        per_frame = energy(z)
+        (slope,) = torch.autograd.grad(per_frame.sum(), z)
+    return per_frame.detach(), slope

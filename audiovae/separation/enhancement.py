@@ -1,0 +1,210 @@
+"""Speech enhancement: expectation maximisation of latents, gain and noise, and the Wiener filter that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from audiovae.errors import AudiovaeError
+from audiovae.objectives import power
+from audiovae.prior import AudioVAE
+from audiovae.separation.energy import LatentEnergy
+from audiovae.separation.mixture import Mixture, spectrogram_level
+from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics
+
+_OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
+_SMALLEST_FIRST_GAIN = 0.1
+
+
+@runtime_checkable
+class EStep(Protocol):
+    """How the latents' posterior is approximated, given gain and noise."""
+
+    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
+        """Start at these latents; `energy.gain` and `energy.noise` will change between the steps."""
+
+    def samples(self) -> Float[Tensor, "sample recording frame latent"]:
+        """One E-step: latents that stand for the posterior."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """One recording taken apart.
+
+    Attributes:
+        wiener: the gain that makes the speech of the mixture, E_z[g v / (g v + N)], `[frame, freq]`.
+        images: speech and noise, `[source, frame, freq]`; they sum to the mixture.
+        psds: their variances at the mixture's level, `[source, frame, freq]`.
+        latents: samples of them at the end, `[sample, frame, latent]`.
+        gain: g_t of the speech, `[frame]`.
+        objective: of every iteration, in nats per frame; lower is better.
+        converged: did it stop by itself, before the last iteration?
+    """
+
+    wiener: Float[Tensor, "frame freq"]
+    images: Complex[Tensor, "source frame freq"]
+    psds: Float[Tensor, "source frame freq"]
+    latents: Float[Tensor, "sample frame latent"]
+    gain: Float[Tensor, " frame"]
+    objective: Float[Tensor, " iteration"]
+    converged: bool
+
+
+@runtime_checkable
+class Separator(Protocol):
+    """What takes mixtures apart: the same call for every algorithm."""
+
+    def __call__(self, spectrograms: Sequence[Complex[Tensor, "_ freq"]], seeds: Sequence[int] | None = None) -> list[Separation]: ...
+
+
+class Enhancer:
+    """x_ft = s_ft + n_ft: s from a prior of clean speech, n from a model of noise that is fitted to the recording alone.
+
+    s_ft ~ N_C(0, g_t v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step noise and gain; the speech is the
+    posterior mean E_z[g v / (g v + N)] x, and what is left is the noise. Recordings run side by side, each as it would alone.
+
+    Args:
+        prior: of clean speech; one that has a PSD and needs no past x.
+        e_step: makes a fresh one for each call, such as `PointEstimate` or `FixedPoint`.
+        noise: makes a noise model for a mixture, such as `SlowNoise`.
+        n_iterations: at most.
+        n_m_steps: updates of the noise in each.
+        prior_weight: see `LatentEnergy`.
+        tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last; 0: none is.
+        condition: labels of the speech, for a conditional prior.
+        mixed_precision: matrix products of the prior in bfloat16: faster where the processor has them, and not the same to the last digits.
+
+    Raises:
+        AudiovaeError: a prior that cannot be used so, with the reason.
+        ValueError: no iteration.
+    """
+
+    def __init__(
+        self, prior: AudioVAE, e_step: Callable[[], EStep], noise: Callable[[Mixture], NoiseModel] = SlowNoise, n_iterations: int = 20,
+        n_m_steps: int = 2, prior_weight: float = 1.0, tolerance: float = 0.0, condition: Tensor | None = None,
+        mixed_precision: bool = False,
+    ) -> None:  # fmt: skip
+        check_prior(prior)
+        if n_iterations < 1 or n_m_steps < 1:
+            raise ValueError(f"n_iterations and n_m_steps must be at least 1, got {n_iterations} and {n_m_steps}")
+        self.prior, self.e_step, self.noise = prior, e_step, noise
+        self.n_iterations, self.n_m_steps, self.prior_weight, self.tolerance = n_iterations, n_m_steps, prior_weight, tolerance
+        self.condition, self.mixed_precision = condition, mixed_precision
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        spectrograms: Sequence[Complex[Tensor, "_ freq"]],
+        seeds: Sequence[int] | None = None,
+        levels: Sequence[float] | None = None,
+        quiet: Sequence[Tensor | None] | None = None,
+    ) -> list[Separation]:
+        """Take recordings apart.
+
+        Args:
+            spectrograms: the prior's STFT of each, `[frame, freq]`, at any level.
+            seeds: of each one's random numbers; default 0 for all.
+            levels: of each; measured where not given.
+            quiet: the noise's spectrum to start with, `[freq]` at the mixture's level; estimated where not given.
+        """
+        window = self.prior.stft.window
+        powers = [power(x) for x in spectrograms]
+        if levels is None:
+            measured = torch.stack([spectrogram_level(p, window) for p in powers])
+        else:
+            measured = torch.tensor(levels, dtype=powers[0].dtype, device=powers[0].device)
+        padding = min(self.prior.vae.lookahead, _LONGEST_PADDING)
+        mixture = Mixture.of(powers, measured, seeds or [0] * len(powers), padding, quiet)
+        with torch.autocast(powers[0].device.type, torch.bfloat16, enabled=self.mixed_precision):
+            return self._separate(mixture, spectrograms)
+
+    def _separate(self, mixture: Mixture, spectrograms: Sequence[Tensor]) -> list[Separation]:
+        energy = LatentEnergy(self.prior.vae, mixture, self.condition, self.prior_weight)
+        noise, e_step = self.noise(mixture), self.e_step()
+        energy.noise = noise.variance()
+        e_step.begin(energy, self._first_latents(energy))
+        traces: list[list[float]] = [[] for _ in spectrograms]
+        results: list[Separation | None] = [None] * len(spectrograms)
+        for iteration in range(self.n_iterations):
+            latents = e_step.samples()
+            speech = energy.speech(latents)
+            for _ in range(self.n_m_steps):
+                m_step(noise, energy, speech)
+            objective = mixture.mean_over_frames(self._objective(energy, latents, speech)).tolist()
+            for i, (trace, value) in enumerate(zip(traces, objective, strict=True)):
+                if results[i] is not None:
+                    continue
+                converged = bool(trace) and abs(trace[-1] - value) < self.tolerance
+                trace.append(value)
+                if converged or iteration == self.n_iterations - 1:
+                    results[i] = _separation(energy, speech, latents, i, spectrograms[i], trace, converged)
+            if all(result is not None for result in results):
+                break
+        return [result for result in results if result is not None]
+
+    def _objective(self, energy: LatentEnergy, latents: Tensor, speech: Tensor) -> Float[Tensor, "recording frame"]:
+        """The energy, averaged over samples, with the speech's variance that is known already."""
+        variance = energy.mixture_variance(speech)
+        misfit = (torch.log(variance) + energy.mixture.power / variance).sum(-1)
+        return (misfit - energy.prior_weight * energy.vae.prior(latents, energy.condition).log_prob(latents)).mean(0)
+
+    def _first_latents(self, energy: LatentEnergy) -> Float[Tensor, "recording frame latent"]:
+        """What the encoder says of the mixture after spectral subtraction."""
+        mixture = energy.mixture
+        quiet = mixture.quiet.unsqueeze(1)
+        gain = (1 - _OVERSUBTRACTION * quiet / mixture.power.clamp(min=1e-12)).clamp(min=_SMALLEST_FIRST_GAIN)
+        return energy.masked(energy.vae.infer(mixture.power * gain.square(), energy.condition, mean=True).latents)
+
+
+_LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
+
+
+def m_step(noise: NoiseModel, energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"]) -> None:
+    """One M-step with fixed samples: never increases the mean over them of sum_ft log V + P / V."""
+    inside = energy.mixture.inside.unsqueeze(-1)
+
+    def statistics() -> Statistics:
+        energy.noise = noise.variance()
+        precision = 1 / energy.mixture_variance(speech)
+        numerator = (energy.mixture.power * precision.square()).mean(0)
+        return Statistics(numerator * inside, precision.mean(0) * inside)
+
+    noise.update(statistics)
+    energy.noise = noise.variance()
+
+
+def _separation(
+    energy: LatentEnergy, speech: Tensor, latents: Tensor, i: int, spectrogram: Tensor, trace: list[float], converged: bool
+) -> Separation:
+    n_frames, scale = len(spectrogram), energy.mixture.level[i].square()
+    noise = energy.noise[i, :n_frames]
+    of_speech = energy.gain[i, :n_frames, None] * speech[:, i, :n_frames]
+    wiener = (of_speech / (of_speech + noise)).mean(0)
+    clean = wiener * spectrogram
+    return Separation(
+        wiener,
+        torch.stack([clean, spectrogram - clean]),
+        torch.stack([of_speech.mean(0), noise]) * scale,
+        latents[:, i, :n_frames].clone(),
+        energy.gain[i, :n_frames].clone(),
+        torch.tensor(trace),
+        converged,
+    )
+
+
+def check_prior(prior: AudioVAE) -> None:
+    """Raises AudiovaeError for a prior that gives no PSD from latents alone, with the reason."""
+    vae, name = prior.vae, type(prior.vae).__name__
+    if vae.predicts != "sound":
+        raise AudiovaeError(f"{name} predicts labels: it has no PSD of speech")
+    if vae.needs_past:
+        raise AudiovaeError(f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone")
+    if vae.settings.likelihood not in ("complex-gaussian", "complex-student-t"):
+        raise AudiovaeError(f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance")
+    if vae.latents.name == "point":
+        raise AudiovaeError(f"{name} has no prior on its latents, so nothing tells speech from noise")

@@ -1,0 +1,90 @@
+"""The methods by name, with the options that were best on mixtures of tuning speakers; see recipes/enhancement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from audiovae.prior import AudioVAE
+from audiovae.separation.enhancement import Enhancer, EStep
+from audiovae.separation.fixed_point import FixedPoint
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise
+from audiovae.separation.point_estimate import PointEstimate
+from audiovae.separation.sampling import MarkovChain
+from audiovae.separation.variational import FreePosterior
+
+NoiseName = Literal["slow", "nmf", "stationary"]
+
+PRIOR_WEIGHT = 12.0  # at a hop of a quarter: see `LatentEnergy`
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm with its options.
+
+    Attributes:
+        e_step: makes a fresh E-step.
+        n_iterations: of EM, at most.
+        about: one line.
+    """
+
+    e_step: Callable[[], EStep]
+    n_iterations: int
+    about: str
+
+
+METHODS = {
+    "peem": Method(partial(PointEstimate, n_steps=4), 10, "a point estimate by gradient"),
+    "vem": Method(partial(FreePosterior, learning_rate=0.15, deviation=0.03), 10, "a Gaussian posterior by gradient"),
+    "mcem": Method(MarkovChain, 30, "Metropolis-Hastings"),
+    "langevin": Method(partial(MarkovChain, "langevin", n_burn=0, n_keep=4, step=0.003), 10, "unadjusted Langevin dynamics"),
+    "mala": Method(partial(MarkovChain, "mala", n_burn=2, n_keep=2, step=0.003), 10, "Metropolis-adjusted Langevin dynamics"),
+    "fast": Method(FixedPoint, 4, "the encoder alone, no gradient"),
+}
+
+
+def enhancer(
+    prior: AudioVAE, method: str = "peem", noise: NoiseName = "slow", rank: int = 8, condition: Tensor | None = None,
+    mixed_precision: bool | None = None,
+) -> Enhancer:  # fmt: skip
+    """An `Enhancer` by the names of its parts.
+
+    Args:
+        prior: of clean speech.
+        method: one of METHODS.
+        noise: bands that change slowly, NMF, or one spectrum for the whole recording.
+        rank: components of a slow or NMF noise.
+        condition: labels of the speech, for a conditional prior.
+        mixed_precision: see `Enhancer`; None: where the processor multiplies bfloat16.
+
+    Raises:
+        ValueError: an unknown name.
+        AudiovaeError: a prior that cannot be used so.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    noises: dict[str, Callable[[Mixture], NoiseModel]] = {
+        "slow": partial(SlowNoise, rank=rank),
+        "nmf": partial(NMFNoise, rank=rank),
+        "stationary": StationaryNoise,
+    }
+    if noise not in noises:
+        raise ValueError(f"noise must be one of {', '.join(noises)}, got {noise!r}")
+    chosen = METHODS[method]
+    mixed = multiplies_bfloat16(prior.device) if mixed_precision is None else mixed_precision
+    return Enhancer(
+        prior, chosen.e_step, noises[noise], chosen.n_iterations, prior_weight=PRIOR_WEIGHT, condition=condition, mixed_precision=mixed
+    )
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Has the device instructions for products of bfloat16, without which mixed precision is slower than single?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,110 @@
+"""Noisy recordings side by side: what inference sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from audiovae.distributions.complex_normal import VARIANCE_FLOOR
+
+ACTIVE_RANGE = 1e-3  # 30 dB: a frame within it of the loudest one is active
+
+_QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Recordings of different lengths at unit level, padded to one length.
+
+    Attributes:
+        power: |x_ft|^2 over the squared level, zero beyond a recording's end.
+        inside: is this frame one of the recording's own?
+        level: what the spectrograms were divided by; 1 for digital silence.
+        generators: one for each recording, on its device: its random numbers are its own, whatever stands beside it.
+        quiet: the spectrum that a noise model starts with, positive.
+    """
+
+    power: Float[Tensor, "recording frame freq"]
+    inside: Bool[Tensor, "recording frame"]
+    level: Float[Tensor, " recording"]
+    generators: Sequence[torch.Generator]
+    quiet: Float[Tensor, "recording freq"]
+
+    @classmethod
+    def of(
+        cls, powers: Sequence[Float[Tensor, "_ freq"]], levels: Float[Tensor, " recording"], seeds: Sequence[int], padding: int = 0,
+        quiet: Sequence[Tensor | None] | None = None,
+    ) -> Mixture:  # fmt: skip
+        """Put recordings side by side.
+
+        Args:
+            powers: |x_ft|^2 of each, `[frame, freq]`, as it is.
+            levels: of each; 0 for silence.
+            seeds: of each one's random numbers.
+            padding: frames beyond the end of the longest one, so that a model with context sees the same of every recording.
+            quiet: see the class, each at its recording's own level; estimated where there is none.
+        """
+        device = powers[0].device
+        lengths = torch.tensor([len(power) for power in powers], device=device)
+        n_frames = int(lengths.max()) + padding
+        padded = powers[0].new_zeros(len(powers), n_frames, powers[0].shape[-1])
+        level = torch.where(levels > 0, levels, 1.0)
+        for row, power, divisor in zip(padded, powers, level, strict=True):
+            row[: len(power)] = power / divisor.square()
+        inside = torch.arange(n_frames, device=device) < lengths[:, None]
+        spectra = [
+            quiet_spectrum(row[: len(power)]) if given is None else given / divisor.square() + VARIANCE_FLOOR
+            for row, power, given, divisor in zip(padded, powers, quiet or [None] * len(powers), level, strict=True)
+        ]
+        return cls(padded, inside, level, [torch.Generator(device).manual_seed(seed) for seed in seeds], torch.stack(spectra))
+
+    def random(self, width: int, uniform: bool = False) -> Float[Tensor, "recording frame width"]:
+        """Standard normal (or uniform) numbers for every frame; zero in the padding."""
+        out = self.power.new_zeros(*self.inside.shape, width)
+        for row, inside, generator in zip(out, self.inside, self.generators, strict=True):
+            n_frames = int(inside.sum())
+            draw = torch.rand if uniform else torch.randn
+            row[:n_frames] = draw(n_frames, width, generator=generator, device=row.device, dtype=row.dtype)
+        return out
+
+    def mean_over_frames(self, values: Float[Tensor, "*more recording frame"]) -> Float[Tensor, "*more recording"]:
+        """Mean over each recording's own frames."""
+        return torch.where(self.inside, values, 0.0).sum(-1) / self.inside.sum(-1)
+
+
+def spectrogram_level(power: Float[Tensor, "frame freq"], window: Float[Tensor, " sample"]) -> Float[Tensor, ""]:
+    """RMS of the active frames of a recording, from its spectrogram: see `audiovae.level`; 0 for silence.
+
+    By Parseval's theorem a frame's samples under the window have sum_n |w_n x_n|^2 = (1 / n_fft) sum_f c_f |x_f|^2, with c_f = 2 but
+    for DC and Nyquist.
+    """
+    counts = torch.full_like(power[0], 2.0)
+    counts[0] = 1.0
+    if len(window) % 2 == 0:
+        counts[-1] = 1.0
+    frame_power = power @ counts / (len(window) * window.square().sum())
+    active = frame_power >= frame_power.max() * ACTIVE_RANGE
+    return frame_power[active].mean().sqrt()
+
+
+def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
+    """The mean power of a recording's noise, from a low quantile over time of the power averaged over a few frames.
+
+    The average of n independent |x|^2 of variance s is s / n times a Gamma(n) variable, whose quantile is divided out;
+    neighbouring frames overlap, and count as half.
+
+    Reference: R. Martin, "Noise power spectral density estimation based on optimal smoothing and minimum statistics",
+        IEEE Trans. SAP 9(5), 2001 (the idea).
+    """
+    from scipy.stats import gamma
+
+    reach = _QUANTILE_FRAMES // 2
+    padded = functional.pad(power.mT.unsqueeze(1), (reach, reach), mode="replicate")  # [freq, 1, frame]
+    smooth = functional.avg_pool1d(padded, _QUANTILE_FRAMES, 1).squeeze(1)
+    n = _QUANTILE_FRAMES / 2
+    return torch.quantile(smooth, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR

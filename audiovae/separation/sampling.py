@@ -1,0 +1,76 @@
+"""MCEM and Langevin EM: the posterior of the latents by samples of a Markov chain."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae.separation.energy import LatentEnergy
+from audiovae.separation.samplers import Chain, effective_sample_size, langevin, metropolis_hastings
+
+Kernel = Literal["metropolis-hastings", "langevin", "mala"]
+
+
+class MarkovChain:
+    """An E-step by chains that go on from one E-step to the next: some steps to burn in, which adapt their size, then those that count.
+
+    Args:
+        kernel: "metropolis-hastings" (MCEM), "langevin" (unadjusted, whose step stays as given), or "mala" (Metropolis-adjusted).
+        n_chains: side by side.
+        n_burn: steps that are dropped at the beginning of an E-step.
+        n_keep: steps after these; a third of them at most, evenly spaced, stand for the posterior.
+        step: first size; see `Chain`.
+
+    Attributes:
+        acceptance: share of accepted proposals in the last E-step's counted steps, `[recording]`.
+        effective_samples: of those steps, per chain, averaged over latents and frames, `[recording]`.
+
+    Raises:
+        ValueError: an unknown kernel, or a number that is not positive.
+
+    Reference: G. Wei, M. Tanner, "A Monte Carlo implementation of the EM algorithm", JASA 85, 1990; S. Leglaive, L. Girin, R. Horaud,
+        "A variance modeling framework based on variational autoencoders for speech enhancement", MLSP 2018.
+    """
+
+    acceptance: Float[Tensor, " recording"]
+    effective_samples: Float[Tensor, " recording"]
+
+    def __init__(
+        self, kernel: Kernel = "metropolis-hastings", n_chains: int = 1, n_burn: int = 30, n_keep: int = 10, step: float = 0.1
+    ) -> None:
+        if kernel not in ("metropolis-hastings", "langevin", "mala"):
+            raise ValueError(f"kernel must be 'metropolis-hastings', 'langevin' or 'mala', got {kernel!r}")
+        if min(n_chains, n_keep) < 1 or n_burn < 0 or step <= 0:
+            raise ValueError(f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, {n_burn}")
+        self.kernel, self.n_chains, self.n_burn, self.n_keep, self.step = kernel, n_chains, n_burn, n_keep, step
+
+    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
+        self._energy = energy
+        start = latents.expand(self.n_chains, *latents.shape)
+        self._chain = Chain.start(start, self.step, energy.vae.frames_are_independent)
+
+    def samples(self) -> Float[Tensor, "sample recording frame latent"]:
+        if self.n_burn:
+            self._run(self.n_burn, adapt=True)
+        path = torch.stack(self._run(self.n_keep, adapt=False))  # [step, chain, recording, frame, latent]
+        self._report(path)
+        return path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1)
+
+    def _run(self, n_steps: int, adapt: bool) -> list[Tensor]:
+        if self.kernel == "metropolis-hastings":
+            return metropolis_hastings(self._energy, self._chain, n_steps, self._random, adapt)
+        return langevin(self._energy, self._chain, n_steps, self._random, self.kernel == "mala", adapt, tamed=True)
+
+    def _random(self) -> tuple[Tensor, Tensor]:
+        mixture, (n_chains, *_, latent_dim) = self._energy.mixture, self._chain.latents.shape
+        normal = mixture.random(n_chains * latent_dim).unflatten(-1, (n_chains, latent_dim)).movedim(-2, 0)
+        return normal, mixture.random(n_chains, uniform=True).movedim(-1, 0)
+
+    def _report(self, path: Tensor) -> None:
+        mixture, acceptance = self._energy.mixture, self._chain.acceptance
+        assert acceptance is not None
+        self.acceptance = mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside))
+        self.effective_samples = mixture.mean_over_frames(effective_sample_size(path).mean((0, -1)))
