@@ -224,13 +224,16 @@ class Writer:
         """Did samples exceed what the file can hold?"""
         return self.peak > 1.0 and self._file.subtype not in _UNCLIPPED
 
+    def held(self, block: Wave) -> Wave:
+        """What the file holds of samples: cut at full scale unless stored as float (libsndfile wraps around in mu-law and ADPCM)."""
+        return block if self._file.subtype in _UNCLIPPED else np.clip(block, -1.0, 1.0)
+
     def write(self, block: Wave) -> None:
         """Append `[channel, sample]`."""
         if block.size:
             self.peak = max(self.peak, float(np.abs(block).max()))
             try:
-                # Clipped here: libsndfile wraps around in mu-law and ADPCM.
-                self._file.write(block.T if self._file.subtype in _UNCLIPPED else np.clip(block.T, -1.0, 1.0))
+                self._file.write(self.held(block).T)
                 self._n_written += block.shape[1]
             except RuntimeError as error:
                 raise AudioError(self.path, "cannot be written to the end; check the free space") from error

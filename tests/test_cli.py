@@ -709,6 +709,7 @@ EVERY_VERB = {
     "encode": "encode good.wav -o out --model model",
     "decode": "decode z.npz -o out.wav --model model",
     "resynthesize": "resynthesize good.wav -o out --model model",
+    "enhance": "enhance good.wav -o out --model model --method fast",
     "sample": "sample -o out.wav --seconds 0.2 --model model",
     "score": "score good.wav --model model",
     "evaluate": "evaluate good.wav --model model",

@@ -211,8 +211,9 @@ def test_what_is_given_is_used_instead_of_being_measured(frame: AudioVAE) -> Non
     quiet = quiet_spectrum(power(x) / level**2) * level**2
     (alone,), (given,) = run([x]), run([x], levels=[level], quiet=[quiet])
     assert torch.allclose(given.wiener, alone.wiener, atol=1e-3)
-    (louder,) = run([x], levels=[level], quiet=[30 * quiet])
-    assert louder.wiener.mean() < 0.8 * alone.wiener.mean()
+    once = Enhancer(frame, PointEstimate, n_iterations=1, n_m_steps=1)
+    (usual,), (louder,) = once([x]), once([x], levels=[level], quiet=[30 * quiet])
+    assert (louder.psds[1] > 1.5 * usual.psds[1]).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 3])
@@ -316,22 +317,16 @@ def test_no_component_is_refused(make: Callable[[Mixture], NoiseModel]) -> None:
 # What is measured before ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variance", [1e-2, 300.0])
-def test_the_quiet_spectrum_of_white_noise_is_its_variance(variance: float) -> None:
-    generator = np.random.default_rng(0)
-    x = np.sqrt(variance / 2) * (generator.standard_normal((3000, 20)) + 1j * generator.standard_normal((3000, 20)))
-    p = torch.from_numpy(np.abs(x) ** 2)
+@pytest.mark.parametrize("gain", [1e-2, 1.0])
+def test_the_quiet_spectrum_of_white_noise_is_its_variance_whatever_bursts_in(prior: AudioVAE, gain: float) -> None:
+    """The sum of the squared window, but for DC and Nyquist."""
+    p = power(prior.stft(gain * white(60 * RATE)))[:, 1:-1]
     found = quiet_spectrum(p)
-    np.testing.assert_allclose(found, variance, rtol=0.25)
+    expected = gain**2 * float(prior.stft.window.square().sum())
+    assert (found / expected - 1).abs().max() < 0.25
+    assert float(found.mean()) == pytest.approx(expected, rel=0.15)
     p[1000:1030] *= 1e6
-    np.testing.assert_allclose(quiet_spectrum(p), found, rtol=0.05)
-
-
-def test_the_quiet_spectrum_of_white_noise_through_the_stft_is_its_variance(prior: AudioVAE) -> None:
-    """Whose overlapping frames are not independent: sum of the squared window, but for DC and Nyquist."""
-    found = quiet_spectrum(power(prior.stft(white(60 * RATE))))[1:-1]
-    expected = float(prior.stft.window.square().sum())
-    assert float(found.mean()) == pytest.approx(expected, rel=0.25)
+    assert torch.allclose(quiet_spectrum(p), found, rtol=0.05)
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_fft": 512, "hop_length": 128}, {"window": "hann"}, {"n_fft": 1000, "hop_length": 250}])
@@ -495,7 +490,7 @@ def test_any_other_prior_is_used_or_refused_before_any_sound(name: str, settings
 
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_names_are_refused_with_the_known_ones(prior: AudioVAE) -> None:
-    with pytest.raises(ValueError, match="method must be one of peem, .*fast, got 'pem'"):
+    with pytest.raises(ValueError, match=r"method must be one of peem, .*fast, got 'pem'"):
         enhancer(prior, "pem")
     with pytest.raises(ValueError, match="noise must be one of slow, nmf, stationary, got 'pink'"):
         enhancer(prior, noise="pink")  # type: ignore[arg-type]
@@ -576,6 +571,7 @@ def two_channels(seconds: float, rate: int) -> NDArray[np.float64]:
 
 SOUNDS: dict[str, tuple[Callable[[], NDArray[np.floating]], int, str]] = {
     "silence": (lambda: np.zeros((RATE, 1)), RATE, "PCM_16"),
+    "clipped a little": (lambda: (2 * noisy(1)[:, None].numpy()).clip(-1, 1), RATE, "PCM_16"),
     "clipped": (lambda: (20 * noisy(1)[:, None].numpy()).clip(-1, 1), RATE, "PCM_16"),
     "8 kHz": (lambda: resample(0.3 * noisy(1)[None].numpy(), RATE, 8000).T, 8000, "PCM_16"),
     "48 kHz, 24 bits, stereo": (lambda: two_channels(1, 48000), 48000, "PCM_24"),
@@ -600,16 +596,19 @@ def test_speech_and_residual_of_a_file_are_like_it_and_sum_to_it(frame: AudioVAE
         assert (info.samplerate, info.frames, info.channels) == (given.samplerate, given.frames, given.channels)
         assert (info.format, info.subtype) == (given.format, given.subtype)
         assert np.isfinite(parts[-1]).all()
-    assert np.abs(parts[0] + parts[1] - of_source).max() <= STEP[subtype] * (1 + 1e-6)
+    assert done.residual is not None
+    held = np.abs(parts[1]) < 1 - 2 * STEP[subtype]  # elsewhere the residual itself is beyond full scale, and said to be
+    assert held.all() or (name.startswith("clipped") and done.residual.clips)
+    assert held.mean() > 0.98
+    assert np.abs(parts[0] + parts[1] - of_source)[held].max() <= STEP[subtype] * (1 + 1e-6)
     assert len(done.objective) == METHODS[method].n_iterations
     assert np.isfinite(done.objective).all()
-    assert done.residual is not None
     if not of_source.any():
         assert not parts[0].any()
 
 
 def test_speech_and_residual_of_a_clipped_file_sum_to_it_where_the_speech_is_beyond_full_scale(frame: AudioVAE, tmp_path: Path) -> None:
-    """A constant gain of almost one in frames, through the resampler: it overshoots what was clipped."""
+    """A gain of one, through the resampler: it overshoots what was clipped."""
     wave = np.sign(np.sin(2 * np.pi * 440 * np.arange(44100) / 44100))[:, None]
     source = stored(tmp_path / "in.wav", wave, 44100)
     done = enhance_file(Fixed(frame, [1.0]), source, tmp_path / "out.wav", tmp_path / "rest.wav")

@@ -8,6 +8,7 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
+from audiovae.errors import PathError
 
 METHODS = ("peem", "vem", "mcem", "langevin", "mala", "fast")
 NOISES = ("slow", "nmf", "stationary")
@@ -38,6 +39,12 @@ def run(options: Any) -> int:
     from audiovae.cli.batch import print_json, run_batch
 
     items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
+    options.residuals = {}
+    if options.residual:
+        residuals = arguments.with_targets(items, options.residual)
+        options.residuals = {item.target: residual.target for item, residual in zip(items, residuals, strict=True)}
+        for both in options.residuals.keys() & options.residuals.values():
+            raise PathError(both, "would be both speech and residual; choose another --residual")
     rows, status = run_batch(items, enhance, options)
     if options.json:
         print_json(rows)
@@ -49,11 +56,8 @@ def enhance(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.separation.files import enhance_file
 
     assert item.target is not None
-    residual = None
-    if options.residual:
-        (named,) = arguments.with_targets([item], options.residual)
-        residual = named.target
-        arguments.refuse_existing(residual, options)
+    residual = options.residuals.get(item.target)
+    arguments.refuse_existing(residual, options)
     mixed = None if options.precision == "auto" else options.precision == "bf16-mixed"
     separate = enhancer(prior, options.method, options.noise, options.rank, arguments.condition(prior, options), mixed)
     done = enhance_file(separate, item.source, item.target, residual, options.seed)

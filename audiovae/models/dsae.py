@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical
 from audiovae.models.latents import normal_from_outputs, standard_normal
-from audiovae.models.vae import Inference, with_sequence
+from audiovae.models.vae import EVERYTHING, Inference, with_sequence
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import DSAESettings
@@ -37,6 +37,7 @@ class DSAE(Dynamical):
     """
 
     factorised_posterior = False  # z_t is inferred given the drawn v
+    lookahead = EVERYTHING  # v is of the whole sequence
 
     def __init__(self, n_freqs: int, settings: DSAESettings = DSAESettings()) -> None:
         super().__init__(n_freqs, settings, "the prior p(z_t | z_{1:t-1}) is a Gaussian whose mean moves")

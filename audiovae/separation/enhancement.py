@@ -11,6 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.errors import AudiovaeError
+from audiovae.models.vae import EVERYTHING
 from audiovae.objectives import power
 from audiovae.prior import AudioVAE
 from audiovae.separation.energy import LatentEnergy
@@ -206,5 +207,9 @@ def check_prior(prior: AudioVAE) -> None:
         raise AudiovaeError(f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone")
     if vae.settings.likelihood not in ("complex-gaussian", "complex-student-t"):
         raise AudiovaeError(f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance")
+    if vae.lookahead >= EVERYTHING:
+        raise AudiovaeError(
+            f"{name} has one latent vector for a whole sequence, and no recording is one; use a prior with latents of frames alone"
+        )
     if vae.latents.name == "point":
         raise AudiovaeError(f"{name} has no prior on its latents, so nothing tells speech from noise")

@@ -44,7 +44,7 @@ def enhance_file(enhancer: Enhancer, source: str | Path, target: str | Path, res
     prior's highest frequency is counted as noise.
 
     Args:
-        residual: also write what was taken away; the two sum to the source.
+        residual: also write what was taken away; the two sum to the source, except where the residual is cut at full scale.
         seed: of everything random.
 
     Raises:
@@ -73,7 +73,7 @@ def enhance_file(enhancer: Enhancer, source: str | Path, target: str | Path, res
             of_source = _Reader(info)
             for wave in waves:
                 speech.write(wave)
-                rest.write(of_source.take(wave.shape[1]) - wave)
+                rest.write(of_source.take(wave.shape[1]) - speech.held(wave))
     return Enhanced(speech, rest, objective)
 
 
