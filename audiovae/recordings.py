@@ -269,21 +269,30 @@ def _synthesise(
     prior: AudioVAE, blocks: Iterator[Tensor], synthesis: StreamingSynthesis | StreamingGriffinLim, level: float, target: str | Path,
     rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None,
 ) -> Writer:  # fmt: skip
-    back = Resampler(prior.sample_rate, rate, n_channels)
     with Writer(target, rate, n_channels, n_samples, like) as writer:
-        n_written = 0
-
-        def write(block: audio.Wave) -> None:
-            nonlocal n_written
-            writer.write(block[:, : n_samples - n_written])
-            n_written += block.shape[1]
-
-        for block in blocks:
-            write(back.push((synthesis.push(block) * level).numpy(force=True)))
-        rest = synthesis.finish(resampled_length(n_samples, rate, prior.sample_rate))
-        write(back.push((rest * level).numpy(force=True)))
-        write(back.finish(max(n_samples, n_written)))
+        for wave in waves(prior, blocks, synthesis, level, rate, n_channels, n_samples):
+            writer.write(wave)
     return writer
+
+
+def waves(
+    prior: AudioVAE, blocks: Iterator[Tensor], synthesis: StreamingSynthesis | StreamingGriffinLim, level: float, rate: int,
+    n_channels: int, n_samples: int,
+) -> Iterator[audio.Wave]:  # fmt: skip
+    """Blocks of frames as pieces of a wave at `rate`, `[channel, sample]`, `n_samples` in all."""
+    back = Resampler(prior.sample_rate, rate, n_channels)
+
+    def pieces() -> Iterator[audio.Wave]:
+        for block in blocks:
+            yield back.push((synthesis.push(block) * level).numpy(force=True))
+        rest = synthesis.finish(resampled_length(n_samples, rate, prior.sample_rate))
+        yield back.push((rest * level).numpy(force=True))
+        yield back.finish(n_samples)
+
+    n_left = n_samples
+    for piece in pieces():
+        yield piece[:, :n_left]
+        n_left -= min(n_left, piece.shape[1])
 
 
 class StreamingGriffinLim:

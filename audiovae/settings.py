@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichlet"]
+MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
+NoiseName = Literal["slow", "nmf", "stationary"]
 LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 WindowName = Literal["sine", "hann", "hamming"]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ from audiovae.separation import (
 from audiovae.separation.energy import gradient
 from audiovae.separation.enhancement import EStep, m_step
 from audiovae.separation.mixture import quiet_spectrum, spectrogram_level
-from audiovae.settings import DynamicVAESettings
+from audiovae.settings import DynamicVAESettings, MethodName, NoiseName
 
 E_STEPS: dict[str, Callable[[], EStep]] = {
     "point estimate": PointEstimate,
@@ -763,11 +763,9 @@ def test_the_options_of_the_command_are_those_of_python(here: Path, prior: Audio
     assert Path("cli.wav").read_bytes() != Path("other.wav").read_bytes()
 
 
-def test_the_command_knows_the_names_of_the_package() -> None:
-    from audiovae.cli import enhance
-
-    assert tuple(METHODS) == enhance.METHODS
-    assert tuple(NOISES) == enhance.NOISES
+def test_every_name_of_a_method_has_its_options() -> None:
+    assert tuple(METHODS) == get_args(MethodName)
+    assert tuple(NOISES) == get_args(NoiseName)
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.errors import PathError
-
-METHODS = ("peem", "vem", "mcem", "langevin", "mala", "fast")
-NOISES = ("slow", "nmf", "stationary")
+from audiovae.settings import MethodName, NoiseName
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
     parser.add_argument(
-        "--method", choices=METHODS, default=METHODS[0], help="how the latents are found; peem is the best, fast the fastest"
+        "--method", choices=get_args(MethodName), default="peem", help="how the latents are found; peem is the best, fast the fastest"
     )
-    parser.add_argument("--noise", choices=NOISES, default=NOISES[0], help="model of the noise: bands that move slowly, NMF, one spectrum")
+    parser.add_argument(
+        "--noise", choices=get_args(NoiseName), default="slow", help="slow: bands that move slowly; stationary: one spectrum"
+    )
     parser.add_argument("--rank", type=jsonargparse.typing.PositiveInt, default=8, help="components of a slow or NMF noise")
     parser.add_argument(
         "--residual", metavar="DIR", help="also write what was taken away, by the same names; with it the speech sums to the input"

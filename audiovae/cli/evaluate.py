@@ -93,9 +93,7 @@ def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
     clean, info = audio.read(item.source)
     score = _compare(clean, info, item.target)
     if options.noisy:
-        noisy = next(pair.target for pair in _pairs(options.clean, options.noisy) if pair.source == item.source)
-        assert noisy is not None
-        score = improvement(score, _compare(clean, info, noisy))
+        score = improvement(score, _compare(clean, info, _partner(item.name, options.noisy)))
     return {"values": score.values, "reasons": score.reasons}
 
 
@@ -114,14 +112,14 @@ def _compare(clean: Any, info: Any, path: Path) -> Any:
 
 
 def _pairs(clean: str, estimate: str) -> list[Item]:
-    """Clean files with the estimate of the same name, if need be of another suffix; the item's target is only read."""
-    if Path(clean).is_file():
-        return [Item(Path(clean), Path(clean).name, Path(estimate))]
-    pairs = []
-    for item in arguments.find_inputs([clean]):
-        same = Path(estimate) / item.name
-        others = (
-            [] if same.exists() else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
-        )
-        pairs.append(Item(item.source, item.name, others[0] if others else same))
-    return pairs
+    """Clean files with their estimates; the item's target is only read."""
+    return [Item(item.source, item.name, _partner(item.name, estimate)) for item in arguments.find_inputs([clean])]
+
+
+def _partner(name: str, place: str) -> Path:
+    """The file of this name below a folder, if need be of another suffix; `place` itself where that is a file."""
+    if Path(place).is_file():
+        return Path(place)
+    same = Path(place) / name
+    others = [] if same.exists() else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+    return others[0] if others else same

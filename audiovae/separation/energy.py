@@ -55,8 +55,13 @@ class LatentEnergy:
         return torch.addcmul(self.noise, self.gain.unsqueeze(-1), speech)
 
     def __call__(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
-        latents = self.masked(latents)
-        variance = self.mixture_variance(clamped_variance(self.vae.likelihood(latents, self.condition)))
+        return self.of_speech(latents, self.speech(latents))
+
+    def of_speech(
+        self, latents: Float[Tensor, "*sample recording frame latent"], speech: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame"]:
+        """The energy of latents whose `speech` is known already."""
+        latents, variance = self.masked(latents), self.mixture_variance(speech)
         misfit = (torch.log(variance) + self.mixture.power / variance).sum(-1)
         log_prior = self.vae.prior(latents, self.condition).log_prob(latents)
         return (misfit - self.prior_weight * log_prior) * self.mixture.inside

@@ -1,4 +1,4 @@
-"""Speech enhancement: expectation maximisation of latents, gain and noise, and the Wiener filter that comes of it."""
+"""Speech enhancement: expectation maximisation of latents and noise, and the Wiener filter that comes of it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics
 
 _OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1
+_LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
 
 
 @runtime_checkable
 class EStep(Protocol):
-    """How the latents' posterior is approximated, given gain and noise."""
+    """How the latents' posterior is approximated, given the noise."""
 
     def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
-        """Start at these latents; `energy.gain` and `energy.noise` will change between the steps."""
+        """Start at these latents; `energy.noise` will change between the steps."""
 
     def samples(self) -> Float[Tensor, "sample recording frame latent"]:
         """One E-step: latents that stand for the posterior."""
@@ -66,8 +67,9 @@ class Separator(Protocol):
 class Enhancer:
     """x_ft = s_ft + n_ft: s from a prior of clean speech, n from a model of noise that is fitted to the recording alone.
 
-    s_ft ~ N_C(0, g_t v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step noise and gain; the speech is the
-    posterior mean E_z[g v / (g v + N)] x, and what is left is the noise. Recordings run side by side, each as it would alone.
+    s_ft ~ N_C(0, g_t v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step the noise; g is 1 at the mixture's
+    level, for a free one grows until the speech takes the noise. The speech is the posterior mean E_z[g v / (g v + N)] x, and what is
+    left is the noise. Recordings run side by side, each as it would alone.
 
     Args:
         prior: of clean speech; one that has a PSD and needs no past x.
@@ -136,7 +138,7 @@ class Enhancer:
             speech = energy.speech(latents)
             for _ in range(self.n_m_steps):
                 m_step(noise, energy, speech)
-            objective = mixture.mean_over_frames(self._objective(energy, latents, speech)).tolist()
+            objective = mixture.mean_over_frames(energy.of_speech(latents, speech).mean(0)).tolist()
             for i, (trace, value) in enumerate(zip(traces, objective, strict=True)):
                 if results[i] is not None:
                     continue
@@ -148,21 +150,12 @@ class Enhancer:
                 break
         return [result for result in results if result is not None]
 
-    def _objective(self, energy: LatentEnergy, latents: Tensor, speech: Tensor) -> Float[Tensor, "recording frame"]:
-        """The energy, averaged over samples, with the speech's variance that is known already."""
-        variance = energy.mixture_variance(speech)
-        misfit = (torch.log(variance) + energy.mixture.power / variance).sum(-1)
-        return (misfit - energy.prior_weight * energy.vae.prior(latents, energy.condition).log_prob(latents)).mean(0)
-
     def _first_latents(self, energy: LatentEnergy) -> Float[Tensor, "recording frame latent"]:
         """What the encoder says of the mixture after spectral subtraction."""
         mixture = energy.mixture
         quiet = mixture.quiet.unsqueeze(1)
         gain = (1 - _OVERSUBTRACTION * quiet / mixture.power.clamp(min=1e-12)).clamp(min=_SMALLEST_FIRST_GAIN)
         return energy.masked(energy.vae.infer(mixture.power * gain.square(), energy.condition, mean=True).latents)
-
-
-_LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
 
 
 def m_step(noise: NoiseModel, energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"]) -> None:

@@ -12,10 +12,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae import audio
-from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
+from audiovae.audio import AudioInfo, Writer
 from audiovae.objectives import power
-from audiovae.prior import AudioVAE
-from audiovae.recordings import file_level, spectrogram_blocks
+from audiovae.recordings import file_level, spectrogram_blocks, waves
 from audiovae.separation.enhancement import Enhancer, Separation
 from audiovae.stft import StreamingSynthesis
 
@@ -63,15 +62,16 @@ def enhance_file(enhancer: Enhancer, source: str | Path, target: str | Path, res
             objective.extend([] if objective else separation.objective.tolist())
             yield faded.push(block, separation.wiener, last)
 
-    waves = _synthesise(prior, speech_frames(), level, info)
+    synthesis = StreamingSynthesis(prior.stft)
+    pieces = waves(prior, speech_frames(), synthesis, level, info.sample_rate, info.n_channels, info.n_samples)
     with Writer(target, info.sample_rate, info.n_channels, info.n_samples, info) as speech:
         if residual is None:
-            for wave in waves:
+            for wave in pieces:
                 speech.write(wave)
             return Enhanced(speech, None, objective)
         with Writer(residual, info.sample_rate, info.n_channels, info.n_samples, info) as rest:
             of_source = _Reader(info)
-            for wave in waves:
+            for wave in pieces:
                 speech.write(wave)
                 rest.write(of_source.take(wave.shape[1]) - speech.held(wave))
     return Enhanced(speech, rest, objective)
@@ -112,21 +112,6 @@ class _Fade:
         self._before = gain[-OVERLAP_FRAMES:]
         end = len(gain) if last else len(gain) - OVERLAP_FRAMES
         return block[:, :end] * gain[:end]
-
-
-def _synthesise(prior: AudioVAE, frames: Iterator[Tensor], level: float, info: AudioInfo) -> Iterator[audio.Wave]:
-    """Waves at the file's rate, `[channel, sample]`, as many samples as the file has."""
-    synthesis, n_left = StreamingSynthesis(prior.stft), info.n_samples
-    back = Resampler(prior.sample_rate, info.sample_rate, info.n_channels)
-    scale = level or 1.0
-    for block in frames:
-        wave = back.push((synthesis.push(block) * scale).numpy(force=True))[:, :n_left]
-        n_left -= wave.shape[1]
-        yield wave
-    rest = synthesis.finish(resampled_length(info.n_samples, info.sample_rate, prior.sample_rate))
-    wave = back.push((rest * scale).numpy(force=True))[:, :n_left]
-    yield wave
-    yield back.finish(info.n_samples)[:, : n_left - wave.shape[1]]
 
 
 class _Reader:

@@ -1,11 +1,10 @@
-"""The methods by name, with the options that were best on mixtures of tuning speakers; see recipes/enhancement."""
+"""The methods by name. The options of peem were chosen on mixtures of tuning speakers, see recipes/enhancement; the others follow it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, Stationar
 from audiovae.separation.point_estimate import PointEstimate
 from audiovae.separation.sampling import MarkovChain
 from audiovae.separation.variational import FreePosterior
-
-NoiseName = Literal["slow", "nmf", "stationary"]
+from audiovae.settings import MethodName, NoiseName
 
 PRIOR_WEIGHT = 12.0  # at a hop of a quarter: see `LatentEnergy`
 
@@ -31,26 +29,24 @@ class Method:
     Attributes:
         e_step: makes a fresh E-step.
         n_iterations: of EM, at most.
-        about: one line.
     """
 
     e_step: Callable[[], EStep]
     n_iterations: int
-    about: str
 
 
-METHODS = {
-    "peem": Method(partial(PointEstimate, n_steps=4), 10, "a point estimate by gradient"),
-    "vem": Method(partial(FreePosterior, learning_rate=0.15, deviation=0.03), 10, "a Gaussian posterior by gradient"),
-    "mcem": Method(MarkovChain, 30, "Metropolis-Hastings"),
-    "langevin": Method(partial(MarkovChain, "langevin", n_burn=0, n_keep=4, step=0.003), 10, "unadjusted Langevin dynamics"),
-    "mala": Method(partial(MarkovChain, "mala", n_burn=2, n_keep=2, step=0.003), 10, "Metropolis-adjusted Langevin dynamics"),
-    "fast": Method(FixedPoint, 4, "the encoder alone, no gradient"),
+METHODS: dict[MethodName, Method] = {
+    "peem": Method(partial(PointEstimate, n_steps=4), 10),
+    "vem": Method(partial(FreePosterior, learning_rate=0.15, deviation=0.03), 10),
+    "mcem": Method(MarkovChain, 30),
+    "langevin": Method(partial(MarkovChain, "langevin", n_burn=0, n_keep=4, step=0.003), 10),
+    "mala": Method(partial(MarkovChain, "mala", n_burn=2, n_keep=2, step=0.003), 10),
+    "fast": Method(FixedPoint, 4),
 }
 
 
 def enhancer(
-    prior: AudioVAE, method: str = "peem", noise: NoiseName = "slow", rank: int = 8, condition: Tensor | None = None,
+    prior: AudioVAE, method: MethodName = "peem", noise: NoiseName = "slow", rank: int = 8, condition: Tensor | None = None,
     mixed_precision: bool | None = None,
 ) -> Enhancer:  # fmt: skip
     """An `Enhancer` by the names of its parts.
@@ -69,7 +65,7 @@ def enhancer(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    noises: dict[str, Callable[[Mixture], NoiseModel]] = {
+    noises: dict[NoiseName, Callable[[Mixture], NoiseModel]] = {
         "slow": partial(SlowNoise, rank=rank),
         "nmf": partial(NMFNoise, rank=rank),
         "stationary": StationaryNoise,
