@@ -892,6 +892,16 @@ def test_evaluate_compares_files_of_equal_names(here: Path, capsys: pytest.Captu
     result = strict_json(capsys.readouterr().out)
     assert [row["values"]["si_sdr"] for row in result["files"]] == [pytest.approx(10, abs=1e-2), pytest.approx(20, abs=1e-2)]
     assert result["summary"]["si_sdr"]["mean"] == pytest.approx(15, abs=1e-2)
+    for row in result["files"]:  # half the noise: 6 dB
+        soft = soundfile.read(row["file"])[0]
+        half = soft + 0.5 * (soundfile.read(row["file"].replace("clean/", "estimate/").replace("b.wav", "b.flac"))[0] - soft)
+        path = row["file"].replace("clean/", "half/")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        soundfile.write(path, half, RATE, "PCM_24")
+    assert audiovae("evaluate --clean clean --estimate half --noisy estimate --json") == 0
+    assert strict_json(capsys.readouterr().out)["summary"]["si_sdr_gain"]["mean"] == pytest.approx(20 * np.log10(2), abs=1e-2)
+    assert audiovae("evaluate good.wav --noisy estimate") == 2
+    assert "--noisy belongs to --clean and --estimate" in capsys.readouterr().err
     assert audiovae("evaluate --clean clean/a.wav --estimate estimate/a.wav --json") == 0
     assert strict_json(capsys.readouterr().out)["files"][0]["values"]["si_sdr"] == pytest.approx(10, abs=1e-2)
 

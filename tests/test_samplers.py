@@ -76,6 +76,13 @@ def test_exact_samplers_reach_the_moments_of_a_linear_gaussian_posterior(kernel:
     assert_moments(chain.latents.reshape(-1, 2), energy.mean, energy.covariance)
 
 
+def test_a_chain_that_never_moved_is_worth_one_draw() -> None:
+    moving = torch.randn(40, 1, 2, generator=torch.Generator().manual_seed(0))
+    stuck = torch.full((40, 1, 1), 0.3)
+    assert effective_sample_size(torch.cat([moving, stuck], -1))[0, 2] == 1
+    assert (effective_sample_size(moving) > 10).all()
+
+
 def test_all_frames_of_a_recording_move_together_to_their_own_posteriors() -> None:
     energy, shape = LinearGaussian(), (CHAINS, 3, 2)
     chain = Chain.start(torch.zeros(shape, dtype=torch.float64), 0.05, by_frame=False)

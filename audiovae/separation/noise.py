@@ -98,7 +98,7 @@ class NMFNoise(NoiseModel):
 
 
 class SlowNoise(NoiseModel):
-    """N_ft = sum_k W_fk H_kt with activations that change slowly: H = A B, B the overlapping bumps of a spline in time.
+    """N_ft = sum_k W_fk H_kt with activations that change slowly: H = B A, B the overlapping triangles of a linear spline in time.
 
     Components start as bands of the quiet spectrum, so that each part of it may rise and fall by itself.
 

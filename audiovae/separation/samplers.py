@@ -142,7 +142,7 @@ def _adapted(step: Tensor, log_ratio: Tensor, target: float, i: int) -> Tensor:
 def effective_sample_size(path: Float[Tensor, "draw *batch latent"]) -> Float[Tensor, "*batch latent"]:
     """How many independent draws the steps of a chain are worth for its mean.
 
-    n / (1 + 2 sum_k rho_k), the autocorrelations summed in pairs as long as these are positive.
+    n / (1 + 2 sum_k rho_k), the autocorrelations summed in pairs as long as these are positive; 1 for a chain that never moved.
 
     Reference: C. Geyer, "Practical Markov chain Monte Carlo", Statistical Science 7(4), 1992.
     """
@@ -154,4 +154,5 @@ def effective_sample_size(path: Float[Tensor, "draw *batch latent"]) -> Float[Te
     pairs = rho[: n_steps // 2 * 2].unflatten(0, (-1, 2)).sum(1)  # rho_0 + rho_1, rho_2 + rho_3, ...
     positive = (pairs > 0).cumprod(0)
     correlation_time = (2 * (pairs * positive).sum(0) - 1).clamp(min=1.0 / n_steps)
-    return (n_steps / correlation_time).clamp(max=float(n_steps))
+    size = (n_steps / correlation_time).clamp(max=float(n_steps))
+    return torch.where((path == path[:1]).all(0), 1.0, size)

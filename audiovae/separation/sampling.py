@@ -21,7 +21,7 @@ class MarkovChain:
         kernel: "metropolis-hastings" (MCEM), "langevin" (unadjusted, whose step stays as given), or "mala" (Metropolis-adjusted).
         n_chains: side by side.
         n_burn: steps that are dropped at the beginning of an E-step.
-        n_keep: steps after these; a third of them at most, evenly spaced, stand for the posterior.
+        n_keep: steps after these, of which every third (all of fewer than three) stands for the posterior.
         step: first size; see `Chain`.
 
     Attributes:
