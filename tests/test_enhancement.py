@@ -410,7 +410,7 @@ def test_point_estimates_go_down_the_energy(frame: AudioVAE, dynamic: AudioVAE, 
     e_step = PointEstimate(n_steps=30, learning_rate=0.05)
     start = energy.masked(latents[0])
     e_step.begin(energy, start)
-    (found,) = e_step.samples()
+    (found,) = e_step.draws().latents
     with torch.no_grad():
         assert (energy(found).sum(-1) < energy(start).sum(-1)).all()
     for recording, n_frames in enumerate(lengths):

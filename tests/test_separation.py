@@ -15,6 +15,7 @@ from audiovae.models import DynamicVAE
 from audiovae.models.vae import VAE
 from audiovae.separation import (
     METHODS,
+    Draws,
     Enhancer,
     EStep,
     LatentEnergy,
@@ -94,8 +95,8 @@ class Oracle:
 
     def begin(self, energy: LatentEnergy, latents: Tensor) -> None: ...
 
-    def samples(self) -> Tensor:
-        return self.latents[None]
+    def draws(self) -> Draws:
+        return Draws(self.latents[None])
 
 
 class LogVarianceVAE(VAE):

@@ -1,7 +1,8 @@
 """Speech out of noise: a prior of clean speech, a model of the noise fitted to the noisy recording, and inference of both."""
 
+from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import Energy, LatentEnergy
-from audiovae.separation.enhancement import Enhancer, EStep, Separation, Separator
+from audiovae.separation.enhancement import Enhancer, Separation, Separator
 from audiovae.separation.files import enhance_file
 from audiovae.separation.fixed_point import FixedPoint
 from audiovae.separation.methods import METHODS, enhancer
@@ -13,6 +14,7 @@ from audiovae.separation.variational import FreePosterior
 
 __all__ = [
     "METHODS",
+    "Draws",
     "EStep",
     "Energy",
     "Enhancer",

@@ -14,6 +14,7 @@ from audiovae.errors import AudiovaeError
 from audiovae.models.vae import EVERYTHING
 from audiovae.objectives import power
 from audiovae.prior import AudioVAE
+from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import LatentEnergy
 from audiovae.separation.mixture import Mixture, spectrogram_level
 from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics
@@ -21,17 +22,6 @@ from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics
 _OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1
 _LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
-
-
-@runtime_checkable
-class EStep(Protocol):
-    """How the latents' posterior is approximated, given the noise."""
-
-    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
-        """Start at these latents; `energy.noise` will change between the steps."""
-
-    def samples(self) -> Float[Tensor, "sample recording frame latent"]:
-        """One E-step: latents that stand for the posterior."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,7 @@ class Separation:
         gain: g_t of the speech, `[frame]`.
         objective: of every iteration, in nats per frame; lower is better.
         converged: did it stop by itself, before the last iteration?
+        acceptance, effective_samples: of the last E-step, see `Draws`; None where nothing was sampled.
     """
 
     wiener: Float[Tensor, "frame freq"]
@@ -55,6 +46,14 @@ class Separation:
     gain: Float[Tensor, " frame"]
     objective: Float[Tensor, " iteration"]
     converged: bool
+    acceptance: float | None = None
+    effective_samples: float | None = None
+
+    @property
+    def activity(self) -> Float[Tensor, " frame"]:
+        """The speech's share of the variance of each frame."""
+        speech, noise = self.psds.sum(-1)
+        return speech / (speech + noise)
 
 
 @runtime_checkable
@@ -134,7 +133,8 @@ class Enhancer:
         traces: list[list[float]] = [[] for _ in spectrograms]
         results: list[Separation | None] = [None] * len(spectrograms)
         for iteration in range(self.n_iterations):
-            latents = e_step.samples()
+            draws = e_step.draws()
+            latents = draws.latents
             speech = energy.speech(latents)
             for _ in range(self.n_m_steps):
                 m_step(noise, energy, speech)
@@ -145,7 +145,7 @@ class Enhancer:
                 converged = bool(trace) and abs(trace[-1] - value) < self.tolerance
                 trace.append(value)
                 if converged or iteration == self.n_iterations - 1:
-                    results[i] = _separation(energy, speech, latents, i, spectrograms[i], trace, converged)
+                    results[i] = _separation(energy, speech, draws, i, spectrograms[i], trace, converged)
             if all(result is not None for result in results):
                 break
         return [result for result in results if result is not None]
@@ -173,7 +173,7 @@ def m_step(noise: NoiseModel, energy: LatentEnergy, speech: Float[Tensor, "sampl
 
 
 def _separation(
-    energy: LatentEnergy, speech: Tensor, latents: Tensor, i: int, spectrogram: Tensor, trace: list[float], converged: bool
+    energy: LatentEnergy, speech: Tensor, draws: Draws, i: int, spectrogram: Tensor, trace: list[float], converged: bool
 ) -> Separation:
     n_frames, scale = len(spectrogram), energy.mixture.level[i].square()
     noise = energy.noise[i, :n_frames]
@@ -184,10 +184,12 @@ def _separation(
         wiener,
         torch.stack([clean, spectrogram - clean]),
         torch.stack([of_speech.mean(0), noise]) * scale,
-        latents[:, i, :n_frames].clone(),
+        draws.latents[:, i, :n_frames].clone(),
         energy.gain[i, :n_frames].clone(),
         torch.tensor(trace),
         converged,
+        None if draws.acceptance is None else float(draws.acceptance[i]),
+        None if draws.effective_samples is None else float(draws.effective_samples[i]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from audiovae.separation.e_step import Draws
 from audiovae.separation.energy import LatentEnergy
 
 
@@ -21,11 +22,11 @@ class FixedPoint:
     def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
         self._energy, self._latents = energy, latents
 
-    def samples(self) -> Float[Tensor, "1 recording frame latent"]:
+    def draws(self) -> Draws:
         energy = self._energy
         speech = energy.gain.unsqueeze(-1) * energy.speech(self._latents)
         wiener = speech / (speech + energy.noise)
         power = wiener * (wiener * energy.mixture.power + energy.noise) / energy.gain.unsqueeze(-1)
         inside = energy.mixture.inside.unsqueeze(-1)
         self._latents = energy.masked(energy.vae.infer(power * inside, energy.condition, mean=True).latents)
-        return self._latents.unsqueeze(0)
+        return Draws(self._latents.unsqueeze(0))

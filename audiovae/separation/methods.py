@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from audiovae.prior import AudioVAE
-from audiovae.separation.enhancement import Enhancer, EStep
+from audiovae.separation.e_step import EStep
+from audiovae.separation.enhancement import Enhancer
 from audiovae.separation.fixed_point import FixedPoint
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiovae.separation.e_step import Draws
 from audiovae.separation.energy import LatentEnergy, gradient
 
 
@@ -32,8 +33,8 @@ class PointEstimate:
         self._latents = latents.clone()
         self._adam = torch.optim.Adam([self._latents], self.learning_rate, betas=(0.9, 0.99))
 
-    def samples(self) -> Float[Tensor, "1 recording frame latent"]:
+    def draws(self) -> Draws:
         for _ in range(self.n_steps):
             _, self._latents.grad = gradient(self._energy, self._latents)
             self._adam.step()
-        return self._latents.unsqueeze(0)
+        return Draws(self._latents.unsqueeze(0))

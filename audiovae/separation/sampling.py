@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiovae.separation.e_step import Draws
 from audiovae.separation.energy import LatentEnergy
 from audiovae.separation.samplers import Chain, effective_sample_size, langevin, metropolis_hastings
 
@@ -24,19 +25,12 @@ class MarkovChain:
         n_keep: steps after these, of which every third (all of fewer than three) stands for the posterior.
         step: first size; see `Chain`.
 
-    Attributes:
-        acceptance: share of accepted proposals in the last E-step's counted steps, `[recording]`.
-        effective_samples: of those steps, per chain, averaged over latents and frames, `[recording]`.
-
     Raises:
         ValueError: an unknown kernel, or a number that is not positive.
 
     Reference: G. Wei, M. Tanner, "A Monte Carlo implementation of the EM algorithm", JASA 85, 1990; S. Leglaive, L. Girin, R. Horaud,
         "A variance modeling framework based on variational autoencoders for speech enhancement", MLSP 2018.
     """
-
-    acceptance: Float[Tensor, " recording"]
-    effective_samples: Float[Tensor, " recording"]
 
     def __init__(
         self, kernel: Kernel = "metropolis-hastings", n_chains: int = 1, n_burn: int = 30, n_keep: int = 10, step: float = 0.1
@@ -52,12 +46,18 @@ class MarkovChain:
         start = latents.expand(self.n_chains, *latents.shape)
         self._chain = Chain.start(start, self.step, energy.vae.frames_are_independent)
 
-    def samples(self) -> Float[Tensor, "sample recording frame latent"]:
+    def draws(self) -> Draws:
         if self.n_burn:
             self._run(self.n_burn, adapt=True)
         path = torch.stack(self._run(self.n_keep, adapt=False))  # [step, chain, recording, frame, latent]
-        self._report(path)
-        return path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1)
+        acceptance = self._chain.acceptance
+        assert acceptance is not None
+        mixture = self._energy.mixture
+        return Draws(
+            path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1),
+            mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
+            mixture.mean_over_frames(effective_sample_size(path).mean((0, -1))),
+        )
 
     def _run(self, n_steps: int, adapt: bool) -> list[Tensor]:
         if self.kernel == "metropolis-hastings":
@@ -68,9 +68,3 @@ class MarkovChain:
         mixture, (n_chains, *_, latent_dim) = self._energy.mixture, self._chain.latents.shape
         normal = mixture.random(n_chains * latent_dim).unflatten(-1, (n_chains, latent_dim)).movedim(-2, 0)
         return normal, mixture.random(n_chains, uniform=True).movedim(-1, 0)
-
-    def _report(self, path: Tensor) -> None:
-        mixture, acceptance = self._energy.mixture, self._chain.acceptance
-        assert acceptance is not None
-        self.acceptance = mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside))
-        self.effective_samples = mixture.mean_over_frames(effective_sample_size(path).mean((0, -1)))

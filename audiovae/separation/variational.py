@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiovae.separation.e_step import Draws
 from audiovae.separation.energy import LatentEnergy
 
 
@@ -39,7 +40,7 @@ class FreePosterior:
         self._log_deviation = torch.full_like(latents, self.deviation).log().requires_grad_()
         self._adam = torch.optim.Adam([self._mean, self._log_deviation], self.learning_rate, betas=(0.9, 0.99))
 
-    def samples(self) -> Float[Tensor, "sample recording frame latent"]:
+    def draws(self) -> Draws:
         energy, inside = self._energy, self._energy.mixture.inside.unsqueeze(-1)
         for _ in range(self.n_steps):
             with torch.enable_grad():
@@ -47,7 +48,7 @@ class FreePosterior:
                 loss = energy(self._drawn()).sum() - energy.prior_weight * entropy
                 self._mean.grad, self._log_deviation.grad = torch.autograd.grad(loss, [self._mean, self._log_deviation])
             self._adam.step()
-        return torch.stack([self._drawn() for _ in range(self.n_samples)]).detach()
+        return Draws(torch.stack([self._drawn() for _ in range(self.n_samples)]).detach())
 
     def _drawn(self) -> Tensor:
         normal = self._energy.mixture.random(self._mean.shape[-1])

@@ -1,0 +1,37 @@
+"""The E-step: what every algorithm gives, latents that stand for their posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae.separation.energy import LatentEnergy
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What an E-step says of the posterior.
+
+    Attributes:
+        latents: that stand for it, zeros or anything in the padding.
+        acceptance: share of the proposals that were accepted; None where nothing is proposed.
+        effective_samples: how many independent draws the steps of a chain are worth, on average over frames and latents; None likewise.
+    """
+
+    latents: Float[Tensor, "sample recording frame latent"]
+    acceptance: Float[Tensor, " recording"] | None = None
+    effective_samples: Float[Tensor, " recording"] | None = None
+
+
+@runtime_checkable
+class EStep(Protocol):
+    """How the latents' posterior is approximated, given the noise."""
+
+    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
+        """Start at these latents; `energy.noise` will change between the steps."""
+
+    def draws(self) -> Draws:
+        """One E-step."""
