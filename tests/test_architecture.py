@@ -24,9 +24,9 @@ PACKAGE = ROOT / "audiovae"
 # From the top to the ground. A module may import what stands on a lower floor, and what shares its own room.
 FLOORS: list[tuple[str, ...]] = [
     ("cli",),
-    ("separation",),
     ("training",),
     ("report",),
+    ("separation",),
     ("metrics",),
     ("recordings",),
     ("prior", "saved"),  # a prior and its files know each other

@@ -175,10 +175,10 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
     return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
 
 
-def refuse_existing(target: Path | None, options: Any) -> None:
+def refuse_existing(target: Path | None, options: Any, remedy: str = "--overwrite replaces it") -> None:
     """Raises PathError where the output exists and --overwrite was not given."""
     if target is not None and target.exists() and not options.overwrite:
-        raise PathError(target, "exists already; --overwrite replaces it")
+        raise PathError(target, f"exists already; {remedy}")
 
 
 def report_peak(writer: Any, quiet: bool) -> dict[str, Any]:

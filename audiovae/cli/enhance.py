@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
-from audiovae.errors import PathError
+from audiovae.cli.batch import Result, print_json, run_groups
+from audiovae.errors import AudiovaeError, PathError
 from audiovae.settings import MethodName, NoiseName
+
+if TYPE_CHECKING:  # torch takes long to load, and help needs none
+    from audiovae.separation import Enhancer
+    from audiovae.separation.files import Enhanced
+
+GPU_BATCH = 8
+LONG_SECONDS = 60  # of sound, from which on they are what progress counts where no files can be counted
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    positive = jsonargparse.typing.PositiveInt
     arguments.add_inputs(parser)
     arguments.add_output(parser)
+    parser.add_argument("--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped")
     parser.add_argument(
         "--method", choices=get_args(MethodName), default="peem", help="how the latents are found; peem is the best, fast the fastest"
     )
     parser.add_argument(
         "--noise", choices=get_args(NoiseName), default="slow", help="slow: bands that move slowly; stationary: one spectrum"
     )
-    parser.add_argument("--rank", type=jsonargparse.typing.PositiveInt, default=8, help="components of a slow or NMF noise")
+    parser.add_argument("--rank", type=positive, default=8, help="components of a slow or NMF noise")
     parser.add_argument(
         "--residual", metavar="DIR", help="also write what was taken away, by the same names; with it the speech sums to the input"
+    )
+    parser.add_argument(
+        "--report", metavar="PATH", help="also write a page on each input: a folder that mirrors the inputs, or a file for one"
     )
     parser.add_argument(
         "--precision",
@@ -31,37 +45,122 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         default="auto",
         help="auto: bf16-mixed where the processor multiplies bfloat16",
     )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains nothing by more",
+    )
+    parser.add_argument("--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs")
+    parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
     arguments.add_common(parser, model="speech-16k-separation")
 
 
 def run(options: Any) -> int:
-    from audiovae.cli.batch import print_json, run_batch
+    from audiovae.separation.files import groups_by_length
 
+    if options.resume and options.overwrite:
+        raise AudiovaeError("enhance: --resume keeps what --overwrite replaces; give one of them")
     items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
-    options.residuals = {}
-    if options.residual:
-        residuals = arguments.with_targets(items, options.residual)
-        options.residuals = {item.target: residual.target for item, residual in zip(items, residuals, strict=True)}
-        for both in options.residuals.keys() & options.residuals.values():
-            raise PathError(both, "would be both speech and residual; choose another --residual")
-    rows, status = run_batch(items, enhance, options)
-    if options.json:
-        print_json(rows)
+    options.residuals = _beside(items, options.residual)
+    options.reports = _beside(items, options.report, ".html")
+    _check_distinct(items, options)
+    batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
+    groups = groups_by_length([item.source for item in items], batch)
+    options.alone = len(groups) == 1
+    rows, status = run_groups(
+        [[items[i] for i in group] for group in groups], enhance, options, devices=options.devices, nodes=options.nodes
+    )
+    if options.json and rows:
+        places = [i for group in groups for i in group]
+        print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])
     return status
 
 
-def enhance(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.separation import enhancer
-    from audiovae.separation.files import enhance_file
+def _beside(items: list[Item], output: str | None, suffix: str | None = None) -> dict[Path, Path]:
+    """Of every speech file, the file that --residual or --report puts beside it; empty without the option."""
+    if not output:
+        return {}
+    found = arguments.with_targets(items, output, suffix)
+    return {item.target: other.target for item, other in zip(items, found, strict=True) if item.target and other.target}
 
-    assert item.target is not None
-    residual = options.residuals.get(item.target)
-    arguments.refuse_existing(residual, options)
+
+def _check_distinct(items: list[Item], options: Any) -> None:
+    """Raises PathError where two outputs of different kinds have one name."""
+    kinds: dict[Path | None, str] = {item.target: "speech" for item in items}
+    for kind, others in (("residual", options.residuals), ("report", options.reports)):
+        for path in others.values():
+            if kinds.get(path, kind) != kind:
+                raise PathError(path, f"would be both {kinds[path]} and {kind}; choose another --{kind}")
+            kinds[path] = kind
+
+
+def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
+    """Enhance files side by side.
+
+    One that is not to be written runs along if others are: they come out to the last bit as if it were, so a resumed run ends with the
+    bytes of an uninterrupted one.
+    """
+    from audiovae.cli.progress import bar
+    from audiovae.separation import enhancer
+    from audiovae.separation.files import NoisyFile, enhance_files, readable_seconds
+
     mixed = None if options.precision == "auto" else options.precision == "bf16-mixed"
     separate = enhancer(prior, options.method, options.noise, options.rank, arguments.condition(prior, options), mixed)
-    done = enhance_file(separate, item.source, item.target, residual, options.seed)
+    results = {item: result for item in items if (result := _settled(item, options)) is not None}
+    missing = [item for item in items if item not in results]
+    if missing:
+        files = [
+            NoisyFile(item.source, item.target if item in missing else None, options.residuals.get(item.target), options.seed)
+            for item in items
+        ]
+        seconds = sum(readable_seconds(item.source) for item in items)
+        hidden = options.quiet or not options.alone or seconds < LONG_SECONDS
+        with bar(int(seconds), hidden, what="seconds") as advance:
+            done = dict(zip(items, enhance_files(separate, files, advance), strict=True))
+        results |= {item: _row(item, done[item], options) for item in missing}
+    return [_with_report(item, results[item], separate, options) for item in items]
+
+
+def _settled(item: Item, options: Any) -> Result | None:
+    """Of a file that is not to be written, that it is there, or why not; else None."""
+    assert item.target is not None
+    residual = options.residuals.get(item.target)
+    if options.resume:
+        if not item.target.exists():
+            return None  # what stands beside it is left from the run that was stopped
+        if residual is not None and not residual.exists():
+            return PathError(item.target, f"exists already, but {residual} does not; --overwrite makes both")
+        return {"output": str(item.target), "skipped": True} | ({} if residual is None else {"residual": str(residual)})
+    try:
+        for path in (item.target, residual, options.reports.get(item.target)):
+            arguments.refuse_existing(path, options, "--overwrite replaces it, --resume makes only what is missing")
+    except PathError as error:
+        return error
+    return None
+
+
+def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any) -> Result:
+    assert done is not None
+    if isinstance(done, AudiovaeError):
+        return done
     row = {"output": str(item.target), **arguments.report_peak(done.speech, options.quiet), "objective": done.objective}
-    if done.residual is not None:
-        arguments.report_peak(done.residual, options.quiet)
-    return row if residual is None else {**row, "residual": str(residual)}
+    if done.residual is None:
+        return row
+    arguments.report_peak(done.residual, options.quiet)
+    return {**row, "residual": str(done.residual.path)}
+
+
+def _with_report(item: Item, result: Result, separate: Enhancer, options: Any) -> Result:
+    """Write the page of a file, but where it is there already."""
+    report = options.reports.get(item.target)
+    if report is None or isinstance(result, AudiovaeError):
+        return result
+    from audiovae.report.enhancement import write_enhancement_report
+
+    if not ("skipped" in result and report.exists()):
+        try:
+            write_enhancement_report(report, item.source, separate, options.seed)
+        except AudiovaeError as error:
+            return error
+    return {**result, "report": str(report)}

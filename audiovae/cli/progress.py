@@ -23,7 +23,7 @@ def bar(total: int, hidden: bool = False, what: str = "files") -> Iterator[Calla
     progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task("", total=total, text="")
 
-    def advance(n: int = 1, **changes: Any) -> None:
+    def advance(n: int | float = 1, **changes: Any) -> None:
         progress.start()  # not before something is done: an error that comes first stands alone
         progress.update(task, advance=n, **changes)
 

@@ -1,4 +1,4 @@
-"""Pictures of spectrograms, latents and their information."""
+"""Pictures of spectrograms, latents and their information, and of speech and noise."""
 
 from __future__ import annotations
 
@@ -50,10 +50,7 @@ def spectrogram_and_psd(
     seconds = len(power) * hop_length / sample_rate
     image = None
     for axis, name, values in zip(axes[0], ("Spectrogram |x|²", "Decoded PSD"), decibels([power, psd]), strict=True):
-        image = axis.imshow(
-            values.T, origin="lower", aspect="auto", cmap="magma", vmin=-RANGE_DB, vmax=0, extent=(0, seconds, 0, sample_rate / 2000)
-        )
-        axis.set(title=name, ylabel="frequency (kHz)")
+        image = _spectrogram(axis, name, values, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
     figure.colorbar(image, ax=list(axes[0]), label="dB below the loudest bin", pad=0.01)
     order = torch.argsort(kl if len(kl) == latents.shape[-1] else latents.std(0, correction=0), descending=True).cpu()
     shown = latents.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
@@ -71,6 +68,61 @@ def kl_per_dimension(kl: Float[Tensor, " latent"]) -> bytes:
     return _png(figure)
 
 
+def separation(
+    powers: Float[Tensor, "3 frame freq"],
+    psds: Float[Tensor, "2 frame freq"],
+    wiener: Float[Tensor, "frame freq"],
+    activity: Float[Tensor, " frame"],
+    gain: Float[Tensor, " frame"],
+    sample_rate: int,
+    hop_length: int,
+) -> bytes:
+    """A PNG, all of it over one time axis: what is heard on the left, what the model says of it on the right.
+
+    Args:
+        powers: |x|² of the noisy recording, of its speech, and of what was taken away.
+        psds: the variances of speech and noise, at the level of the powers: the five are drawn on one scale.
+        wiener: gain of every bin, from 0 to 1.
+        activity: the speech's share of the variance, from 0 to 1.
+        gain: g_t of the speech's variance, positive.
+    """
+    figure, axes = _figure(4, 2, (13.0, 11.0), [1.0, 1.0, 1.0, 0.7], sharex=True)
+    seconds = len(wiener) * hop_length / sample_rate
+    names = ("Noisy |x|²", "Enhanced |s|²", "Residual |x - s|²", "Variance of the speech g v", "Variance of the noise N")
+    image = None
+    for axis, name, values in zip([*axes[:3, 0], *axes[1:3, 1]], names, decibels([*powers, *psds]), strict=True):
+        image = _spectrogram(axis, name, values, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
+    figure.colorbar(image, ax=list(axes[1:3, 1]), label="dB below the loudest bin of the five", pad=0.01)
+    image = _spectrogram(axes[0, 1], "Wiener gain", wiener.double().numpy(force=True), seconds, sample_rate, cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes[0, 1], label="share kept", pad=0.01)
+    times = (np.arange(len(wiener)) + 0.5) * hop_length / sample_rate
+    gain_db = 10 * torch.log10(gain).double().numpy(force=True)
+    axes[3, 0].plot(times, activity.double().numpy(force=True), color=_ACTIVE_COLOUR, linewidth=1)
+    axes[3, 0].set(title="Activity: the speech's share of the variance", xlabel="time (s)", ylabel="share", ylim=(-0.03, 1.03))
+    axes[3, 1].plot(times, gain_db, color=_ACTIVE_COLOUR, linewidth=1)
+    limits = (min(-10.0, gain_db.min() - 1), max(10.0, gain_db.max() + 1))
+    axes[3, 1].set(title="Gain g of the speech's variance", xlabel="time (s)", ylabel="gain (dB)", ylim=limits)
+    return _png(figure)
+
+
+def objective(values: Float[Tensor, " iteration"], converged: bool) -> bytes:
+    """A PNG: the objective after every iteration, in nats per frame, and whether it stopped by itself."""
+    figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])
+    axis = axes[0][0]
+    axis.plot(np.arange(1, len(values) + 1), values.double().numpy(force=True), "o-", color=_ACTIVE_COLOUR)
+    end = "converged" if converged else "not converged, stopped at the limit"
+    axis.set(title=f"Objective (lower is better): {end}", xlabel="iteration", ylabel="nats per frame")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.ticklabel_format(axis="y", useOffset=False)
+    return _png(figure)
+
+
+def _spectrogram(axis: Any, name: str, values: NDArray[np.float64], seconds: float, sample_rate: int, **colours: Any) -> Any:
+    """Draw `[frame, freq]`, low frequencies at the bottom."""
+    axis.set(title=name, ylabel="frequency (kHz)")
+    return axis.imshow(values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, sample_rate / 2000), **colours)
+
+
 def _kl_bars(axis: Any, kl: Tensor) -> None:
     from audiovae.objectives import ACTIVE_NATS
 
@@ -85,13 +137,13 @@ def _kl_bars(axis: Any, kl: Tensor) -> None:
     )
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], heights: list[float]) -> tuple[Any, Any]:
+def _figure(rows: int, columns: int, size: tuple[float, float], heights: list[float], sharex: bool = False) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=heights)
 
 
 def _png(figure: Any) -> bytes:

@@ -3,7 +3,7 @@
 from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import Energy, LatentEnergy
 from audiovae.separation.enhancement import Enhancer, Separation, Separator
-from audiovae.separation.files import enhance_file
+from audiovae.separation.files import NoisyFile, enhance_file, enhance_files, groups_by_length
 from audiovae.separation.fixed_point import FixedPoint
 from audiovae.separation.methods import METHODS, enhancer
 from audiovae.separation.mixture import Mixture
@@ -25,11 +25,14 @@ __all__ = [
     "Mixture",
     "NMFNoise",
     "NoiseModel",
+    "NoisyFile",
     "PointEstimate",
     "Separation",
     "Separator",
     "SlowNoise",
     "StationaryNoise",
     "enhance_file",
+    "enhance_files",
     "enhancer",
+    "groups_by_length",
 ]

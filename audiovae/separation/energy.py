@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from audiovae.models import VAE
 from audiovae.separation.mixture import Mixture
@@ -64,6 +64,29 @@ class LatentEnergy:
         misfit = (torch.log(variance) + self.mixture.power / variance).sum(-1)
         log_prior = self.vae.prior(latents, self.condition).log_prob(latents)
         return (misfit - self.prior_weight * log_prior) * self.mixture.inside
+
+    def curvature(
+        self, latents: Float[Tensor, "recording frame latent"], signs: Float[Tensor, "recording frame freq"]
+    ) -> Float[Tensor, "recording frame latent"]:
+        """One unbiased estimate of the diagonal of the expected Hessian: the Fisher information and the precision of the prior.
+
+        The Fisher information of z in x_ft ~ N_C(0, V_ft) is J^T J with J = g dv / V dz, whose diagonal is the mean of (J^T r)^2
+        over random signs r. The prior is taken as if z_<t were fixed.
+
+        Args:
+            signs: +1 or -1, independent.
+
+        Reference: M. Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in Statistics 18(3),
+            1989; for the diagonal: C. Bekas, E. Kokiopoulou, Y. Saad, "An estimator for the diagonal of a matrix", 2007.
+        """
+        with torch.enable_grad():
+            z = latents.detach().requires_grad_()
+            variance = self.mixture_variance(self.speech(z))
+            inside = self.mixture.inside.unsqueeze(-1)
+            (projection,) = torch.autograd.grad((variance / variance.detach() * signs * inside).sum(), z)
+        prior = self.vae.prior(self.masked(latents), self.condition)
+        precision = 1 / prior.variance.detach() if isinstance(prior, Independent) else torch.ones_like(latents)
+        return projection.square() + self.prior_weight * precision
 
 
 def clamped_variance(likelihood: Distribution) -> Tensor:

@@ -21,6 +21,8 @@ from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics
 
 _OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1
+_AUDITION_ITERATIONS = 3  # after which the label of the speech is chosen
+_NEWTON_STEPS = 4
 _LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
 
 
@@ -37,6 +39,7 @@ class Separation:
         objective: of every iteration, in nats per frame; lower is better.
         converged: did it stop by itself, before the last iteration?
         acceptance, effective_samples: of the last E-step, see `Draws`; None where nothing was sampled.
+        condition: labels of the speech, `[label]`, given or inferred; None for a prior without.
     """
 
     wiener: Float[Tensor, "frame freq"]
@@ -48,6 +51,7 @@ class Separation:
     converged: bool
     acceptance: float | None = None
     effective_samples: float | None = None
+    condition: Float[Tensor, " label"] | None = None
 
     @property
     def activity(self) -> Float[Tensor, " frame"]:
@@ -66,9 +70,12 @@ class Separator(Protocol):
 class Enhancer:
     """x_ft = s_ft + n_ft: s from a prior of clean speech, n from a model of noise that is fitted to the recording alone.
 
-    s_ft ~ N_C(0, g_t v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step the noise; g is 1 at the mixture's
-    level, for a free one grows until the speech takes the noise. The speech is the posterior mean E_z[g v / (g v + N)] x, and what is
-    left is the noise. Recordings run side by side, each as it would alone.
+    s_ft ~ N_C(0, g_t v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step the noise and the gain, log g_t being
+    normal around 0 at the mixture's level: a free gain grows until the speech takes the noise. The speech is the posterior mean
+    E_z[g v / (g v + N)] x, and what is left is the noise. Recordings run side by side, each as it would alone.
+
+    A conditional prior whose labels are not known tries all their combinations for a few iterations, and goes on with the one of the
+    lowest objective.
 
     Args:
         prior: of clean speech; one that has a PSD and needs no past x.
@@ -76,9 +83,10 @@ class Enhancer:
         noise: makes a noise model for a mixture, such as `SlowNoise`.
         n_iterations: at most.
         n_m_steps: updates of the noise in each.
-        prior_weight: see `LatentEnergy`.
+        prior_weight: see `LatentEnergy`; the gain's has the same.
+        gain_deviation: of log g_t (a power); 0 fixes it to 1.
         tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last; 0: none is.
-        condition: labels of the speech, for a conditional prior.
+        condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from; default all.
         mixed_precision: matrix products of the prior in bfloat16: faster where the processor has them, and not the same to the last digits.
 
     Raises:
@@ -88,15 +96,19 @@ class Enhancer:
 
     def __init__(
         self, prior: AudioVAE, e_step: Callable[[], EStep], noise: Callable[[Mixture], NoiseModel] = SlowNoise, n_iterations: int = 20,
-        n_m_steps: int = 2, prior_weight: float = 1.0, tolerance: float = 0.0, condition: Tensor | None = None,
-        mixed_precision: bool = False,
+        n_m_steps: int = 2, prior_weight: float = 1.0, gain_deviation: float = 0.0, tolerance: float = 0.0,
+        condition: Tensor | None = None, mixed_precision: bool = False,
     ) -> None:  # fmt: skip
         check_prior(prior)
         if n_iterations < 1 or n_m_steps < 1:
             raise ValueError(f"n_iterations and n_m_steps must be at least 1, got {n_iterations} and {n_m_steps}")
         self.prior, self.e_step, self.noise = prior, e_step, noise
         self.n_iterations, self.n_m_steps, self.prior_weight, self.tolerance = n_iterations, n_m_steps, prior_weight, tolerance
-        self.condition, self.mixed_precision = condition, mixed_precision
+        self.gain_deviation, self.mixed_precision = gain_deviation, mixed_precision
+        conditions = prior.vae.conditions
+        if condition is None and conditions.labels:
+            condition = conditions.every().to(prior.device)
+        self.candidates = None if condition is None else torch.atleast_2d(condition)
 
     @torch.no_grad()
     def __call__(
@@ -112,7 +124,7 @@ class Enhancer:
             spectrograms: the prior's STFT of each, `[frame, freq]`, at any level.
             seeds: of each one's random numbers; default 0 for all.
             levels: of each; measured where not given.
-            quiet: the noise's spectrum to start with, `[freq]` at the mixture's level; estimated where not given.
+            quiet: the noise's spectrum at the beginning, `[freq]` at the mixture's level; estimated where not given.
         """
         window = self.prior.stft.window
         powers = [power(x) for x in spectrograms]
@@ -123,28 +135,42 @@ class Enhancer:
         padding = min(self.prior.vae.lookahead, _LONGEST_PADDING)
         mixture = Mixture.of(powers, measured, seeds or [0] * len(powers), padding, quiet)
         with torch.autocast(powers[0].device.type, torch.bfloat16, enabled=self.mixed_precision):
-            return self._separate(mixture, spectrograms)
+            return self._separate(mixture, spectrograms, self._condition(mixture, spectrograms), self.n_iterations)
 
-    def _separate(self, mixture: Mixture, spectrograms: Sequence[Tensor]) -> list[Separation]:
-        energy = LatentEnergy(self.prior.vae, mixture, self.condition, self.prior_weight)
+    def _condition(self, mixture: Mixture, spectrograms: Sequence[Tensor]) -> Float[Tensor, "recording label"] | None:
+        """Of the candidates the one with which a short run ends lowest, for each recording."""
+        if self.candidates is None or len(self.candidates) == 1:
+            return None if self.candidates is None else self.candidates.expand(len(spectrograms), -1)
+        objectives = []
+        for candidate in self.candidates:
+            runs = self._separate(mixture.again(), spectrograms, candidate.expand(len(spectrograms), -1), _AUDITION_ITERATIONS)
+            objectives.append(torch.stack([run.objective[-1] for run in runs]))
+        return self.candidates[torch.stack(objectives).argmin(0)]
+
+    def _separate(
+        self, mixture: Mixture, spectrograms: Sequence[Tensor], condition: Float[Tensor, "recording label"] | None, n_iterations: int
+    ) -> list[Separation]:
+        energy = LatentEnergy(self.prior.vae, mixture, condition, self.prior_weight)
         noise, e_step = self.noise(mixture), self.e_step()
         energy.noise = noise.variance()
         e_step.begin(energy, self._first_latents(energy))
         traces: list[list[float]] = [[] for _ in spectrograms]
         results: list[Separation | None] = [None] * len(spectrograms)
-        for iteration in range(self.n_iterations):
+        for iteration in range(n_iterations):
             draws = e_step.draws()
             latents = draws.latents
             speech = energy.speech(latents)
             for _ in range(self.n_m_steps):
                 m_step(noise, energy, speech)
+            if self.gain_deviation:
+                update_gain(energy, speech, self.gain_deviation)
             objective = mixture.mean_over_frames(energy.of_speech(latents, speech).mean(0)).tolist()
             for i, (trace, value) in enumerate(zip(traces, objective, strict=True)):
                 if results[i] is not None:
                     continue
                 converged = bool(trace) and abs(trace[-1] - value) < self.tolerance
                 trace.append(value)
-                if converged or iteration == self.n_iterations - 1:
+                if converged or iteration == n_iterations - 1:
                     results[i] = _separation(energy, speech, draws, i, spectrograms[i], trace, converged)
             if all(result is not None for result in results):
                 break
@@ -153,8 +179,7 @@ class Enhancer:
     def _first_latents(self, energy: LatentEnergy) -> Float[Tensor, "recording frame latent"]:
         """What the encoder says of the mixture after spectral subtraction."""
         mixture = energy.mixture
-        quiet = mixture.quiet.unsqueeze(1)
-        gain = (1 - _OVERSUBTRACTION * quiet / mixture.power.clamp(min=1e-12)).clamp(min=_SMALLEST_FIRST_GAIN)
+        gain = (1 - _OVERSUBTRACTION * mixture.quiet / mixture.power.clamp(min=1e-12)).clamp(min=_SMALLEST_FIRST_GAIN)
         return energy.masked(energy.vae.infer(mixture.power * gain.square(), energy.condition, mean=True).latents)
 
 
@@ -170,6 +195,24 @@ def m_step(noise: NoiseModel, energy: LatentEnergy, speech: Float[Tensor, "sampl
 
     noise.update(statistics)
     energy.noise = noise.variance()
+
+
+def update_gain(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"], deviation: float) -> None:
+    """One M-step of the gain of every frame with fixed samples: never increases the objective with log g_t ~ N(0, deviation^2).
+
+    The mean over samples of sum_f log V + P / V is majorised by a / g + b g with a = g^2 sum_f v P / V^2 and b = sum_f v / V, so that
+    u = log g minimises the convex a exp(-u) + b exp(u) + prior_weight u^2 / (2 deviation^2), by Newton's method.
+    """
+    precision = 1 / energy.mixture_variance(speech)
+    of_speech = speech * precision
+    b = of_speech.sum(-1).mean(0)
+    a = energy.gain.square() * (of_speech * precision * energy.mixture.power).sum(-1).mean(0)
+    stiffness = energy.prior_weight / deviation**2
+    u = energy.gain.log()
+    for _ in range(_NEWTON_STEPS):
+        down, up = a * torch.exp(-u), b * torch.exp(u)
+        u = u - (up - down + stiffness * u) / (up + down + stiffness)
+    energy.gain = torch.where(energy.mixture.inside, u.exp(), 1.0)
 
 
 def _separation(
@@ -190,6 +233,7 @@ def _separation(
         converged,
         None if draws.acceptance is None else float(draws.acceptance[i]),
         None if draws.effective_samples is None else float(draws.effective_samples[i]),
+        None if energy.condition is None else energy.condition[i],
     )
 
 

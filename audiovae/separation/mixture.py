@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 ACTIVE_RANGE = 1e-3  # 30 dB: a frame within it of the loudest one is active
 
 _QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
+_WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is free of speech at times, a second apart
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Mixture:
         inside: is this frame one of the recording's own?
         level: what the spectrograms were divided by; 1 for digital silence.
         generators: one for each recording, on its device: its random numbers are its own, whatever stands beside it.
-        quiet: the spectrum that a noise model starts with, positive.
+        quiet: the slowly changing variance that a noise model starts with, positive.
     """
 
     power: Float[Tensor, "recording frame freq"]
     inside: Bool[Tensor, "recording frame"]
     level: Float[Tensor, " recording"]
     generators: Sequence[torch.Generator]
-    quiet: Float[Tensor, "recording freq"]
+    quiet: Float[Tensor, "recording frame freq"]
 
     @classmethod
     def of(
@@ -47,7 +48,7 @@ class Mixture:
             levels: of each; 0 for silence.
             seeds: of each one's random numbers.
             padding: frames beyond the end of the longest one, so that a model with context sees the same of every recording.
-            quiet: see the class, each at its recording's own level; estimated where there is none.
+            quiet: the noise's spectrum at the beginning of each, `[freq]`, as it is; estimated where there is none.
         """
         device = powers[0].device
         lengths = torch.tensor([len(power) for power in powers], device=device)
@@ -57,11 +58,16 @@ class Mixture:
         for row, power, divisor in zip(padded, powers, level, strict=True):
             row[: len(power)] = power / divisor.square()
         inside = torch.arange(n_frames, device=device) < lengths[:, None]
-        spectra = [
-            quiet_spectrum(row[: len(power)]) if given is None else given / divisor.square() + VARIANCE_FLOOR
-            for row, power, given, divisor in zip(padded, powers, quiet or [None] * len(powers), level, strict=True)
-        ]
-        return cls(padded, inside, level, [torch.Generator(device).manual_seed(seed) for seed in seeds], torch.stack(spectra))
+        track = torch.full_like(padded, VARIANCE_FLOOR)
+        for i, (power, given) in enumerate(zip(powers, quiet or [None] * len(powers), strict=True)):
+            first = None if given is None else given / level[i].square() + VARIANCE_FLOOR
+            track[i, : len(power)] = quiet_track(padded[i, : len(power)], first)
+            track[i, len(power) :] = track[i, len(power) - 1]
+        return cls(padded, inside, level, [torch.Generator(device).manual_seed(seed) for seed in seeds], track)
+
+    def again(self) -> Mixture:
+        """The same, with its random numbers from their beginning."""
+        return replace(self, generators=[torch.Generator(g.device).manual_seed(g.initial_seed()) for g in self.generators])
 
     def random(self, width: int, uniform: bool = False) -> Float[Tensor, "recording frame width"]:
         """Standard normal (or uniform) numbers for every frame; zero in the padding."""
@@ -90,6 +96,27 @@ def spectrogram_level(power: Float[Tensor, "frame freq"], window: Float[Tensor, 
     frame_power = power @ counts / (len(window) * window.square().sum())
     active = frame_power >= frame_power.max() * ACTIVE_RANGE
     return frame_power[active].mean().sqrt()
+
+
+def quiet_track(power: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None) -> Float[Tensor, "frame freq"]:
+    """The quiet spectrum of windows of four seconds, and between their centres along a straight line.
+
+    Args:
+        first: the spectrum at the beginning, where that is known.
+    """
+    n_frames = len(power)
+    centres = list(range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES))
+    starts = [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
+    of_window = {start: quiet_spectrum(power[start : start + _WINDOW_FRAMES]) for start in set(starts)}
+    spectra = torch.stack([of_window[start] for start in starts])
+    if first is not None:
+        spectra[0] = first
+    if len(spectra) == 1:
+        return spectra.expand(n_frames, -1)
+    place = torch.arange(n_frames, device=power.device) / _STRIDE_FRAMES
+    before = place.floor().long()
+    share = (place - before).unsqueeze(-1).to(power.dtype)
+    return torch.lerp(spectra[before], spectra[(before + 1).clamp(max=len(spectra) - 1)], share)
 
 
 def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:

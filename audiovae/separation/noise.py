@@ -14,6 +14,7 @@ from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.separation.mixture import Mixture
 
 _TINY = 1e-30
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class StationaryNoise(NoiseModel):
     """N_ft = n_f: one spectrum for the whole recording."""
 
     def __init__(self, mixture: Mixture) -> None:
-        self._spectrum = mixture.quiet
+        self._spectrum = mixture.mean_over_frames(mixture.quiet.movedim(-1, 0)).mT
         self._n_frames = mixture.power.shape[1]
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
@@ -81,7 +82,8 @@ class NMFNoise(NoiseModel):
             raise ValueError(f"rank must be at least 1, got {rank}")
         self._inside = mixture.inside.unsqueeze(-1)
         start = [torch.rand(mixture.power.shape[-1], rank, generator=g, device=mixture.power.device) for g in mixture.generators]
-        self._spectra = mixture.quiet.unsqueeze(-1) * (0.5 + torch.stack(start)) / rank  # W [recording, freq, component]
+        quiet = mixture.mean_over_frames(mixture.quiet.movedim(-1, 0)).mT
+        self._spectra = quiet.unsqueeze(-1) * (0.5 + torch.stack(start)) / rank  # W [recording, freq, component]
         self._activations = 0.8 + 0.4 * mixture.random(rank, uniform=True)  # H [recording, frame, component]
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
@@ -98,9 +100,10 @@ class NMFNoise(NoiseModel):
 
 
 class SlowNoise(NoiseModel):
-    """N_ft = sum_k W_fk H_kt with activations that change slowly: H = B A, B the overlapping triangles of a linear spline in time.
+    """N_ft = q_ft / 2 + sum_k W_fk H_kt with slow activations: H = B A, B the overlapping triangles of a linear spline in time.
 
-    Components start as bands of the quiet spectrum, so that each part of it may rise and fall by itself.
+    q is the quiet spectrum: half of it stays noise, whatever the speech would take. Components start as bands of it, so that each
+    part of it may rise and fall by itself.
 
     Args:
         rank: number of components.
@@ -118,18 +121,22 @@ class SlowNoise(NoiseModel):
         centres = torch.linspace(0, 1, rank, device=device)
         place = torch.linspace(0, 1, n_freqs, device=device).sqrt()  # narrower bands at low frequencies
         bands = (1 - (place[:, None] - centres).abs() * max(1, rank - 1)).clamp(min=1e-3)
-        self._spectra = mixture.quiet.unsqueeze(-1) * bands / bands.sum(-1, keepdim=True)
+        bands = bands / bands.sum(-1, keepdim=True)
+        mean = mixture.mean_over_frames(mixture.quiet.movedim(-1, 0)).mT
+        self._least = _LEAST_SHARE * mixture.quiet
+        self._spectra = mean.unsqueeze(-1) * bands  # W [recording, freq, component]
         times = torch.arange(n_frames, device=device)
         knots = torch.arange(0, n_frames + bump_frames, bump_frames, device=device)
         self._bumps = (1 - (times[:, None] - knots).abs() / bump_frames).clamp(min=0.0)  # [frame, knot], sums to one
-        self._weights = mixture.power.new_ones(len(mixture.power), len(knots), rank)  # A [recording, knot, component]
+        at_knots = mixture.quiet[:, knots.clamp(max=n_frames - 1)] / mean.unsqueeze(1)
+        self._weights = at_knots @ (bands / bands.sum(0))  # A [recording, knot, component]
 
     @property
     def _activations(self) -> Tensor:
         return self._bumps @ self._weights
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
-        return self._activations @ self._spectra.mT + VARIANCE_FLOOR
+        return self._activations @ self._spectra.mT + self._least
 
     def update(self, statistics: Callable[[], Statistics]) -> None:
         ratio, activations = statistics(), self._activations

@@ -3,7 +3,8 @@
     python recipes/enhancement/mixtures.py LIBRISPEECH ESC10 OUT
 
 Writes OUT/clean and OUT/noisy, 24 pairs of 4.5 s at 16 kHz, at 2.5 to 17.5 dB of the speech's active frames; every noise is tilted
-by 3 to 9 dB per octave, as most of what surrounds speakers is louder at low frequencies.
+by 3 to 9 dB per octave, as most of what surrounds speakers is louder at low frequencies. What is below 60 Hz in the clean recordings is
+left out: some rumble there, louder than they speak.
 """
 
 from __future__ import annotations
@@ -49,12 +50,19 @@ def main() -> None:
         whole = read(files[speaker])
         start = 0 if i < len(speakers) else len(whole) - N_SAMPLES
         clean = whole[max(0, start) :][:N_SAMPLES]
-        clean = np.pad(clean, (0, N_SAMPLES - len(clean)))
+        clean = without_rumble(np.pad(clean, (0, N_SAMPLES - len(clean))))
         clean *= LEVEL / active_level(clean, RATE)
         noisy = clean + LEVEL * 10 ** (-snr_db / 20) * noise(kind, files, training, options.esc10, rng)
         name = f"{i:02d}_{speaker}_{kind.replace(' ', '')}_{snr_db}.wav"
         soundfile.write(options.out / "clean" / name, clean, RATE, "FLOAT")
         soundfile.write(options.out / "noisy" / name, noisy, RATE, "FLOAT")
+
+
+def without_rumble(wave: Wave) -> Wave:
+    """The wave above 60 Hz."""
+    spectrum = np.fft.rfft(wave)
+    spectrum[np.fft.rfftfreq(len(wave), 1 / RATE) < 60] = 0
+    return np.fft.irfft(spectrum, len(wave))
 
 
 def noise(kind: str, files: dict[str, Path], speakers: list[str], esc10: Path, rng: np.random.Generator) -> Wave:

@@ -1,0 +1,323 @@
+"""The page of an enhanced recording: its sounds, pictures and numbers are those of the separation."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, build_prior, speech_like
+from numpy.typing import NDArray
+from PIL import Image
+from test_report import Page
+
+from audiovae import AudioVAE
+from audiovae.audio import resample
+from audiovae.errors import AudioError, PathError
+from audiovae.level import active_level
+from audiovae.objectives import power
+from audiovae.report import enhancement, plots
+from audiovae.report.enhancement import write_enhancement_report
+from audiovae.report.markup import players
+from audiovae.separation import Enhancer, FixedPoint, MarkovChain, PointEstimate, Separation, SlowNoise, StationaryNoise
+
+QUANTUM = 2.0**-15  # of the sounds on the page
+SAMPLED = partial(MarkovChain, n_burn=3, n_keep=8)
+
+
+@pytest.fixture(scope="module")
+def alive() -> AudioVAE:
+    """A prior whose spectra depend on its latents, as in no untrained one."""
+    prior, generator = build_prior(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in prior.vae.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return prior
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time: none, for tests of the rest."""
+    monkeypatch.setattr(plots, "separation", lambda *_: b"")
+    monkeypatch.setattr(plots, "objective", lambda *_: b"")
+
+
+def noisy(seconds: float, rate: int = RATE) -> NDArray[np.float32]:
+    clean = speech_like(seconds, 120, rate=rate)
+    return clean + 0.01 * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A page, and what it must be the page of."""
+
+    page: Page
+    wave: NDArray[np.float32]
+    level: float
+    separation: Separation
+    sounds: list[NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, folder: Path, enhancer: Enhancer, wave: NDArray[np.float32], seed: int = 0) -> Written:
+        """Writes noisy.wav (at the prior's rate) and its page.html, and separates the wave once more."""
+        soundfile.write(folder / "noisy.wav", wave, RATE, "FLOAT")
+        write_enhancement_report(folder / "page.html", folder / "noisy.wav", enhancer, seed)
+        level = active_level(wave, RATE)
+        (separation,) = enhancer([enhancer.prior.stft(torch.from_numpy(wave / level))], [seed], [1.0])
+        speech = level * enhancer.prior.stft.inverse(separation.images[0], len(wave)).numpy()
+        return cls(Page(folder / "page.html"), wave, level, separation, [wave, speech, wave - speech])
+
+
+@pytest.fixture(scope="module")
+def written(alive: AudioVAE, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return Written.of(tmp_path_factory.mktemp("enhanced"), Enhancer(alive, SAMPLED, SlowNoise, n_iterations=3), noisy(1.5), seed=5)
+
+
+def heard(page: Page) -> list[NDArray[np.float64]]:
+    sounds = [soundfile.read(io.BytesIO(content)) for content in page.content("audio")]
+    assert all(rate == RATE for _, rate in sounds)
+    return [wave for wave, _ in sounds]
+
+
+def numbers(page: Page) -> dict[str, str]:
+    """The table's rows by name."""
+    cells = [text for text in page.text[page.text.index("duration") :] if text.strip()]
+    return dict(zip(cells[::2], cells[1::2], strict=True))
+
+
+# Sound ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sounds_are_noisy_enhanced_and_residual_with_one_gain(written: Written) -> None:
+    sounds = heard(written.page)
+    gain = 0.05 / np.sqrt(np.mean(written.wave.astype(float) ** 2))
+    for sound, expected in zip(sounds, written.sounds, strict=True):
+        assert np.abs(sound - gain * expected).max() <= 1.01 * QUANTUM
+        assert np.sqrt(np.mean(sound**2)) > 20 * QUANTUM  # so that it matters which is which
+    labels = [text for text in written.page.text if text in ("noisy", "enhanced", "residual: what was taken away")]
+    assert labels == ["noisy", "enhanced", "residual: what was taken away"]
+
+
+def test_enhanced_and_residual_sum_to_noisy(written: Written) -> None:
+    whole, speech, rest = heard(written.page)
+    assert np.abs(speech + rest - whole).max() <= 2 * QUANTUM
+
+
+def test_no_sound_is_cut_though_one_of_them_peaks_above_the_first() -> None:
+    first = np.full(1000, 0.1, np.float32)
+    second = np.where(np.arange(1000) == 500, 30.0, 0.1).astype(np.float32)
+    markup = players({"first": first, "second": second}, RATE, keep_levels=True)
+    sources = re.findall(r'src="data:audio/flac;base64,([^"]*)"', markup)
+    a, b = (soundfile.read(io.BytesIO(base64.b64decode(source)))[0] for source in sources)
+    assert b.max() == pytest.approx(0.99, abs=QUANTUM)
+    assert a[0] == b[0] == pytest.approx(0.99 * 0.1 / 30, abs=QUANTUM)
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_separation(written: Written) -> None:
+    shown, separation = numbers(written.page), written.separation
+    assert separation.acceptance is not None
+    assert separation.effective_samples is not None
+    energies = [np.square(sound, dtype=float).sum() for sound in written.sounds]
+    assert shown["duration"] == "1.50 s"
+    assert shown["level of the active frames"] == f"{20 * math.log10(written.level):.1f} dB re full scale"
+    assert shown["mean power taken away"] == f"{10 * math.log10(energies[0] / energies[1]):.1f} dB"
+    assert energies[0] > 1.1 * energies[1]  # there is something to say
+    assert shown["iterations"] == "3 of at most 3"
+    assert shown["converged"] == "no"
+    assert float(shown["acceptance rate of the last E-step"]) == pytest.approx(separation.acceptance, abs=5e-3)
+    assert float(shown["effective sample size of the last E-step"]) == pytest.approx(separation.effective_samples, abs=5e-3)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_point_estimate_that_converges_says_so_and_nothing_of_samples(alive: AudioVAE, tmp_path: Path) -> None:
+    found = Written.of(tmp_path, Enhancer(alive, PointEstimate, n_iterations=9, tolerance=1e6), noisy(0.5))
+    shown = numbers(found.page)
+    assert found.separation.converged
+    assert shown["iterations"] == "2 of at most 9"
+    assert shown["converged"] == "yes"
+    assert not [name for name in shown if "E-step" in name]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_time_is_that_of_the_inference_and_its_ratio_to_the_duration(
+    alive: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+
+    class Slow(FixedPoint):
+        def draws(self) -> Any:
+            now[0] += 1.5
+            return super().draws()
+
+    monkeypatch.setattr(enhancement, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    soundfile.write(tmp_path / "a.wav", noisy(0.5), RATE)
+    write_enhancement_report(tmp_path / "r.html", tmp_path / "a.wav", Enhancer(alive, Slow, n_iterations=2))
+    shown = numbers(Page(tmp_path / "r.html"))
+    assert shown["time of the inference"] == "3.00 s"
+    assert shown["real-time factor"] == "6.00"
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_two_pictures_and_needs_nothing_but_itself(written: Written) -> None:
+    pictures = [Image.open(io.BytesIO(content)) for content in written.page.content("img")]
+    assert [picture.format for picture in pictures] == ["PNG", "PNG"]
+    for picture in pictures:
+        picture.load()
+    linked = [str(value) for _, attributes in written.page.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert len(linked) == 5
+    assert all(link.startswith("data:") for link in linked)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is drawn from here on."""
+    drawn: list[Any] = []
+    save = plots._png
+    monkeypatch.setattr(plots, "_png", lambda figure: (drawn.append(figure), save(figure))[1])
+    return drawn
+
+
+def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figures: list[Any]) -> None:
+    found = Written.of(tmp_path, Enhancer(alive, PointEstimate, n_iterations=3), noisy(0.5))
+    separation, (picture, trace) = found.separation, figures
+    axes = {axis.get_title(): axis for axis in picture.axes}
+    mixture = separation.images.sum(0)
+    five = {
+        "Noisy |x|²": power(mixture),
+        "Enhanced |s|²": power(separation.images[0]),
+        "Residual |x - s|²": power(separation.images[1]),
+        "Variance of the speech g v": separation.psds[0],
+        "Variance of the noise N": separation.psds[1],
+    }
+    loudest = max(float(values.max()) for values in five.values())
+    for name, values in five.items():
+        (drawn,) = axes[name].images
+        expected = 10 * np.log10(np.maximum(values.double().numpy() / loudest, 1e-8)).T
+        assert np.abs(drawn.get_array() - expected).max() < 1e-2
+        assert drawn.get_clim() == (-80, 0)  # one scale
+    assert np.allclose(axes["Wiener gain"].images[0].get_array(), separation.wiener.numpy().T, atol=1e-4)
+    assert axes["Wiener gain"].images[0].get_clim() == (0, 1)
+    activity = separation.psds[0].sum(-1) / separation.psds.sum((0, -1))
+    assert activity.std() > 0.01
+    over_time = {"Activity: the speech's share of the variance": activity, "Gain g of the speech's variance": torch.zeros(len(activity))}
+    for name, curve in over_time.items():
+        times, drawn = axes[name].lines[0].get_data()
+        assert np.allclose(drawn, curve.numpy(), atol=1e-4)
+        assert np.allclose(np.diff(times), 256 / RATE)
+        assert axes[name].get_xlim() == axes["Noisy |x|²"].get_xlim() == pytest.approx((0, len(activity) * 256 / RATE))
+    iterations, values = trace.axes[0].lines[0].get_data()
+    assert list(iterations) == [1, 2, 3]
+    assert np.allclose(values, separation.objective.numpy())
+    assert "not converged" in trace.axes[0].get_title()
+
+
+def test_a_gain_is_drawn_in_decibels(figures: list[Any]) -> None:
+    ones = torch.ones(4, 3)
+    plots.separation(torch.ones(3, 4, 3), torch.ones(2, 4, 3), ones, ones[:, 0], torch.tensor([1.0, 10.0, 100.0, 0.001]), RATE, 256)
+    (axis,) = [axis for axis in figures[0].axes if axis.get_title().startswith("Gain")]
+    assert np.allclose(axis.lines[0].get_ydata(), [0, 10, 20, -30], atol=1e-4)
+    low, high = axis.get_ylim()
+    assert low < -30 < 20 < high
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, prior: AudioVAE, wave: NDArray[Any], rate: int) -> tuple[Page, str]:
+    soundfile.write(folder / "a.wav", wave, rate, "FLOAT")
+    write_enhancement_report(folder / "r.html", folder / "a.wav", Enhancer(prior, FixedPoint, StationaryNoise, n_iterations=2))
+    page = Page(folder / "r.html")
+    return page, " ".join(page.text)
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("rate", [8000, 48000])
+def test_the_first_channel_is_shown_at_the_rate_of_the_prior(alive: AudioVAE, tmp_path: Path, rate: int) -> None:
+    first = noisy(1.0, rate)
+    page, text = write(tmp_path, alive, np.stack([first, np.flip(first)], axis=1), rate)
+    sound = heard(page)[0]
+    assert len(sound) == RATE
+    assert np.corrcoef(sound, resample(first, rate, RATE))[0, 1] > 0.9999
+    assert "Only the first of its 2 channels is shown" in text
+    assert f"rate of 16000 Hz; the file has {rate} Hz" in text
+
+
+def test_a_plain_short_file_is_shown_without_remarks(written: Written) -> None:
+    assert "Only" not in " ".join(written.page.text)
+    assert "Shown at" not in " ".join(written.page.text)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_of_a_long_file_the_beginning_is_shown(alive: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert enhancement.SHOWN_SECONDS == 30
+    monkeypatch.setattr(enhancement, "SHOWN_SECONDS", 1.0)
+    wave = noisy(1.25)
+    page, text = write(tmp_path, alive, wave, RATE)
+    sound = heard(page)[0]
+    assert len(sound) == RATE
+    assert np.corrcoef(sound, wave[:RATE])[0, 1] > 0.9999
+    assert "Only its first 1 s of 1.25 s are shown" in text
+
+
+def test_silence_has_a_page(alive: AudioVAE, tmp_path: Path) -> None:
+    page, text = write(tmp_path, alive, np.zeros(RATE), RATE)
+    assert all((sound == 0).all() and len(sound) == RATE for sound in heard(page))
+    assert numbers(page)["level of the active frames"] == numbers(page)["mean power taken away"] == "none: digital silence"
+    assert not re.search(r"\b(nan|inf)\b", text)
+    assert len(page.content("img")) == 2
+
+
+@pytest.mark.parametrize("wave", [np.full(1, 0.5), np.full(4000, 0.3), 1e-7 * noisy(0.3)], ids=["one sample", "constant", "faint"])
+def test_odd_recordings_have_a_page(alive: AudioVAE, tmp_path: Path, wave: NDArray[Any]) -> None:
+    page, text = write(tmp_path, alive, wave, RATE)
+    whole, speech, rest = heard(page)
+    assert 0 < np.abs(whole).max() < 1
+    assert np.abs(speech + rest - whole).max() <= 2 * QUANTUM
+    assert not re.search(r"\b(nan|inf)\b", text)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_an_odd_name_is_escaped_and_a_title_replaces_it(alive: AudioVAE, tmp_path: Path) -> None:
+    source = tmp_path / "a <b>&\"quoted\" 'n' ü.wav"
+    soundfile.write(source, noisy(0.2), RATE)
+    quick = Enhancer(alive, FixedPoint, n_iterations=1)
+    write_enhancement_report(tmp_path / "r.html", source, quick)
+    page = Page(tmp_path / "r.html")
+    assert page.text.count(f"{source.name}, enhanced") == 2  # title and heading
+    assert f"{source}." in page.text
+    assert "b" not in {tag for tag, _ in page.tags}
+    write_enhancement_report(tmp_path / "r.html", source, quick, title="One < two")
+    assert Page(tmp_path / "r.html").text.count("One < two") == 2
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("target", ["file.txt/report.html", "folder"])
+def test_a_page_that_cannot_be_written_is_named(alive: AudioVAE, tmp_path: Path, target: str) -> None:
+    soundfile.write(tmp_path / "a.wav", noisy(0.2), RATE)
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PathError, match=rf"{target}: cannot be written"):
+        write_enhancement_report(tmp_path / target, tmp_path / "a.wav", Enhancer(alive, FixedPoint, n_iterations=1))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_source_is_named_and_leaves_no_page(alive: AudioVAE, tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"none\.wav: no such file"):
+        write_enhancement_report(tmp_path / "r.html", tmp_path / "none.wav", Enhancer(alive, FixedPoint))
+    assert not list(tmp_path.iterdir())
