@@ -438,6 +438,15 @@ def test_point_estimates_go_down_the_energy(frame: AudioVAE, dynamic: AudioVAE, 
 
 
 @pytest.mark.parametrize("kind", ["frame", "dynamic"])
+def test_the_slope_is_the_gradient_of_the_energy(frame: AudioVAE, dynamic: AudioVAE, kind: str) -> None:
+    energy, latents, _ = energy_of(priors(frame, dynamic, kind))
+    energy.colour = 0.5 + torch.rand(energy.colour.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = gradient(energy, latents)[1]
+    assert expected.abs().mean() > 1
+    assert torch.allclose(energy.slope(latents), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["frame", "dynamic"])
 def test_the_curvature_is_the_fisher_information_and_the_precision_of_the_prior(frame: AudioVAE, dynamic: AudioVAE, kind: str) -> None:
     """sum_f (d log V_f / d z_j)^2 by automatic differentiation of the whole, against the mean over many signs."""
     energy, latents, lengths = energy_of(priors(frame, dynamic, kind))

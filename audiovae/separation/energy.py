@@ -20,7 +20,7 @@ is -log p(z | x) + constant. Its gradient drives point estimates and Langevin, a
 
 
 class LatentEnergy:
-    """U_t(z) = sum_f [log V_ft + P_ft / V_ft] - prior_weight log p(z_t | z_<t), V = g_t v_f(z) + N_ft; zero in the padding.
+    """U_t(z) = sum_f [log V_ft + P_ft / V_ft] - prior_weight log p(z_t | z_<t), V = g_t c_f v_f(z) + N_ft; zero in the padding.
 
     The frames of an STFT overlap (fourfold at a quarter's hop) and its bins leak, so that the sum over all of them counts every
     sample several times; a `prior_weight` above one takes that back.
@@ -33,12 +33,14 @@ class LatentEnergy:
 
     Attributes:
         gain: g_t, `[recording, frame]`.
+        colour: c_f, `[recording, freq]`: a microphone's, or a voice's that the prior has not heard.
         noise: N_ft.
     """
 
     def __init__(self, vae: VAE, mixture: Mixture, condition: Tensor | None = None, prior_weight: float = 1.0) -> None:
         self.vae, self.mixture, self.condition, self.prior_weight = vae, mixture, condition, prior_weight
         self.gain: Float[Tensor, "recording frame"] = torch.ones_like(mixture.power[..., 0])
+        self.colour: Float[Tensor, "recording freq"] = torch.ones_like(mixture.power[:, 0])
         self.noise: Float[Tensor, "recording frame freq"] = torch.ones_like(mixture.power)
 
     def speech(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame freq"]:
@@ -50,8 +52,12 @@ class LatentEnergy:
         return latents * self.mixture.inside.unsqueeze(-1)
 
     def mixture_variance(self, speech: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
-        """V = g v + N."""
-        return torch.addcmul(self.noise, self.gain.unsqueeze(-1), speech)
+        """V = g c v + N."""
+        return self.noise + self.scaled(speech)
+
+    def scaled(self, speech: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
+        """Variance of the speech in the mixture, g c v."""
+        return speech * (self.gain.unsqueeze(-1) * self.colour.unsqueeze(-2))
 
     def __call__(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
         return self.of_speech(latents, self.speech(latents))
@@ -65,12 +71,26 @@ class LatentEnergy:
         log_prior = self.vae.prior(latents, self.condition).log_prob(latents)
         return (misfit - self.prior_weight * log_prior) * self.mixture.inside
 
+    def slope(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame latent"]:
+        """The gradient of the energy's sum: that of `gradient`, without the energy and in fewer passes over the spectrogram."""
+        with torch.enable_grad():
+            z = latents.detach().requires_grad_()
+            masked = self.masked(z)
+            speech = self.speech(z)
+            log_prior = self.vae.prior(masked, self.condition).log_prob(masked)
+        scale = self.gain.unsqueeze(-1) * self.colour.unsqueeze(-2)
+        precision = 1 / torch.addcmul(self.noise, scale, speech.detach())
+        of_speech = (scale * self.mixture.inside.unsqueeze(-1)) * precision * (1 - self.mixture.power * precision)
+        of_prior = (-self.prior_weight * self.mixture.inside).to(log_prior.dtype).expand_as(log_prior)
+        (slope,) = torch.autograd.grad([speech, log_prior], z, [of_speech, of_prior])
+        return slope
+
     def curvature(
         self, latents: Float[Tensor, "recording frame latent"], signs: Float[Tensor, "recording frame freq"]
     ) -> Float[Tensor, "recording frame latent"]:
         """One unbiased estimate of the diagonal of the expected Hessian: the Fisher information and the precision of the prior.
 
-        The Fisher information of z in x_ft ~ N_C(0, V_ft) is J^T J with J = g dv / V dz, whose diagonal is the mean of (J^T r)^2
+        The Fisher information of z in x_ft ~ N_C(0, V_ft) is J^T J with J = g c dv / V dz, whose diagonal is the mean of (J^T r)^2
         over random signs r. The prior is taken as if z_<t were fixed.
 
         Args:

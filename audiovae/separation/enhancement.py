@@ -17,12 +17,13 @@ from audiovae.prior import AudioVAE
 from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import LatentEnergy
 from audiovae.separation.mixture import Mixture, spectrogram_level
-from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics
+from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics, bands
 
 _OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1
 _AUDITION_ITERATIONS = 3  # after which the label of the speech is chosen
 _NEWTON_STEPS = 4
+_COLOUR_BANDS = 20
 _LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
 
 
@@ -31,7 +32,7 @@ class Separation:
     """One recording taken apart.
 
     Attributes:
-        wiener: the gain that makes the speech of the mixture, E_z[g v / (g v + N)], `[frame, freq]`.
+        wiener: the gain that makes the speech of the mixture, E_z[g c v / (g c v + N)], `[frame, freq]`.
         images: speech and noise, `[source, frame, freq]`; they sum to the mixture.
         psds: their variances at the mixture's level, `[source, frame, freq]`.
         latents: samples of them at the end, `[sample, frame, latent]`.
@@ -70,9 +71,10 @@ class Separator(Protocol):
 class Enhancer:
     """x_ft = s_ft + n_ft: s from a prior of clean speech, n from a model of noise that is fitted to the recording alone.
 
-    s_ft ~ N_C(0, g_t v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step the noise and the gain, log g_t being
-    normal around 0 at the mixture's level: a free gain grows until the speech takes the noise. The speech is the posterior mean
-    E_z[g v / (g v + N)] x, and what is left is the noise. Recordings run side by side, each as it would alone.
+    s_ft ~ N_C(0, g_t c_f v_f(z_t)) and n_ft ~ N_C(0, N_ft). The E-step finds latents, the M-step the noise, the gain of every frame
+    and the colour of the recording, whose logarithms are normal around 0 at the mixture's level: free, they grow until the speech takes
+    the noise. The speech is the posterior mean E_z[g c v / (g c v + N)] x, and what is left is the noise. Recordings run side by side,
+    each as it would alone.
 
     A conditional prior whose labels are not known tries all their combinations for a few iterations, and goes on with the one of the
     lowest objective.
@@ -84,7 +86,9 @@ class Enhancer:
         n_iterations: at most.
         n_m_steps: updates of the noise in each.
         prior_weight: see `LatentEnergy`; the gain's has the same.
-        gain_deviation: of log g_t (a power); 0 fixes it to 1.
+        gain_deviation, colour_deviation: of log g_t, and of log c_f in each of 20 bands (powers); 0 fixes them to 1.
+        annealing: the prior's weight in the first iteration, as a multiple; falls to 1 over the first half. So the noise is fitted before
+            the speech can bend to it.
         tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last; 0: none is.
         condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from; default all.
         mixed_precision: matrix products of the prior in bfloat16: faster where the processor has them, and not the same to the last digits.
@@ -96,15 +100,16 @@ class Enhancer:
 
     def __init__(
         self, prior: AudioVAE, e_step: Callable[[], EStep], noise: Callable[[Mixture], NoiseModel] = SlowNoise, n_iterations: int = 20,
-        n_m_steps: int = 2, prior_weight: float = 1.0, gain_deviation: float = 0.0, tolerance: float = 0.0,
-        condition: Tensor | None = None, mixed_precision: bool = False,
+        n_m_steps: int = 2, prior_weight: float = 1.0, gain_deviation: float = 0.0, colour_deviation: float = 0.0,
+        annealing: float = 1.0, tolerance: float = 0.0, condition: Tensor | None = None, mixed_precision: bool = False,
     ) -> None:  # fmt: skip
         check_prior(prior)
         if n_iterations < 1 or n_m_steps < 1:
             raise ValueError(f"n_iterations and n_m_steps must be at least 1, got {n_iterations} and {n_m_steps}")
         self.prior, self.e_step, self.noise = prior, e_step, noise
         self.n_iterations, self.n_m_steps, self.prior_weight, self.tolerance = n_iterations, n_m_steps, prior_weight, tolerance
-        self.gain_deviation, self.mixed_precision = gain_deviation, mixed_precision
+        self.gain_deviation, self.colour_deviation, self.annealing = gain_deviation, colour_deviation, annealing
+        self.mixed_precision = mixed_precision
         conditions = prior.vae.conditions
         if condition is None and conditions.labels:
             condition = conditions.every().to(prior.device)
@@ -157,6 +162,7 @@ class Enhancer:
         traces: list[list[float]] = [[] for _ in spectrograms]
         results: list[Separation | None] = [None] * len(spectrograms)
         for iteration in range(n_iterations):
+            energy.prior_weight = self.prior_weight * max(1.0, self.annealing - 2 * (self.annealing - 1) * iteration / self.n_iterations)
             draws = e_step.draws()
             latents = draws.latents
             speech = energy.speech(latents)
@@ -164,6 +170,9 @@ class Enhancer:
                 m_step(noise, energy, speech)
             if self.gain_deviation:
                 update_gain(energy, speech, self.gain_deviation)
+            if self.colour_deviation:
+                update_colour(energy, speech, self.colour_deviation)
+            energy.prior_weight = self.prior_weight
             objective = mixture.mean_over_frames(energy.of_speech(latents, speech).mean(0)).tolist()
             for i, (trace, value) in enumerate(zip(traces, objective, strict=True)):
                 if results[i] is not None:
@@ -198,21 +207,41 @@ def m_step(noise: NoiseModel, energy: LatentEnergy, speech: Float[Tensor, "sampl
 
 
 def update_gain(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"], deviation: float) -> None:
-    """One M-step of the gain of every frame with fixed samples: never increases the objective with log g_t ~ N(0, deviation^2).
+    """One M-step of the gain of every frame with fixed samples: never increases the objective with log g_t ~ N(0, deviation^2)."""
+    fall, rise = _slopes(energy, speech)
+    log_gain = _log_normal_update(energy.gain.log(), fall.sum(-1), rise.sum(-1), energy.prior_weight / deviation**2)
+    energy.gain = torch.where(energy.mixture.inside, log_gain.exp(), 1.0)
 
-    The mean over samples of sum_f log V + P / V is majorised by a / g + b g with a = g^2 sum_f v P / V^2 and b = sum_f v / V, so that
-    u = log g minimises the convex a exp(-u) + b exp(u) + prior_weight u^2 / (2 deviation^2), by Newton's method.
-    """
-    precision = 1 / energy.mixture_variance(speech)
-    of_speech = speech * precision
-    b = of_speech.sum(-1).mean(0)
-    a = energy.gain.square() * (of_speech * precision * energy.mixture.power).sum(-1).mean(0)
+
+def update_colour(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"], deviation: float) -> None:
+    """The same of the colour, whose logarithm is a line between the centres of bands, each of them N(0, deviation^2)."""
+    fall, rise = _slopes(energy, speech)
+    weights = bands(_COLOUR_BANDS, speech.shape[-1], speech.device)
     stiffness = energy.prior_weight / deviation**2
-    u = energy.gain.log()
+    at_centres = energy.colour.log()[:, weights.argmax(0)]
+    log_colour = _log_normal_update(at_centres, fall.sum(-2) @ weights, rise.sum(-2) @ weights, stiffness)
+    energy.colour = (log_colour @ weights.mT).exp()
+
+
+def _slopes(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"]) -> tuple[Tensor, Tensor]:
+    """Of the bound log V + P / V <= a / r + b r + constant, for a speech s = g c v that is r times as strong, a = s P / V^2 and b = s / V.
+
+    Means over samples, zero in the padding. The reference is that of `NoiseModel`.
+    """
+    inside = energy.mixture.inside.unsqueeze(-1)
+    scaled = energy.scaled(speech)
+    precision = 1 / (scaled + energy.noise)
+    rise = scaled * precision
+    return (rise * precision * energy.mixture.power).mean(0) * inside, rise.mean(0) * inside
+
+
+def _log_normal_update(u: Tensor, a: Tensor, b: Tensor, stiffness: float) -> Tensor:
+    """The minimum over u' of the convex a exp(u - u') + b exp(u' - u) + stiffness u'^2 / 2, by Newton's method."""
+    new = u
     for _ in range(_NEWTON_STEPS):
-        down, up = a * torch.exp(-u), b * torch.exp(u)
-        u = u - (up - down + stiffness * u) / (up + down + stiffness)
-    energy.gain = torch.where(energy.mixture.inside, u.exp(), 1.0)
+        down, up = a * torch.exp(u - new), b * torch.exp(new - u)
+        new = new - (up - down + stiffness * new) / (up + down + stiffness)
+    return new
 
 
 def _separation(
@@ -220,7 +249,7 @@ def _separation(
 ) -> Separation:
     n_frames, scale = len(spectrogram), energy.mixture.level[i].square()
     noise = energy.noise[i, :n_frames]
-    of_speech = energy.gain[i, :n_frames, None] * speech[:, i, :n_frames]
+    of_speech = energy.scaled(speech)[:, i, :n_frames]
     wiener = (of_speech / (of_speech + noise)).mean(0)
     clean = wiener * spectrogram
     return Separation(

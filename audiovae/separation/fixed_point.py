@@ -24,9 +24,10 @@ class FixedPoint:
 
     def draws(self) -> Draws:
         energy = self._energy
-        speech = energy.gain.unsqueeze(-1) * energy.speech(self._latents)
+        scale = energy.gain.unsqueeze(-1) * energy.colour.unsqueeze(-2)
+        speech = scale * energy.speech(self._latents)
         wiener = speech / (speech + energy.noise)
-        power = wiener * (wiener * energy.mixture.power + energy.noise) / energy.gain.unsqueeze(-1)
+        power = wiener * (wiener * energy.mixture.power + energy.noise) / scale
         inside = energy.mixture.inside.unsqueeze(-1)
         self._latents = energy.masked(energy.vae.infer(power * inside, energy.condition, mean=True).latents)
         return Draws(self._latents.unsqueeze(0))

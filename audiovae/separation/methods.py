@@ -1,4 +1,4 @@
-"""The methods by name. The options of peem were chosen on mixtures of tuning speakers, see recipes/enhancement; the others follow it."""
+"""The methods by name. Their options were chosen on mixtures of tuning speakers, see recipes/enhancement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from audiovae.prior import AudioVAE
 from audiovae.separation.e_step import EStep
 from audiovae.separation.enhancement import Enhancer
-from audiovae.separation.fixed_point import FixedPoint
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise
 from audiovae.separation.point_estimate import PointEstimate
@@ -20,7 +19,9 @@ from audiovae.separation.sampling import MarkovChain
 from audiovae.separation.variational import FreePosterior
 from audiovae.settings import MethodName, NoiseName
 
-PRIOR_WEIGHT = 12.0  # at a hop of a quarter: see `LatentEnergy`
+PRIOR_WEIGHT, ANNEALING = 12.0, 4.0  # the first at a hop of a quarter: see `LatentEnergy` and `Enhancer`
+GAIN_DEVIATION, COLOUR_DEVIATION = 0.2, 0.6
+TOLERANCE = 0.5  # nats per frame
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,23 @@ class Method:
     Attributes:
         e_step: makes a fresh E-step.
         n_iterations: of EM, at most.
+        n_m_steps: updates of the noise in each.
+        prior: the shipped one that it is best with.
     """
 
     e_step: Callable[[], EStep]
     n_iterations: int
+    n_m_steps: int = 3
+    prior: str = "speech-16k-separation"
 
 
 METHODS: dict[MethodName, Method] = {
-    "peem": Method(partial(PointEstimate, n_steps=4), 10),
+    "peem": Method(partial(PointEstimate, step=0.25, momentum=0.82, refresh=8), 13),
     "vem": Method(partial(FreePosterior, learning_rate=0.15, deviation=0.03), 10),
     "mcem": Method(MarkovChain, 30),
     "langevin": Method(partial(MarkovChain, "langevin", n_burn=0, n_keep=4, step=0.003), 10),
     "mala": Method(partial(MarkovChain, "mala", n_burn=2, n_keep=2, step=0.003), 10),
-    "fast": Method(FixedPoint, 4),
+    "fast": Method(partial(PointEstimate, step=0.5, momentum=0.6, refresh=8), 4, prior="speech-16k-fast"),
 }
 
 
@@ -76,8 +81,9 @@ def enhancer(
     chosen = METHODS[method]
     mixed = multiplies_bfloat16(prior.device) if mixed_precision is None else mixed_precision
     return Enhancer(
-        prior, chosen.e_step, noises[noise], chosen.n_iterations, prior_weight=PRIOR_WEIGHT, condition=condition, mixed_precision=mixed
-    )
+        prior, chosen.e_step, noises[noise], chosen.n_iterations, chosen.n_m_steps, PRIOR_WEIGHT, GAIN_DEVIATION, COLOUR_DEVIATION,
+        ANNEALING, TOLERANCE, condition, mixed,
+    )  # fmt: skip
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

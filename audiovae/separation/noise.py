@@ -14,7 +14,7 @@ from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.separation.mixture import Mixture
 
 _TINY = 1e-30
-_LEAST_SHARE = 0.5
+_LEAST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class NMFNoise(NoiseModel):
 
 
 class SlowNoise(NoiseModel):
-    """N_ft = q_ft / 2 + sum_k W_fk H_kt with slow activations: H = B A, B the overlapping triangles of a linear spline in time.
+    """N_ft = q_ft / 5 + sum_k W_fk H_kt with slow activations: H = B A, B the overlapping triangles of a linear spline in time.
 
-    q is the quiet spectrum: half of it stays noise, whatever the speech would take. Components start as bands of it, so that each
+    q is the quiet spectrum: a fifth of it stays noise, whatever the speech would take. Components start as bands of it, so that each
     part of it may rise and fall by itself.
 
     Args:
@@ -118,18 +118,15 @@ class SlowNoise(NoiseModel):
             raise ValueError(f"rank and bump_frames must be at least 1, got {rank} and {bump_frames}")
         n_frames, n_freqs = mixture.power.shape[1:]
         device = mixture.power.device
-        centres = torch.linspace(0, 1, rank, device=device)
-        place = torch.linspace(0, 1, n_freqs, device=device).sqrt()  # narrower bands at low frequencies
-        bands = (1 - (place[:, None] - centres).abs() * max(1, rank - 1)).clamp(min=1e-3)
-        bands = bands / bands.sum(-1, keepdim=True)
+        shares = (bands(rank, n_freqs, device) + 1e-3) / (1 + 1e-3 * rank)  # no component is blind to a frequency
         mean = mixture.mean_over_frames(mixture.quiet.movedim(-1, 0)).mT
         self._least = _LEAST_SHARE * mixture.quiet
-        self._spectra = mean.unsqueeze(-1) * bands  # W [recording, freq, component]
+        self._spectra = mean.unsqueeze(-1) * shares  # W [recording, freq, component]
         times = torch.arange(n_frames, device=device)
         knots = torch.arange(0, n_frames + bump_frames, bump_frames, device=device)
         self._bumps = (1 - (times[:, None] - knots).abs() / bump_frames).clamp(min=0.0)  # [frame, knot], sums to one
         at_knots = mixture.quiet[:, knots.clamp(max=n_frames - 1)] / mean.unsqueeze(1)
-        self._weights = at_knots @ (bands / bands.sum(0))  # A [recording, knot, component]
+        self._weights = at_knots @ (shares / shares.sum(0))  # A [recording, knot, component]
 
     @property
     def _activations(self) -> Tensor:
@@ -146,6 +143,13 @@ class SlowNoise(NoiseModel):
         self._weights = self._weights * _root(numerator, denominator)
         norm = self._spectra.sum(1, keepdim=True).clamp(min=_TINY)
         self._spectra, self._weights = self._spectra / norm, self._weights * norm
+
+
+def bands(n_bands: int, n_freqs: int, device: torch.device) -> Float[Tensor, "freq band"]:
+    """Overlapping triangles that sum to one at every frequency, narrower at low ones: their centres go with its square root."""
+    place = torch.linspace(0, 1, n_freqs, device=device).sqrt()
+    triangles = (1 - (place[:, None] - torch.linspace(0, 1, n_bands, device=device)).abs() * max(1, n_bands - 1)).clamp(min=0.0)
+    return triangles / triangles.sum(-1, keepdim=True)
 
 
 def _root(numerator: Tensor, denominator: Tensor) -> Tensor:

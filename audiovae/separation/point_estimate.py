@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiovae.separation.e_step import Draws
-from audiovae.separation.energy import LatentEnergy, gradient
+from audiovae.separation.energy import LatentEnergy
 
 _MEMORY = 0.5  # of the curvature's estimates, each of which is noisy
 
@@ -51,8 +51,8 @@ class PointEstimate:
                 signs = 1 - 2 * (mixture.random(mixture.power.shape[-1], uniform=True) < 0.5).to(mixture.power.dtype)
                 found = energy.curvature(self._latents, signs)
                 self._curvature = found if self._curvature is None else torch.lerp(found, self._curvature, _MEMORY)
-            _, slope = gradient(energy, self._latents)
             assert self._curvature is not None
+            slope = energy.slope(self._latents)
             self._move = self.momentum * self._move - (slope / self._curvature).clamp(-self.trust, self.trust)
             self._latents = self._latents + self.step * self._move
             self._taken += 1
