@@ -722,9 +722,9 @@ def test_speech_and_residual_of_a_file_are_like_it_and_sum_to_it(frame: AudioVAE
     assert done.residual is not None
     held = np.abs(parts[1]) < 1 - 2 * STEP[subtype]  # elsewhere the residual itself is beyond full scale, and said to be
     assert held.all() or (name.startswith("clipped") and done.residual.clips)
-    assert held.mean() > 0.98
+    assert held.mean() > 0.97
     assert np.abs(parts[0] + parts[1] - of_source)[held].max() <= STEP[subtype] * (1 + 1e-6)
-    assert len(done.objective) == METHODS[method].n_iterations
+    assert 1 < len(done.objective) <= METHODS[method].n_iterations
     assert np.isfinite(done.objective).all()
     if not of_source.any():
         assert not parts[0].any()

@@ -156,7 +156,7 @@ GAINS_DB = {"peem": 4.0, "vem": 3.0, "mcem": 3.0, "langevin": 3.0, "mala": 3.0, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_real_speech_comes_out_of_steady_noise(speech: Tensor, method: str) -> None:
-    prior = AudioVAE.from_pretrained("speech-16k")
+    prior = AudioVAE.from_pretrained(METHODS[method].prior)
     clean = speech[: 2 * RATE]
     noise = torch.randn(len(clean), generator=torch.Generator().manual_seed(3)) * clean.std() * 10 ** (-5 / 20)
     noisy = clean + noise

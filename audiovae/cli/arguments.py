@@ -19,21 +19,18 @@ from audiovae.errors import AudiovaeError, PathError
 DEFAULT_MODEL = "speech-16k"
 
 
-def add_common(
-    parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = (), unset: tuple[str, ...] = (), model: str = DEFAULT_MODEL
-) -> None:
+def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = (), unset: tuple[str, ...] = ()) -> None:
     """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all of them, so that a script can pass them on.
 
     Args:
         unused: those that make no difference to this verb.
         unset: those of --model and --seed that are None unless given.
-        model: the default one.
     """
 
     def add(name: str, text: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help="makes no difference here" if name in unused else text, **options)
 
-    add("model", "name of a shipped model, a model folder, or owner/name on the hub", default=None if "model" in unset else model)
+    add("model", "name of a shipped model, a model folder, or owner/name on the hub", default=None if "model" in unset else DEFAULT_MODEL)
     add("device", "cpu, cuda, cuda:1, or auto", default="cpu")
     add("seed", "of everything random", type=int, default=None if "seed" in unset else 0)
     add("jobs", "processes that work at the same time", type=jsonargparse.typing.PositiveInt, default=1)

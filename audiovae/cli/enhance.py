@@ -27,7 +27,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_output(parser)
     parser.add_argument("--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped")
     parser.add_argument(
-        "--method", choices=get_args(MethodName), default="peem", help="how the latents are found; peem is the best, fast the fastest"
+        "--method",
+        choices=get_args(MethodName),
+        default="peem",
+        help="how the latents are found, each by its own shipped prior unless --model names one; peem is the best, fast the fastest",
     )
     parser.add_argument(
         "--noise", choices=get_args(NoiseName), default="slow", help="slow: bands that move slowly; stationary: one spectrum"
@@ -48,17 +51,19 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=positive,
-        help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains nothing by more",
+        help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains little by more",
     )
     parser.add_argument("--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs")
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
-    arguments.add_common(parser, model="speech-16k-separation")
+    arguments.add_common(parser, unset=("model",))
 
 
 def run(options: Any) -> int:
+    from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 
+    options.model = options.model or METHODS[options.method].prior
     if options.resume and options.overwrite:
         raise AudiovaeError("enhance: --resume keeps what --overwrite replaces; give one of them")
     items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
@@ -106,7 +111,9 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
     from audiovae.separation.files import NoisyFile, enhance_files, readable_seconds
 
     mixed = None if options.precision == "auto" else options.precision == "bf16-mixed"
-    separate = enhancer(prior, options.method, options.noise, options.rank, arguments.condition(prior, options), mixed)
+    separate = enhancer(
+        prior, options.method, options.noise, options.rank, arguments.condition(prior, options) if options.label else None, mixed
+    )
     results = {item: result for item in items if (result := _settled(item, options)) is not None}
     missing = [item for item in items if item not in results]
     if missing:
@@ -145,6 +152,8 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any) -> Res
     if isinstance(done, AudiovaeError):
         return done
     row = {"output": str(item.target), **arguments.report_peak(done.speech, options.quiet), "objective": done.objective}
+    if done.labels:
+        row["labels"] = done.labels
     if done.residual is None:
         return row
     arguments.report_peak(done.residual, options.quiet)

@@ -58,6 +58,11 @@ class Conditions:
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.n_classes)).reshape(-1, len(self.n_classes))
         return torch.cat([functional.one_hot(column, n).float() for column, n in zip(grid.T, self.n_classes, strict=True)], dim=-1)
 
+    def names(self, condition: Float[Tensor, " label"]) -> dict[str, str]:
+        """The likeliest class of every label."""
+        blocks = condition.split(self.n_classes)
+        return {name: classes[int(block.argmax())] for (name, classes), block in zip(self.labels.items(), blocks, strict=True)}
+
     def join(self, features: Float[Tensor, "*batch frame feature"], condition: Tensor | None) -> Float[Tensor, "*batch frame joined"]:
         """Features of frames, each followed by its condition; just the features where the model has no labels.
 

@@ -88,7 +88,7 @@ def separation(
     """
     figure, axes = _figure(4, 2, (13.0, 11.0), [1.0, 1.0, 1.0, 0.7], sharex=True)
     seconds = len(wiener) * hop_length / sample_rate
-    names = ("Noisy |x|²", "Enhanced |s|²", "Residual |x - s|²", "Variance of the speech g v", "Variance of the noise N")
+    names = ("Noisy |x|²", "Enhanced |s|²", "Residual |x - s|²", "Variance of the speech g c v", "Variance of the noise N")
     image = None
     for axis, name, values in zip([*axes[:3, 0], *axes[1:3, 1]], names, decibels([*powers, *psds]), strict=True):
         image = _spectrogram(axis, name, values, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)

@@ -51,11 +51,13 @@ class Enhanced:
     Attributes:
         speech, residual: the closed writers, which know the peaks; no residual where none was asked for.
         objective: of every iteration of the first block, in nats per frame.
+        labels: of the speech in the first block, given or inferred; none for a prior without.
     """
 
     speech: Writer
     residual: Writer | None
     objective: list[float]
+    labels: dict[str, str]
 
 
 def enhance_file(enhancer: Enhancer, source: str | Path, target: str | Path, residual: str | Path | None = None, seed: int = 0) -> Enhanced:
@@ -161,6 +163,7 @@ def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]
     faded, of_source = _Fade(), _Reader(info)
     quiet: Tensor | None = None
     objective: list[float] = []
+    labels: dict[str, str] = {}
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
     pieces = waves(prior, _popped(ready), StreamingSynthesis(prior.stft), level, info.sample_rate, info.n_channels, info.n_samples)
     with ExitStack() as opened:
@@ -185,11 +188,13 @@ def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]
             assert separation is not None
             quiet = _final_noise(separation)
             objective = objective or separation.objective.tolist()
+            if separation.condition is not None:
+                labels = labels or prior.vae.conditions.names(separation.condition)
             ready.append(faded.push(block, separation.wiener, last))
             write(next(pieces))
         for wave in pieces:
             write(wave)
-    return None if speech is None else Enhanced(speech, residual, objective)
+    return None if speech is None else Enhanced(speech, residual, objective, labels)
 
 
 def _popped(ready: list[Tensor]) -> Iterator[Tensor]:

@@ -43,10 +43,10 @@ class Method:
 
 METHODS: dict[MethodName, Method] = {
     "peem": Method(partial(PointEstimate, step=0.25, momentum=0.82, refresh=8), 13),
-    "vem": Method(partial(FreePosterior, learning_rate=0.15, deviation=0.03), 10),
+    "vem": Method(partial(FreePosterior, deviation=0.03), 20),
     "mcem": Method(MarkovChain, 30),
-    "langevin": Method(partial(MarkovChain, "langevin", n_burn=0, n_keep=4, step=0.003), 10),
-    "mala": Method(partial(MarkovChain, "mala", n_burn=2, n_keep=2, step=0.003), 10),
+    "langevin": Method(partial(MarkovChain, "langevin", n_burn=0, n_keep=4, step=0.006), 20),
+    "mala": Method(partial(MarkovChain, "mala", n_burn=4, n_keep=4, step=0.01), 20),
     "fast": Method(partial(PointEstimate, step=0.5, momentum=0.6, refresh=8), 4, prior="speech-16k-fast"),
 }
 

@@ -55,7 +55,7 @@ class MarkovChain:
         mixture = self._energy.mixture
         return Draws(
             path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1),
-            mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
+            None if self.kernel == "langevin" else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
             mixture.mean_over_frames(effective_sample_size(path).mean((0, -1))),
         )
 
