@@ -201,7 +201,7 @@ def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figur
         "Noisy |x|²": power(mixture),
         "Enhanced |s|²": power(separation.images[0]),
         "Residual |x - s|²": power(separation.images[1]),
-        "Variance of the speech g v": separation.psds[0],
+        "Variance of the speech g c v": separation.psds[0],
         "Variance of the noise N": separation.psds[1],
     }
     loudest = max(float(values.max()) for values in five.values())
