@@ -182,6 +182,10 @@ def test_a_recording_comes_out_as_it_would_alone(frame: AudioVAE, dynamic: Audio
         assert torch.allclose(found.objective, alone.objective, rtol=1e-4, atol=1e-2)
 
 
+def test_no_recording_gives_no_separation(frame: AudioVAE) -> None:
+    assert Enhancer(frame, PointEstimate)([]) == []
+
+
 def test_a_recording_stops_by_itself_as_it_would_alone(dynamic: AudioVAE) -> None:
     spectrograms = [dynamic.stft(noisy(0.4, 0, snr_db=20)), dynamic.stft(white(3000)), dynamic.stft(torch.zeros(2000))]
     run = Enhancer(dynamic, FixedPoint, StationaryNoise, n_iterations=30, tolerance=0.02)

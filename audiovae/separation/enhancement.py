@@ -131,6 +131,8 @@ class Enhancer:
             levels: of each; measured where not given.
             quiet: the noise's spectrum at the beginning, `[freq]` at the mixture's level; estimated where not given.
         """
+        if not spectrograms:
+            return []
         window = self.prior.stft.window
         powers = [power(x) for x in spectrograms]
         if levels is None:
