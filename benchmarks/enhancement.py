@@ -50,7 +50,7 @@ from audiovae.separation.mixture import spectrogram_level
 from audiovae.separation.noise import Statistics
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 from matplotlib.transforms import Bbox
 
 RATE = 16000
@@ -343,6 +343,9 @@ def quality_picture(rows: dict[str, Row], path: Path) -> None:
                     label = prior if name == next(n for n in of_prior if of_prior[n][1] == prior) else None
                     panel.plot(real_time_factors(measured[name])[1], means[name], "os^Dv"[number % 5], color=f"C{number}", label=label)
         panel.margins(x=0.3, y=0.08)
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         for name in measured.keys() - of_prior.keys():
             panel.axhline(means[name], color="0.6", linewidth=0.8, linestyle="-" if name in (NOISY, ORACLE) else ":", zorder=0)
         named = [
