@@ -29,7 +29,7 @@ from audiovae.objectives import power
 from audiovae.report import enhancement, plots
 from audiovae.report.enhancement import write_enhancement_report
 from audiovae.report.markup import players
-from audiovae.separation import Enhancer, FixedPoint, MarkovChain, PointEstimate, Separation, SlowNoise, StationaryNoise
+from audiovae.separation import Enhancer, MarkovChain, PointEstimate, Separation, SlowNoise, StationaryNoise
 
 QUANTUM = 2.0**-15  # of the sounds on the page
 SAMPLED = partial(MarkovChain, n_burn=3, n_keep=8)
@@ -157,7 +157,7 @@ def test_time_is_that_of_the_inference_and_its_ratio_to_the_duration(
 ) -> None:
     now = [100.0]
 
-    class Slow(FixedPoint):
+    class Slow(PointEstimate):
         def draws(self) -> Any:
             now[0] += 1.5
             return super().draws()
@@ -240,7 +240,7 @@ def test_a_gain_is_drawn_in_decibels(figures: list[Any]) -> None:
 
 def write(folder: Path, prior: AudioVAE, wave: NDArray[Any], rate: int) -> tuple[Page, str]:
     soundfile.write(folder / "a.wav", wave, rate, "FLOAT")
-    write_enhancement_report(folder / "r.html", folder / "a.wav", Enhancer(prior, FixedPoint, StationaryNoise, n_iterations=2))
+    write_enhancement_report(folder / "r.html", folder / "a.wav", Enhancer(prior, PointEstimate, StationaryNoise, n_iterations=2))
     page = Page(folder / "r.html")
     return page, " ".join(page.text)
 
@@ -295,7 +295,7 @@ def test_odd_recordings_have_a_page(alive: AudioVAE, tmp_path: Path, wave: NDArr
 def test_an_odd_name_is_escaped_and_a_title_replaces_it(alive: AudioVAE, tmp_path: Path) -> None:
     source = tmp_path / "a <b>&\"quoted\" 'n' ü.wav"
     soundfile.write(source, noisy(0.2), RATE)
-    quick = Enhancer(alive, FixedPoint, n_iterations=1)
+    quick = Enhancer(alive, PointEstimate, n_iterations=1)
     write_enhancement_report(tmp_path / "r.html", source, quick)
     page = Page(tmp_path / "r.html")
     assert page.text.count(f"{source.name}, enhanced") == 2  # title and heading
@@ -313,11 +313,11 @@ def test_a_page_that_cannot_be_written_is_named(alive: AudioVAE, tmp_path: Path,
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(PathError, match=rf"{target}: cannot be written"):
-        write_enhancement_report(tmp_path / target, tmp_path / "a.wav", Enhancer(alive, FixedPoint, n_iterations=1))
+        write_enhancement_report(tmp_path / target, tmp_path / "a.wav", Enhancer(alive, PointEstimate, n_iterations=1))
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_missing_source_is_named_and_leaves_no_page(alive: AudioVAE, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"none\.wav: no such file"):
-        write_enhancement_report(tmp_path / "r.html", tmp_path / "none.wav", Enhancer(alive, FixedPoint))
+        write_enhancement_report(tmp_path / "r.html", tmp_path / "none.wav", Enhancer(alive, PointEstimate))
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,6 @@ from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import Energy, LatentEnergy
 from audiovae.separation.enhancement import Enhancer, Separation, Separator
 from audiovae.separation.files import NoisyFile, enhance_file, enhance_files, groups_by_length
-from audiovae.separation.fixed_point import FixedPoint
 from audiovae.separation.methods import METHODS, enhancer
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise
@@ -18,7 +17,6 @@ __all__ = [
     "EStep",
     "Energy",
     "Enhancer",
-    "FixedPoint",
     "FreePosterior",
     "LatentEnergy",
     "MarkovChain",

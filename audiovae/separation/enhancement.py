@@ -16,14 +16,14 @@ from audiovae.objectives import power
 from audiovae.prior import AudioVAE
 from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import LatentEnergy
+from audiovae.separation.m_step import update_colour, update_gain, update_noise
 from audiovae.separation.mixture import Mixture, spectrogram_level
-from audiovae.separation.noise import NoiseModel, SlowNoise, Statistics, bands
+from audiovae.separation.noise import NoiseModel, SlowNoise
 
 _OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1
-_AUDITION_ITERATIONS = 3  # after which the label of the speech is chosen
-_NEWTON_STEPS = 4
 _COLOUR_BANDS = 20
+_AUDITION_ITERATIONS = 3  # after which the label of the speech is chosen
 _LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
 
 
@@ -81,7 +81,7 @@ class Enhancer:
 
     Args:
         prior: of clean speech; one that has a PSD and needs no past x.
-        e_step: makes a fresh one for each call, such as `PointEstimate` or `FixedPoint`.
+        e_step: makes a fresh one for each call, such as `PointEstimate` or `MarkovChain`.
         noise: makes a noise model for a mixture, such as `SlowNoise`.
         n_iterations: at most.
         n_m_steps: updates of the noise in each.
@@ -161,6 +161,7 @@ class Enhancer:
         noise, e_step = self.noise(mixture), self.e_step()
         energy.noise = noise.variance()
         e_step.begin(energy, self._first_latents(energy))
+        log_colour = mixture.power.new_zeros(len(spectrograms), _COLOUR_BANDS)
         traces: list[list[float]] = [[] for _ in spectrograms]
         results: list[Separation | None] = [None] * len(spectrograms)
         for iteration in range(n_iterations):
@@ -169,11 +170,11 @@ class Enhancer:
             latents = draws.latents
             speech = energy.speech(latents)
             for _ in range(self.n_m_steps):
-                m_step(noise, energy, speech)
+                update_noise(noise, energy, speech)
             if self.gain_deviation:
                 update_gain(energy, speech, self.gain_deviation)
             if self.colour_deviation:
-                update_colour(energy, speech, self.colour_deviation)
+                log_colour = update_colour(energy, speech, self.colour_deviation, log_colour)
             energy.prior_weight = self.prior_weight
             objective = mixture.mean_over_frames(energy.of_speech(latents, speech).mean(0)).tolist()
             for i, (trace, value) in enumerate(zip(traces, objective, strict=True)):
@@ -192,58 +193,6 @@ class Enhancer:
         mixture = energy.mixture
         gain = (1 - _OVERSUBTRACTION * mixture.quiet / mixture.power.clamp(min=1e-12)).clamp(min=_SMALLEST_FIRST_GAIN)
         return energy.masked(energy.vae.infer(mixture.power * gain.square(), energy.condition, mean=True).latents)
-
-
-def m_step(noise: NoiseModel, energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"]) -> None:
-    """One M-step with fixed samples: never increases the mean over them of sum_ft log V + P / V."""
-    inside = energy.mixture.inside.unsqueeze(-1)
-
-    def statistics() -> Statistics:
-        energy.noise = noise.variance()
-        precision = 1 / energy.mixture_variance(speech)
-        numerator = (energy.mixture.power * precision.square()).mean(0)
-        return Statistics(numerator * inside, precision.mean(0) * inside)
-
-    noise.update(statistics)
-    energy.noise = noise.variance()
-
-
-def update_gain(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"], deviation: float) -> None:
-    """One M-step of the gain of every frame with fixed samples: never increases the objective with log g_t ~ N(0, deviation^2)."""
-    fall, rise = _slopes(energy, speech)
-    log_gain = _log_normal_update(energy.gain.log(), fall.sum(-1), rise.sum(-1), energy.prior_weight / deviation**2)
-    energy.gain = torch.where(energy.mixture.inside, log_gain.exp(), 1.0)
-
-
-def update_colour(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"], deviation: float) -> None:
-    """The same of the colour, whose logarithm is a line between the centres of bands, each of them N(0, deviation^2)."""
-    fall, rise = _slopes(energy, speech)
-    weights = bands(_COLOUR_BANDS, speech.shape[-1], speech.device)
-    stiffness = energy.prior_weight / deviation**2
-    at_centres = energy.colour.log()[:, weights.argmax(0)]
-    log_colour = _log_normal_update(at_centres, fall.sum(-2) @ weights, rise.sum(-2) @ weights, stiffness)
-    energy.colour = (log_colour @ weights.mT).exp()
-
-
-def _slopes(energy: LatentEnergy, speech: Float[Tensor, "sample recording frame freq"]) -> tuple[Tensor, Tensor]:
-    """Of the bound log V + P / V <= a / r + b r + constant, for a speech s = g c v that is r times as strong, a = s P / V^2 and b = s / V.
-
-    Means over samples, zero in the padding. The reference is that of `NoiseModel`.
-    """
-    inside = energy.mixture.inside.unsqueeze(-1)
-    scaled = energy.scaled(speech)
-    precision = 1 / (scaled + energy.noise)
-    rise = scaled * precision
-    return (rise * precision * energy.mixture.power).mean(0) * inside, rise.mean(0) * inside
-
-
-def _log_normal_update(u: Tensor, a: Tensor, b: Tensor, stiffness: float) -> Tensor:
-    """The minimum over u' of the convex a exp(u - u') + b exp(u' - u) + stiffness u'^2 / 2, by Newton's method."""
-    new = u
-    for _ in range(_NEWTON_STEPS):
-        down, up = a * torch.exp(u - new), b * torch.exp(new - u)
-        new = new - (up - down + stiffness * new) / (up + down + stiffness)
-    return new
 
 
 def _separation(
