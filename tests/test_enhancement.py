@@ -29,6 +29,7 @@ from audiovae.models import MODELS, DynamicVAE, FrameVAE
 from audiovae.objectives import power
 from audiovae.separation import (
     METHODS,
+    Draws,
     Enhancer,
     FreePosterior,
     LatentEnergy,
@@ -180,6 +181,47 @@ def test_a_recording_comes_out_as_it_would_alone(frame: AudioVAE, dynamic: Audio
         assert torch.allclose(found.psds, alone.psds, rtol=1e-3)
         assert torch.allclose(found.latents, alone.latents, atol=1e-3)
         assert torch.allclose(found.objective, alone.objective, rtol=1e-4, atol=1e-2)
+
+
+def test_the_prior_weighs_more_at_first_and_nothing_stops_before_it_has_its_weight(frame: AudioVAE) -> None:
+    weights = []
+
+    class Still:
+        def begin(self, energy: LatentEnergy, latents: Tensor) -> None:
+            self.energy, self.latents = energy, latents
+
+        def draws(self) -> Draws:
+            weights.append(self.energy.prior_weight)
+            return Draws(self.latents.unsqueeze(0))
+
+    x = frame.stft(noisy(0.5))
+    (found,) = Enhancer(frame, Still, StationaryNoise, n_iterations=8, prior_weight=2.0, annealing=5.0, tolerance=1e9)([x])
+    assert weights == [10.0, 8.0, 6.0, 4.0, 2.0]  # in a straight line over the first half
+    assert found.converged
+    weights.clear()
+    Enhancer(frame, Still, StationaryNoise, n_iterations=8, prior_weight=2.0, tolerance=1e9)([x])
+    assert weights == [2.0, 2.0]
+
+
+def test_a_named_method_stops_when_it_is_done(frame: AudioVAE) -> None:
+    (found,) = enhancer(frame, "peem", mixed_precision=False)([frame.stft(torch.full((1,), 0.5))])
+    assert found.converged
+    assert len(found.objective) < METHODS["peem"].n_iterations
+
+
+@pytest.mark.parametrize("method", ["peem", "fast"])
+def test_a_method_brings_its_own_prior(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    load = AudioVAE.from_pretrained
+
+    def spy(name: Any, *rest: Any) -> AudioVAE:
+        asked.append(name)
+        return load(name, *rest)
+
+    monkeypatch.setattr(AudioVAE, "from_pretrained", spy)
+    stored(tmp_path / "in.wav", noisy(0.3)[:, None].numpy(), RATE, "PCM_16")
+    assert main(["enhance", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), "--method", method]) == 0
+    assert asked == [{"peem": "speech-16k-separation", "fast": "speech-16k-fast"}[method]]
 
 
 def test_no_recording_gives_no_separation(frame: AudioVAE) -> None:

@@ -57,7 +57,12 @@ class LatentEnergy:
 
     def scaled(self, speech: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
         """Variance of the speech in the mixture, g c v."""
-        return speech * (self.gain.unsqueeze(-1) * self.colour.unsqueeze(-2))
+        return speech * self.scale
+
+    @property
+    def scale(self) -> Float[Tensor, "recording frame freq"]:
+        """What the prior's speech is multiplied by, g c."""
+        return self.gain.unsqueeze(-1) * self.colour.unsqueeze(-2)
 
     def __call__(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
         return self.of_speech(latents, self.speech(latents))
@@ -78,7 +83,7 @@ class LatentEnergy:
             masked = self.masked(z)
             speech = self.speech(z)
             log_prior = self.vae.prior(masked, self.condition).log_prob(masked)
-        scale = self.gain.unsqueeze(-1) * self.colour.unsqueeze(-2)
+        scale = self.scale
         precision = 1 / torch.addcmul(self.noise, scale, speech.detach())
         of_speech = (scale * self.mixture.inside.unsqueeze(-1)) * precision * (1 - self.mixture.power * precision)
         of_prior = (-self.prior_weight * self.mixture.inside).to(log_prior.dtype).expand_as(log_prior)

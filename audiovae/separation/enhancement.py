@@ -89,7 +89,8 @@ class Enhancer:
         gain_deviation, colour_deviation: of log g_t, and of log c_f in each of 20 bands (powers); 0 fixes them to 1.
         annealing: the prior's weight in the first iteration, as a multiple; falls to 1 over the first half. So the noise is fitted before
             the speech can bend to it.
-        tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last; 0: none is.
+        tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last once the prior has its
+            weight; 0: none is.
         condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from; default all.
         mixed_precision: matrix products of the prior in bfloat16: faster where the processor has them, and not the same to the last digits.
 
@@ -165,7 +166,8 @@ class Enhancer:
         traces: list[list[float]] = [[] for _ in spectrograms]
         results: list[Separation | None] = [None] * len(spectrograms)
         for iteration in range(n_iterations):
-            energy.prior_weight = self.prior_weight * max(1.0, self.annealing - 2 * (self.annealing - 1) * iteration / self.n_iterations)
+            heat = max(1.0, self.annealing - 2 * (self.annealing - 1) * iteration / self.n_iterations)
+            energy.prior_weight = self.prior_weight * heat
             draws = e_step.draws()
             latents = draws.latents
             speech = energy.speech(latents)
@@ -180,7 +182,7 @@ class Enhancer:
             for i, (trace, value) in enumerate(zip(traces, objective, strict=True)):
                 if results[i] is not None:
                     continue
-                converged = bool(trace) and abs(trace[-1] - value) < self.tolerance
+                converged = bool(trace) and heat == 1 and abs(trace[-1] - value) < self.tolerance
                 trace.append(value)
                 if converged or iteration == n_iterations - 1:
                     results[i] = _separation(energy, speech, draws, i, spectrograms[i], trace, converged)
