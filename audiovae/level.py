@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 FRAME_SECONDS = 0.064
@@ -94,3 +97,18 @@ def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     if len(loud) == 0:
         return 0, 0
     return int(loud[0]) * _TRIM_HOP, min(wave.shape[-1], (int(loud[-1]) + 1) * _TRIM_HOP)
+
+
+def spectrogram_level(power: Float[Any, "frame freq"], window: Float[Any, " sample"]) -> Float[Any, ""]:
+    """RMS of the active frames of a recording, from the power of its spectrogram, tensors both: see `LevelMeter`; 0 for silence.
+
+    By Parseval's theorem a frame's samples under the window have sum_n |w_n x_n|^2 = (1 / n_fft) sum_f c_f |x_f|^2, with c_f = 2 but
+    for DC and Nyquist.
+    """
+    counts = power.new_full(power.shape[1:], 2.0)
+    counts[0] = 1.0
+    if len(window) % 2 == 0:
+        counts[-1] = 1.0
+    frame_power = power @ counts / (len(window) * window.square().sum())
+    active = frame_power >= frame_power.max() * 10 ** (-ACTIVE_RANGE_DB / 10)
+    return frame_power[active].mean().sqrt()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from audiovae.models.vae import VAE, Inference
+from audiovae.stft import power
 
 # A dimension counts as active when its KL, averaged over frames, exceeds this; all below is a collapsed posterior.
 ACTIVE_NATS = 0.01
@@ -286,11 +287,6 @@ def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
         f"the posterior has collapsed: {active} of {len(kl)} latent dimensions carry more than {ACTIVE_NATS} nats, so the "
         "decoder ignores its input; lower beta, warm it up longer, or lower the learning rate"
     )
-
-
-def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|x|^2 as real^2 + imag^2, whose gradient is right at zero too."""
-    return spectrogram.real.square().addcmul_(spectrogram.imag, spectrogram.imag)
 
 
 def log_prob_of_power(likelihood: Distribution, power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:

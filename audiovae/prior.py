@@ -15,13 +15,13 @@ from torch.distributions import Distribution
 from audiovae.errors import AudiovaeError
 from audiovae.level import active_level
 from audiovae.models import VAE, Inference
-from audiovae.objectives import elbo, importance_weighted_bound, power
-from audiovae.stft import STFT
+from audiovae.objectives import elbo, importance_weighted_bound
+from audiovae.phase import griffin_lim
+from audiovae.stft import STFT, power
 
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
 
-GRIFFIN_LIM_ITERATIONS = 64
 NO_DENSITY = "the model's likelihood is no density of the STFT, so it has no bound in nats"
 
 
@@ -224,35 +224,3 @@ def check_choice(choice: str) -> None:
     """Raises ValueError for anything but "mean" and "sample"."""
     if choice not in ("mean", "sample"):
         raise ValueError(f"latents must be 'mean' or 'sample', got {choice!r}")
-
-
-def griffin_lim(stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], length: int) -> Float[Tensor, "*batch sample"]:
-    """A wave of `length` samples whose STFT magnitude is near to `magnitude`, from a random phase.
-
-    Raises:
-        AudiovaeError: torchaudio is not installed.
-
-    Reference: N. Perraudin, P. Balazs, P. Sondergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
-    """
-    try:
-        from torchaudio.functional import griffinlim
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise AudiovaeError("Griffin-Lim needs torchaudio in the build that matches torch; install both at 2.11.0") from error
-
-    # torchaudio reflects at the ends, which takes more than half a window of samples: lengthen short spectrograms.
-    at_least = 2 + stft.n_fft // stft.hop_length
-    n_frames = magnitude.shape[-2]
-    padded = nn.functional.pad(magnitude, (0, 0, 0, max(0, at_least - n_frames)))
-    wave = griffinlim(
-        padded.transpose(-1, -2),
-        window=stft.window,
-        n_fft=stft.n_fft,
-        hop_length=stft.hop_length,
-        win_length=stft.n_fft,
-        power=1.0,
-        n_iter=GRIFFIN_LIM_ITERATIONS,
-        momentum=0.99,
-        length=(padded.shape[-2] - 1) * stft.hop_length,
-        rand_init=True,
-    )
-    return wave[..., :length]

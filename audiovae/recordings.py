@@ -21,17 +21,15 @@ from audiovae.errors import ModelError
 from audiovae.level import LevelMeter
 from audiovae.models import Inference
 from audiovae.models.latents import standard_normal
-from audiovae.objectives import power
-from audiovae.prior import AudioVAE, LatentChoice, Phase, check_choice, griffin_lim
+from audiovae.phase import StreamingGriffinLim
+from audiovae.prior import AudioVAE, LatentChoice, Phase, check_choice
 from audiovae.saved import model_hash
-from audiovae.stft import STFT, StreamingAnalysis, StreamingSynthesis
+from audiovae.stft import StreamingAnalysis, StreamingSynthesis, power
 
 LATENTS_FORMAT_VERSION = 2
 _LATENTS_FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
 _DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 _STRETCH_FRAMES = 4096  # that a model with context in time sees at once, besides its context
-_GRIFFIN_LIM_FRAMES = 1024
-_CROSSFADE_FRAMES = 16
 
 
 def file_level(prior: AudioVAE, info: AudioInfo) -> float:
@@ -293,43 +291,3 @@ def waves(
     for piece in pieces():
         yield piece[:, :n_left]
         n_left -= min(n_left, piece.shape[1])
-
-
-class StreamingGriffinLim:
-    """Griffin-Lim for magnitudes that arrive in blocks: about 16 s at a time, cross-faded over a quarter of a second.
-
-    The phase of one stretch knows nothing of the next one's, so a steady tone may dip where two of them meet.
-    """
-
-    def __init__(self, stft: STFT) -> None:
-        self._stft = stft
-        self._pending: list[Tensor] = []
-        self._tail: Tensor | None = None  # the end of the stretch before, still to be cross-faded
-        self._n_emitted = 0
-
-    def push(self, magnitude: Float[Tensor, "channel frame freq"]) -> Float[Tensor, "channel sample"]:
-        """Take the next frames and return the samples that are ready."""
-        self._pending.append(magnitude)
-        waves = [magnitude.new_zeros(magnitude.shape[0], 0)]
-        while sum(part.shape[1] for part in self._pending) > 2 * _GRIFFIN_LIM_FRAMES:
-            pending = torch.cat(self._pending, dim=1)
-            stretch = pending[:, : _GRIFFIN_LIM_FRAMES + _CROSSFADE_FRAMES + 1]
-            self._pending = [pending[:, _GRIFFIN_LIM_FRAMES:]]
-            wave = self._fade_in(griffin_lim(self._stft, stretch, (stretch.shape[1] - 1) * self._stft.hop_length))
-            cut = _GRIFFIN_LIM_FRAMES * self._stft.hop_length
-            self._tail = wave[:, cut:]
-            waves.append(wave[:, :cut])
-        emitted = torch.cat(waves, dim=1)
-        self._n_emitted += emitted.shape[1]
-        return emitted
-
-    def finish(self, length: int) -> Float[Tensor, "channel sample"]:
-        """Return the rest of a wave of `length` samples."""
-        return self._fade_in(griffin_lim(self._stft, torch.cat(self._pending, dim=1), length - self._n_emitted))
-
-    def _fade_in(self, wave: Tensor) -> Tensor:
-        if self._tail is None:
-            return wave
-        n = min(self._tail.shape[1], wave.shape[1])
-        ramp = torch.linspace(0, 1, self._tail.shape[1], device=wave.device)[:n]
-        return torch.cat([self._tail[:, :n] * (1 - ramp) + wave[:, :n] * ramp, wave[:, n:]], dim=1)

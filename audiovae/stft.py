@@ -232,3 +232,8 @@ class StreamingSynthesis:
         wave = numerator[..., drop:end] / envelope[drop:end]
         self._n_emitted += wave.shape[-1]
         return wave
+
+
+def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """|x|^2 as real^2 + imag^2, whose gradient is right at zero too."""
+    return spectrogram.real.square().addcmul_(spectrogram.imag, spectrogram.imag)

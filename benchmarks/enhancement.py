@@ -42,12 +42,12 @@ from audiovae import STFT, AudioVAE, audio
 from audiovae.atomic import atomic_path
 from audiovae.cli.progress import bar
 from audiovae.errors import AudiovaeError
+from audiovae.level import spectrogram_level
 from audiovae.metrics import WAVE_METRICS, Score, compare, estimate, improvement, si_sdr, summarise
-from audiovae.objectives import power
 from audiovae.saved import shipped_names
 from audiovae.separation import METHODS, Mixture, NMFNoise, SlowNoise, enhancer
-from audiovae.separation.mixture import spectrogram_level
 from audiovae.separation.noise import Statistics
+from audiovae.stft import power
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker

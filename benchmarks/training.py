@@ -22,7 +22,7 @@ import torch
 from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, TrainingSettings, fit
 from audiovae.cli.progress import print_table
 from audiovae.corpora.packed import Header, Utterance, write_index
-from audiovae.objectives import power
+from audiovae.stft import power
 from audiovae.training.loop import Batch, TrainingLoss
 
 BATCH, STEPS, ROUNDS = 4096, 500, 3

@@ -35,6 +35,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("models",),
     ("networks",),
     ("distributions",),
+    ("phase",),
     ("stft",),
     ("audio",),
     ("containers", "level", "atomic"),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from audiovae import STFT, VAE, AudioVAE, Conditions, FrameVAE, FrameVAESettings, LabelVAE, LabelVAESettings, label_log_probs
 from audiovae.errors import AudiovaeError, ConditionError
 from audiovae.models import MODELS
-from audiovae.objectives import elbo_of_power, power
+from audiovae.objectives import elbo_of_power
+from audiovae.stft import power
 
 N_FREQS = 9
 DIGIT_AND_SPEAKER = {"digit": ("zero", "one", "two"), "speaker": ("ann", "bob")}

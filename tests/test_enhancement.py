@@ -23,10 +23,9 @@ from audiovae.audio import resample
 from audiovae.cli.main import main
 from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.errors import AudiovaeError
-from audiovae.level import active_level
+from audiovae.level import active_level, spectrogram_level
 from audiovae.metrics import si_sdr
 from audiovae.models import MODELS, DynamicVAE, FrameVAE
-from audiovae.objectives import power
 from audiovae.separation import (
     METHODS,
     Draws,
@@ -48,9 +47,10 @@ from audiovae.separation import (
 from audiovae.separation.energy import gradient
 from audiovae.separation.enhancement import EStep
 from audiovae.separation.m_step import update_colour, update_gain, update_noise
-from audiovae.separation.mixture import quiet_spectrum, quiet_track, spectrogram_level
+from audiovae.separation.mixture import quiet_spectrum, quiet_track
 from audiovae.separation.noise import bands
 from audiovae.settings import DynamicVAESettings, FrameVAESettings, MethodName, NoiseName
+from audiovae.stft import power
 
 E_STEPS: dict[str, Callable[[], EStep]] = {
     "point estimate": PointEstimate,

@@ -25,11 +25,11 @@ from audiovae import AudioVAE
 from audiovae.audio import resample
 from audiovae.errors import AudioError, PathError
 from audiovae.level import active_level
-from audiovae.objectives import power
 from audiovae.report import enhancement, plots
 from audiovae.report.enhancement import write_enhancement_report
 from audiovae.report.markup import players
 from audiovae.separation import Enhancer, MarkovChain, PointEstimate, Separation, SlowNoise, StationaryNoise
+from audiovae.stft import power
 
 QUANTUM = 2.0**-15  # of the sounds on the page
 SAMPLED = partial(MarkovChain, n_burn=3, n_keep=8)

@@ -19,7 +19,8 @@ from audiovae.errors import ConditionError, LatentError
 from audiovae.models import MODELS, Inference, LabelVAE
 from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import mlp
-from audiovae.objectives import elbo_of_power, power, seen_past
+from audiovae.objectives import elbo_of_power, seen_past
+from audiovae.stft import power
 
 N_FREQS = 17
 Z_LIMIT = 5.0  # a test of a mean fails by chance once in two million

@@ -16,8 +16,9 @@ from torch.distributions import kl_divergence
 from audiovae import STFT, AudioVAE, ComplexNormal, FrameVAE, FrameVAESettings
 from audiovae.errors import AudiovaeError
 from audiovae.level import active_level
-from audiovae.objectives import power
-from audiovae.prior import check_choice, griffin_lim
+from audiovae.phase import griffin_lim
+from audiovae.prior import check_choice
+from audiovae.stft import power
 
 GAINS = (1e-6, 1e-3, 0.1, 1.0, 10.0, 1e3)
 needs_torchaudio = pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")

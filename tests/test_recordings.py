@@ -20,15 +20,14 @@ from conftest import RATE, build_prior, speech_like
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audiovae import STFT, AudioVAE, audio, recordings
+from audiovae import STFT, AudioVAE, audio, phase, recordings
 from audiovae.audio import resample
 from audiovae.errors import AudioError, ModelError
 from audiovae.level import active_level
 from audiovae.models import MODELS
-from audiovae.objectives import power
+from audiovae.phase import StreamingGriffinLim
 from audiovae.recordings import (
     LatentsFile,
-    StreamingGriffinLim,
     decode_file,
     encode_file,
     file_level,
@@ -36,6 +35,7 @@ from audiovae.recordings import (
     spectrogram_blocks,
 )
 from audiovae.saved import model_hash
+from audiovae.stft import power
 
 needs_torchaudio = pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
 
@@ -608,8 +608,8 @@ def test_stretches_keep_every_frame_once_with_its_context(context: int, n_frames
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stretches of 40 frames, cross-faded over 4."""
-    monkeypatch.setattr(recordings, "_GRIFFIN_LIM_FRAMES", 40)
-    monkeypatch.setattr(recordings, "_CROSSFADE_FRAMES", 4)
+    monkeypatch.setattr(phase, "_GRIFFIN_LIM_FRAMES", 40)
+    monkeypatch.setattr(phase, "_CROSSFADE_FRAMES", 4)
 
 
 def stream(stft: STFT, magnitude: Tensor, length: int, block: int) -> Tensor:
@@ -623,7 +623,7 @@ def stream(stft: STFT, magnitude: Tensor, length: int, block: int) -> Tensor:
 @pytest.mark.parametrize("n_frames", [1, 2, 40, 44, 80, 81, 82, 121, 300])
 def test_stretches_fit_together(n_frames: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a synthesis that gives ones everywhere, the cross-faded whole is ones everywhere, and of the right length."""
-    monkeypatch.setattr(recordings, "griffin_lim", lambda stft, magnitude, length: torch.ones(len(magnitude), length))
+    monkeypatch.setattr(phase, "griffin_lim", lambda stft, magnitude, length: torch.ones(len(magnitude), length))
     stft = STFT(64, 16)
     for length in {max(1, (n_frames - 2) * 16 + 1), max(1, (n_frames - 1) * 16)}:
         if stft.n_frames(length) == n_frames:
@@ -635,7 +635,7 @@ def test_stretches_fit_together(n_frames: int, block: int, monkeypatch: pytest.M
 def test_stretches_stand_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a synthesis that gives the number of each frame, held until the next, the whole counts up."""
     monkeypatch.setattr(
-        recordings, "griffin_lim", lambda stft, magnitude, length: magnitude[..., 0].repeat_interleave(stft.hop_length, -1)[:, :length]
+        phase, "griffin_lim", lambda stft, magnitude, length: magnitude[..., 0].repeat_interleave(stft.hop_length, -1)[:, :length]
     )
     magnitude = torch.arange(300.0)[None, :, None].expand(1, 300, 33)
     wave = stream(STFT(64, 16), magnitude, 299 * 16, 13)

@@ -10,6 +10,7 @@ from conftest import build_prior
 from torch import Tensor
 
 from audiovae import STFT, AudioVAE
+from audiovae.level import spectrogram_level
 from audiovae.metrics import si_sdr
 from audiovae.models import DynamicVAE
 from audiovae.models.vae import VAE
@@ -23,7 +24,6 @@ from audiovae.separation import (
     NoiseModel,
     enhancer,
 )
-from audiovae.separation.mixture import spectrogram_level
 from audiovae.settings import DynamicVAESettings
 
 RATE = 16000

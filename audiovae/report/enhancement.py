@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from audiovae import audio
 from audiovae.audio import AudioInfo
 from audiovae.level import active_level
-from audiovae.objectives import power
 from audiovae.report import plots
 from audiovae.report.markup import image, number, players, write_page
 from audiovae.separation.enhancement import Enhancer, Separation
+from audiovae.stft import power
 
 SHOWN_SECONDS = 30.0
 

@@ -12,10 +12,11 @@ import torch
 from audiovae import audio
 from audiovae.level import active_level
 from audiovae.metrics import NotScored, normalise, summarise
-from audiovae.objectives import collapse_warning, kl_per_dimension, power
+from audiovae.objectives import collapse_warning, kl_per_dimension
 from audiovae.prior import AudioVAE
 from audiovae.report import plots
 from audiovae.report.markup import image, number, players, write_page
+from audiovae.stft import power
 
 SHOWN_RECORDINGS = 6
 LISTENING_SECONDS = 10.0

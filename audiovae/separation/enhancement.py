@@ -11,14 +11,15 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.errors import AudiovaeError
+from audiovae.level import spectrogram_level
 from audiovae.models.vae import EVERYTHING
-from audiovae.objectives import power
 from audiovae.prior import AudioVAE
 from audiovae.separation.e_step import Draws, EStep
 from audiovae.separation.energy import LatentEnergy
 from audiovae.separation.m_step import update_colour, update_gain, update_noise
-from audiovae.separation.mixture import Mixture, spectrogram_level
+from audiovae.separation.mixture import Mixture
 from audiovae.separation.noise import NoiseModel, SlowNoise
+from audiovae.stft import power
 
 _OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1

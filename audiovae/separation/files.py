@@ -15,11 +15,10 @@ from torch import Tensor
 from audiovae import audio
 from audiovae.audio import AudioInfo, Writer
 from audiovae.errors import AudiovaeError
-from audiovae.objectives import power
 from audiovae.prior import AudioVAE
 from audiovae.recordings import file_level, spectrogram_blocks, waves
 from audiovae.separation.enhancement import Enhancer, Separation
-from audiovae.stft import StreamingSynthesis
+from audiovae.stft import StreamingSynthesis, power
 
 BLOCK_FRAMES = 1800  # about half a minute at 16 kHz: what is inferred at once
 OVERLAP_FRAMES = 100  # of two blocks, across which one gain fades into the other

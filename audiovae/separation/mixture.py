@@ -12,8 +12,6 @@ from torch.nn import functional
 
 from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 
-ACTIVE_RANGE = 1e-3  # 30 dB: a frame within it of the loudest one is active
-
 _QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
 _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is free of speech at times, a second apart
 
@@ -81,21 +79,6 @@ class Mixture:
     def mean_over_frames(self, values: Float[Tensor, "*more recording frame"]) -> Float[Tensor, "*more recording"]:
         """Mean over each recording's own frames."""
         return torch.where(self.inside, values, 0.0).sum(-1) / self.inside.sum(-1)
-
-
-def spectrogram_level(power: Float[Tensor, "frame freq"], window: Float[Tensor, " sample"]) -> Float[Tensor, ""]:
-    """RMS of the active frames of a recording, from its spectrogram: see `audiovae.level`; 0 for silence.
-
-    By Parseval's theorem a frame's samples under the window have sum_n |w_n x_n|^2 = (1 / n_fft) sum_f c_f |x_f|^2, with c_f = 2 but
-    for DC and Nyquist.
-    """
-    counts = torch.full_like(power[0], 2.0)
-    counts[0] = 1.0
-    if len(window) % 2 == 0:
-        counts[-1] = 1.0
-    frame_power = power @ counts / (len(window) * window.square().sum())
-    active = frame_power >= frame_power.max() * ACTIVE_RANGE
-    return frame_power[active].mean().sqrt()
 
 
 def quiet_track(power: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None) -> Float[Tensor, "frame freq"]:

@@ -26,10 +26,10 @@ from audiovae.objectives import (
     free_bits,
     importance_weighted_surrogate,
     kl_per_dimension,
-    power,
 )
 from audiovae.prior import AudioVAE
 from audiovae.settings import TrainingSettings
+from audiovae.stft import power
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
 from audiovae.training.memory import keep_freed_memory
 from audiovae.training.record import Record

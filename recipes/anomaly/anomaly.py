@@ -27,7 +27,7 @@ from audiovae import AudioVAE, audio, elbo
 from audiovae.cli.progress import bar, print_table
 from audiovae.level import active_level
 from audiovae.networks.log_power import VARIANCE_FLOOR
-from audiovae.objectives import power
+from audiovae.stft import power
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -23,7 +23,7 @@ from torch import Tensor
 from audiovae import AudioVAE, ComplexNormal, LabelVAE, audio, label_log_probs
 from audiovae.cli.progress import print_table
 from audiovae.level import active_level
-from audiovae.objectives import power
+from audiovae.stft import power
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
