@@ -24,7 +24,7 @@ from audiovae.models.latents import standard_normal
 from audiovae.phase import StreamingGriffinLim
 from audiovae.prior import AudioVAE, LatentChoice, Phase, check_choice
 from audiovae.saved import model_hash
-from audiovae.stft import StreamingAnalysis, StreamingSynthesis, power
+from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis, power
 
 LATENTS_FORMAT_VERSION = 2
 _LATENTS_FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
@@ -32,7 +32,7 @@ _DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeE
 _STRETCH_FRAMES = 4096  # that a model with context in time sees at once, besides its context
 
 
-def file_level(prior: AudioVAE, info: AudioInfo) -> float:
+def file_level(prior: Front, info: AudioInfo) -> float:
     """Level of a file at the prior's rate, shared by its channels: the first pass over it."""
     meter = LevelMeter(prior.sample_rate)
     for block in _at_rate(info, prior.sample_rate):
@@ -40,12 +40,12 @@ def file_level(prior: AudioVAE, info: AudioInfo) -> float:
     return meter.finish()
 
 
-def spectrogram_blocks(prior: AudioVAE, info: AudioInfo, level: float) -> Iterator[Complex[Tensor, "channel frame freq"]]:
+def spectrogram_blocks(prior: Front, info: AudioInfo, level: float) -> Iterator[Complex[Tensor, "channel frame freq"]]:
     """The STFT of a file over its level, in blocks of frames: the second pass."""
     analysis = StreamingAnalysis(prior.stft)
     for block in _at_rate(info, prior.sample_rate):
         if block.shape[1]:
-            frames = analysis.push(torch.from_numpy(block).to(prior.device) / (level or 1.0))
+            frames = analysis.push(torch.from_numpy(block).to(prior.stft.window.device) / (level or 1.0))
             if frames.shape[-2]:
                 yield frames
     yield analysis.finish()
@@ -113,11 +113,11 @@ def resynthesize_file(
     """
     check_choice(latents)
     info = audio.inspect(source)
-    level = file_level(prior, info)
+    level = file_level(prior.front, info)
     synthesis = StreamingSynthesis(prior.stft) if phase == "original" else StreamingGriffinLim(prior.stft)
 
     def magnitudes() -> Iterator[Tensor]:
-        for stretch in stretches(spectrogram_blocks(prior, info, level), prior.vae.context):
+        for stretch in stretches(spectrogram_blocks(prior.front, info, level), prior.vae.context):
             z = prior.vae.infer(power(stretch.frames), condition, mean=latents == "mean").latents
             magnitude = prior.psd(z, condition).sqrt()[:, stretch.kept]
             yield magnitude * torch.sgn(stretch.frames[:, stretch.kept]) if phase == "original" else magnitude
@@ -213,11 +213,11 @@ def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = 
         AudioError: the source cannot be read.
     """
     info = audio.inspect(source)
-    level = file_level(prior, info)
+    level = file_level(prior.front, info)
     latents: list[Tensor] = []
     posterior: dict[str, list[Tensor]] = {}
     sequence: dict[str, Tensor] = {}
-    for stretch in stretches(spectrogram_blocks(prior, info, level), prior.vae.context):
+    for stretch in stretches(spectrogram_blocks(prior.front, info, level), prior.vae.context):
         inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
         latents.append(inference.latents[:, stretch.kept].cpu())
         for name, tensor in prior.vae.latents.tensors(inference.posterior).items():
@@ -268,13 +268,13 @@ def _synthesise(
     rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None,
 ) -> Writer:  # fmt: skip
     with Writer(target, rate, n_channels, n_samples, like) as writer:
-        for wave in waves(prior, blocks, synthesis, level, rate, n_channels, n_samples):
+        for wave in waves(prior.front, blocks, synthesis, level, rate, n_channels, n_samples):
             writer.write(wave)
     return writer
 
 
 def waves(
-    prior: AudioVAE, blocks: Iterator[Tensor], synthesis: StreamingSynthesis | StreamingGriffinLim, level: float, rate: int,
+    prior: Front, blocks: Iterator[Tensor], synthesis: StreamingSynthesis | StreamingGriffinLim, level: float, rate: int,
     n_channels: int, n_samples: int,
 ) -> Iterator[audio.Wave]:  # fmt: skip
     """Blocks of frames as pieces of a wave at `rate`, `[channel, sample]`, `n_samples` in all."""

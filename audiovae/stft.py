@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float
@@ -232,6 +233,19 @@ class StreamingSynthesis:
         wave = numerator[..., drop:end] / envelope[drop:end]
         self._n_emitted += wave.shape[-1]
         return wave
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a model hears through.
+
+    Attributes:
+        stft: windows and their transform.
+        sample_rate: of the waves, in Hz.
+    """
+
+    stft: STFT
+    sample_rate: int
 
 
 def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -14,7 +14,7 @@ from audiovae.errors import AudiovaeError, PathError
 from audiovae.settings import MethodName, NoiseName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
-    from audiovae.separation import Enhancer
+    from audiovae.separation import Separator
     from audiovae.separation.files import Enhanced
 
 GPU_BATCH = 8
@@ -160,7 +160,7 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any) -> Res
     return {**row, "residual": str(done.residual.path)}
 
 
-def _with_report(item: Item, result: Result, separate: Enhancer, options: Any) -> Result:
+def _with_report(item: Item, result: Result, separate: Separator, options: Any) -> Result:
     """Write the page of a file, but where it is there already."""
     report = options.reports.get(item.target)
     if report is None or isinstance(result, AudiovaeError):

@@ -1,36 +1,60 @@
-"""Speech out of noise: a prior of clean speech, a model of the noise fitted to the noisy recording, and inference of both."""
+"""Mixtures taken apart: sources with a spatial model, fitted to each recording alone by expectation maximisation."""
 
-from audiovae.separation.e_step import Draws, EStep
-from audiovae.separation.energy import Energy, LatentEnergy
-from audiovae.separation.enhancement import Enhancer, Separation, Separator
-from audiovae.separation.files import NoisyFile, enhance_file, enhance_files, groups_by_length
-from audiovae.separation.methods import METHODS, enhancer
+from audiovae.separation.em import EMSettings, Separator
+from audiovae.separation.files import Enhanced, NoisyFile, enhance_file, enhance_files, groups_by_length
+from audiovae.separation.inference.e_step import Draws, EStep
+from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPrior
+from audiovae.separation.inference.markov_chain import MarkovChain
+from audiovae.separation.inference.point_estimate import PointEstimate
+from audiovae.separation.inference.variational import FreePosterior
+from audiovae.separation.methods import METHODS, enhancer, fast_mnmf2, separate
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise
-from audiovae.separation.point_estimate import PointEstimate
-from audiovae.separation.sampling import MarkovChain
-from audiovae.separation.variational import FreePosterior
+from audiovae.separation.separation import Separation
+from audiovae.separation.sources.deep import DeepSettings, DeepSource
+from audiovae.separation.sources.nmf import NMF
+from audiovae.separation.sources.slow import SlowBands
+from audiovae.separation.sources.source import Finding, ShallowSource, Source
+from audiovae.separation.sources.stationary import Stationary
+from audiovae.separation.spatial.joint_diagonal import JointDiagonal
+from audiovae.separation.spatial.single_channel import SingleChannel
+from audiovae.separation.spatial.spatial import Spatial, View
+from audiovae.separation.starts import Beginning, even_start, quiet_start
 
 __all__ = [
     "METHODS",
+    "NMF",
+    "Beginning",
+    "DeepSettings",
+    "DeepSource",
     "Draws",
+    "EMSettings",
     "EStep",
     "Energy",
-    "Enhancer",
+    "Enhanced",
+    "Finding",
     "FreePosterior",
+    "JointDiagonal",
     "LatentEnergy",
+    "LatentPrior",
     "MarkovChain",
     "Mixture",
-    "NMFNoise",
-    "NoiseModel",
     "NoisyFile",
     "PointEstimate",
     "Separation",
     "Separator",
-    "SlowNoise",
-    "StationaryNoise",
+    "ShallowSource",
+    "SingleChannel",
+    "SlowBands",
+    "Source",
+    "Spatial",
+    "Stationary",
+    "View",
     "enhance_file",
     "enhance_files",
     "enhancer",
+    "even_start",
+    "fast_mnmf2",
     "groups_by_length",
+    "quiet_start",
+    "separate",
 ]

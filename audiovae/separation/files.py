@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae import audio
 from audiovae.audio import AudioInfo, Writer
 from audiovae.errors import AudiovaeError
-from audiovae.prior import AudioVAE
 from audiovae.recordings import file_level, spectrogram_blocks, waves
-from audiovae.separation.enhancement import Enhancer, Separation
-from audiovae.stft import StreamingSynthesis, power
-
-BLOCK_FRAMES = 1800  # about half a minute at 16 kHz: what is inferred at once
-OVERLAP_FRAMES = 100  # of two blocks, across which one gain fades into the other
+from audiovae.separation.blocks import Fade, overlapping
+from audiovae.separation.em import Separator
+from audiovae.separation.separation import Separation
+from audiovae.stft import Front, StreamingSynthesis
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,9 @@ class Enhanced:
     labels: dict[str, str]
 
 
-def enhance_file(enhancer: Enhancer, source: str | Path, target: str | Path, residual: str | Path | None = None, seed: int = 0) -> Enhanced:
+def enhance_file(
+    enhancer: Separator, source: str | Path, target: str | Path, residual: str | Path | None = None, seed: int = 0
+) -> Enhanced:
     """Write the speech of a sound file: `enhance_files` of one, whose arguments are those of `NoisyFile`.
 
     Raises:
@@ -73,11 +72,11 @@ def enhance_file(enhancer: Enhancer, source: str | Path, target: str | Path, res
 
 
 def enhance_files(
-    enhancer: Enhancer, files: Sequence[NoisyFile], progress: Callable[[float], None] = lambda seconds: None
+    enhancer: Separator, files: Sequence[NoisyFile], progress: Callable[[float], None] = lambda seconds: None
 ) -> list[Enhanced | AudiovaeError | None]:
     """Write the speech of sound files, all of them side by side; each comes out as it would alone, to 1e-4 of full scale.
 
-    A file longer than half a minute is taken in blocks that overlap; the noise of one is where the next one's begins. So memory follows
+    A file longer than half a minute is taken in blocks that overlap; the noise at the end of one is where the next one's begins. So memory follows
     from the number of files and not from their lengths: cut many files into groups by `groups_by_length`. What lies above the prior's
     highest frequency is counted as noise.
 
@@ -88,7 +87,7 @@ def enhance_files(
         what became of each: None for one without a target; an error for one that cannot be read or written, of which nothing is left
         behind and which the others do not mind.
     """
-    runs = [_enhance(enhancer.prior, file, progress) for file in files]
+    runs = [_enhance(enhancer.front, file, progress) for file in files]
     results: list[Enhanced | AudiovaeError | None] = [None] * len(files)
     asked: dict[int, _Block] = {}
 
@@ -110,7 +109,7 @@ def enhance_files(
                 [block.spectrogram for block in blocks],
                 [files[i].seed for i in places],
                 [block.level for block in blocks],
-                [block.quiet for block in blocks],
+                [block.states for block in blocks],
             )
             for i, separation in zip(places, separations, strict=True):
                 resume(i, separation)
@@ -144,27 +143,31 @@ def readable_seconds(source: str | Path) -> float:
 
 @dataclass(frozen=True)
 class _Block:
-    """What a file wants to be inferred next: arguments of `Enhancer`."""
+    """What a file wants to be inferred next: arguments of `Separator`."""
 
-    spectrogram: Complex[Tensor, "frame freq"]
+    spectrogram: Complex[Tensor, "frame freq channel"]
     level: float
-    quiet: Float[Tensor, " freq"] | None
+    states: Sequence[Float[Tensor, " freq"] | None] | None
 
 
-def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]) -> Generator[_Block, Separation | None, Enhanced | None]:
+def _enhance(
+    front: Front, file: NoisyFile, progress: Callable[[float], None]
+) -> Generator[_Block, Separation | None, Enhanced | None]:
     """One file: yields a block, is sent what inference says of it, and so on to its end.
 
     Raises:
         AudioError: the source cannot be read, or a target not be written.
     """
     info = audio.inspect(file.source)
-    level = file_level(prior, info)
-    faded, of_source = _Fade(), _Reader(info)
-    quiet: Tensor | None = None
+    level = file_level(front, info)
+    faded, of_source = Fade(), _Reader(info)
+    states: Sequence[Tensor | None] | None = None
     objective: list[float] = []
     labels: dict[str, str] = {}
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
-    pieces = waves(prior, _popped(ready), StreamingSynthesis(prior.stft), level, info.sample_rate, info.n_channels, info.n_samples)
+    pieces = waves(
+        front, _popped(ready), StreamingSynthesis(front.stft), level, info.sample_rate, info.n_channels, info.n_samples
+    )
     with ExitStack() as opened:
 
         def writer(path: str | Path | None) -> Writer | None:
@@ -182,14 +185,13 @@ def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]
                     residual.write(of_source.take(wave.shape[1]) - speech.held(wave))
             progress(wave.shape[1] / info.sample_rate)
 
-        for block, last in _overlapping(spectrogram_blocks(prior, info, level)):
-            separation = yield _Block(_mean_channel(block), 1.0 if level else 0.0, quiet)
+        for block, last in overlapping(spectrogram_blocks(front, info, level)):
+            separation = yield _Block(block.movedim(0, -1), 1.0 if level else 0.0, states)
             assert separation is not None
-            quiet = _final_noise(separation)
+            states = [source.state for source in separation.sources]
             objective = objective or separation.objective.tolist()
-            if separation.condition is not None:
-                labels = labels or prior.vae.conditions.names(separation.condition)
-            ready.append(faded.push(block, separation.wiener, last))
+            labels = labels or separation.sources[0].labels
+            ready.append(faded.push(separation.images[0].movedim(-1, 0), last))
             write(next(pieces))
         for wave in pieces:
             write(wave)
@@ -199,43 +201,6 @@ def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]
 def _popped(ready: list[Tensor]) -> Iterator[Tensor]:
     while ready:
         yield ready.pop()
-
-
-def _mean_channel(block: Complex[Tensor, "channel frame freq"]) -> Complex[Tensor, "frame freq"]:
-    """A spectrogram with the mean power of the channels."""
-    return block[0] if len(block) == 1 else power(block).mean(0).sqrt().to(block.dtype)
-
-
-def _final_noise(separation: Separation) -> Float[Tensor, " freq"]:
-    return separation.psds[1, -OVERLAP_FRAMES:].mean(0)
-
-
-def _overlapping(blocks: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Cut a stream of frames into blocks that overlap; says which is the last. No block but a lone first is short."""
-    pending: Tensor | None = None
-    for block in blocks:
-        pending = block if pending is None else torch.cat([pending, block], dim=1)
-        while pending.shape[1] >= 2 * BLOCK_FRAMES:
-            yield pending[:, :BLOCK_FRAMES], False
-            pending = pending[:, BLOCK_FRAMES - OVERLAP_FRAMES :]
-    assert pending is not None
-    yield pending, True
-
-
-class _Fade:
-    """Gains of overlapping blocks: from one to the next along a straight line."""
-
-    def __init__(self) -> None:
-        self._before: Tensor | None = None
-
-    def push(self, block: Complex[Tensor, "channel frame freq"], gain: Float[Tensor, "frame freq"], last: bool) -> Tensor:
-        """The speech in the frames that no later block reaches."""
-        if self._before is not None:
-            rise = torch.linspace(0, 1, OVERLAP_FRAMES, device=gain.device, dtype=gain.dtype).unsqueeze(-1)
-            gain = torch.cat([torch.lerp(self._before, gain[:OVERLAP_FRAMES], rise), gain[OVERLAP_FRAMES:]])
-        self._before = gain[-OVERLAP_FRAMES:]
-        end = len(gain) if last else len(gain) - OVERLAP_FRAMES
-        return block[:, :end] * gain[:end]
 
 
 class _Reader:

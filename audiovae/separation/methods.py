@@ -7,21 +7,33 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from audiovae.errors import AudiovaeError
 from audiovae.prior import AudioVAE
-from audiovae.separation.e_step import EStep
-from audiovae.separation.enhancement import Enhancer
-from audiovae.separation.mixture import Mixture
-from audiovae.separation.noise import NMFNoise, NoiseModel, SlowNoise, StationaryNoise
-from audiovae.separation.point_estimate import PointEstimate
-from audiovae.separation.sampling import MarkovChain
-from audiovae.separation.variational import FreePosterior
+from audiovae.separation.em import EMSettings, Separator
+from audiovae.separation.inference.e_step import EStep
+from audiovae.separation.inference.markov_chain import MarkovChain
+from audiovae.separation.inference.point_estimate import PointEstimate
+from audiovae.separation.inference.variational import FreePosterior
+from audiovae.separation.sources.deep import DeepSettings, DeepSource
+from audiovae.separation.sources.nmf import NMF
+from audiovae.separation.sources.slow import SlowBands
+from audiovae.separation.sources.source import MakeSource
+from audiovae.separation.sources.stationary import Stationary
+from audiovae.separation.spatial.joint_diagonal import JointDiagonal
+from audiovae.separation.starts import even_start, quiet_start
 from audiovae.settings import MethodName, NoiseName
+from audiovae.stft import STFT, Front
 
-PRIOR_WEIGHT, ANNEALING = 12.0, 4.0  # the first at a hop of a quarter: see `LatentEnergy` and `Enhancer`
+PRIOR_WEIGHT, ANNEALING = 12.0, 4.0  # the first at a hop of a quarter: see `LatentEnergy` and `EMSettings`
 GAIN_DEVIATION, COLOUR_DEVIATION = 0.2, 0.6
 TOLERANCE = 0.5  # nats per frame
+_LONGEST_PADDING = 64  # frames; a recurrence forgets within these what follows the end of a recording
+
+ROOM_WINDOW = 4096  # samples, longer than most of a room's reverberation at 16 kHz
+ROOM_RANK, ROOM_ITERATIONS = 8, 100
 
 
 @dataclass(frozen=True)
@@ -52,18 +64,22 @@ METHODS: dict[MethodName, Method] = {
 
 
 def enhancer(
-    prior: AudioVAE, method: MethodName = "peem", noise: NoiseName = "slow", rank: int = 8, condition: Tensor | None = None,
+    prior: AudioVAE,
+    method: MethodName = "peem",
+    noise: NoiseName = "slow",
+    rank: int = 8,
+    condition: Tensor | None = None,
     mixed_precision: bool | None = None,
-) -> Enhancer:  # fmt: skip
-    """An `Enhancer` by the names of its parts.
+) -> Separator:
+    """Speech out of noise: one microphone, a deep source of clean speech and a model of noise.
 
     Args:
         prior: of clean speech.
         method: one of METHODS.
         noise: bands that change slowly, NMF, or one spectrum for the whole recording.
         rank: components of a slow or NMF noise.
-        condition: labels of the speech, for a conditional prior.
-        mixed_precision: see `Enhancer`; None: where the processor multiplies bfloat16.
+        condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from; default all.
+        mixed_precision: see `DeepSettings`; None: where the processor multiplies bfloat16.
 
     Raises:
         ValueError: an unknown name.
@@ -71,19 +87,53 @@ def enhancer(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    noises: dict[NoiseName, Callable[[Mixture], NoiseModel]] = {
-        "slow": partial(SlowNoise, rank=rank),
-        "nmf": partial(NMFNoise, rank=rank),
-        "stationary": StationaryNoise,
+    chosen = METHODS[method]
+    noises: dict[NoiseName, MakeSource] = {
+        "slow": partial(SlowBands, rank=rank, n_steps=chosen.n_m_steps),
+        "nmf": partial(NMF, rank=rank, n_steps=chosen.n_m_steps),
+        "stationary": partial(Stationary, n_steps=chosen.n_m_steps),
     }
     if noise not in noises:
         raise ValueError(f"noise must be one of {', '.join(noises)}, got {noise!r}")
-    chosen = METHODS[method]
     mixed = multiplies_bfloat16(prior.device) if mixed_precision is None else mixed_precision
-    return Enhancer(
-        prior, chosen.e_step, noises[noise], chosen.n_iterations, chosen.n_m_steps, PRIOR_WEIGHT, GAIN_DEVIATION, COLOUR_DEVIATION,
-        ANNEALING, TOLERANCE, condition, mixed,
-    )  # fmt: skip
+    speech = DeepSource.of(
+        prior, chosen.e_step, DeepSettings(PRIOR_WEIGHT, GAIN_DEVIATION, COLOUR_DEVIATION, mixed), condition
+    )
+    settings = EMSettings(chosen.n_iterations, ANNEALING, TOLERANCE, min(prior.vae.lookahead, _LONGEST_PADDING))
+    return Separator(prior.front, [speech, noises[noise]], [quiet_start], settings=settings)
+
+
+def fast_mnmf2(front: Front, n_sources: int, rank: int = ROOM_RANK, n_iterations: int = ROOM_ITERATIONS) -> Separator:
+    """FastMNMF2: sources by NMF, covariances that one matrix diagonalises, from random numbers. Needs no prior.
+
+    Reference: see `JointDiagonal`.
+    """
+    return Separator(
+        front,
+        [partial(NMF, rank=rank, together=True)] * n_sources,
+        [even_start(n_sources)],
+        partial(JointDiagonal, n_sources=n_sources),
+        EMSettings(n_iterations),
+    )
+
+
+@torch.no_grad()
+def separate(
+    wave: Float[Tensor, "channel sample"], sample_rate: int, n_sources: int, seed: int = 0
+) -> Float[Tensor, "source channel sample"]:
+    """Images of the sources of a recording of several microphones, the loudest first; they sum to it.
+
+    Raises:
+        AudiovaeError: a single channel, or fewer than two sources.
+    """
+    if len(wave) < 2 or n_sources < 2:
+        raise AudiovaeError(
+            f"separation in space needs at least two channels and two sources, got {len(wave)} and {n_sources}"
+        )
+    front = Front(STFT(ROOM_WINDOW, ROOM_WINDOW // 4, "hann").to(wave.device, wave.dtype), sample_rate)
+    (found,) = fast_mnmf2(front, n_sources)([front.stft(wave).movedim(0, -1)], [seed], waves=[wave])
+    images = front.stft.inverse(found.images.movedim(-1, 1), wave.shape[-1])
+    return images[images.square().sum((1, 2)).argsort(descending=True)]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiovae.separation.e_step import Draws
-from audiovae.separation.energy import LatentEnergy
+from audiovae.separation.inference.e_step import Draws
+from audiovae.separation.inference.energy import LatentEnergy
+from audiovae.separation.mixture import Mixture
 
 
 class FreePosterior:
@@ -29,27 +30,27 @@ class FreePosterior:
         the encoder instead.
     """
 
-    def __init__(self, n_steps: int = 4, n_samples: int = 2, learning_rate: float = 0.1, deviation: float = 0.1) -> None:
+    def __init__(
+        self, n_steps: int = 4, n_samples: int = 2, learning_rate: float = 0.1, deviation: float = 0.1
+    ) -> None:
         if min(n_steps, n_samples) < 1 or min(learning_rate, deviation) <= 0:
             raise ValueError(f"all options must be positive, got {n_steps}, {n_samples}, {learning_rate}, {deviation}")
         self.n_steps, self.n_samples, self.learning_rate, self.deviation = n_steps, n_samples, learning_rate, deviation
 
-    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
-        self._energy = energy
+    def begin(self, latents: Float[Tensor, "recording frame latent"], frames_are_independent: bool) -> None:
         self._mean = latents.clone().requires_grad_()
         self._log_deviation = torch.full_like(latents, self.deviation).log().requires_grad_()
         self._adam = torch.optim.Adam([self._mean, self._log_deviation], self.learning_rate, betas=(0.9, 0.99))
 
-    def draws(self) -> Draws:
-        energy, inside = self._energy, self._energy.mixture.inside.unsqueeze(-1)
+    def draws(self, energy: LatentEnergy) -> Draws:
+        mixture, inside = energy.mixture, energy.mixture.inside.unsqueeze(-1)
         for _ in range(self.n_steps):
             with torch.enable_grad():
                 entropy = (self._log_deviation * inside).sum()
-                loss = energy(self._drawn()).sum() - energy.prior_weight * entropy
+                loss = energy(self._drawn(mixture)).sum() - energy.prior_weight * entropy
                 self._mean.grad, self._log_deviation.grad = torch.autograd.grad(loss, [self._mean, self._log_deviation])
             self._adam.step()
-        return Draws(torch.stack([self._drawn() for _ in range(self.n_samples)]).detach())
+        return Draws(torch.stack([self._drawn(mixture) for _ in range(self.n_samples)]).detach())
 
-    def _drawn(self) -> Tensor:
-        normal = self._energy.mixture.random(self._mean.shape[-1])
-        return self._mean + self._log_deviation.exp() * normal
+    def _drawn(self, mixture: Mixture) -> Tensor:
+        return self._mean + self._log_deviation.exp() * mixture.random(self._mean.shape[-1])

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from audiovae.separation.energy import LatentEnergy
+from audiovae.separation.inference.energy import LatentEnergy
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Draws:
 
 @runtime_checkable
 class EStep(Protocol):
-    """How the latents' posterior is approximated, given the noise."""
+    """How the latents' posterior is approximated, given all else."""
 
-    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
-        """Start at these latents; `energy.noise` will change between the steps."""
+    def begin(self, latents: Float[Tensor, "recording frame latent"], frames_are_independent: bool) -> None:
+        """Start at these latents; see `VAE.frames_are_independent`."""
 
-    def draws(self) -> Draws:
-        """One E-step."""
+    def draws(self, energy: LatentEnergy) -> Draws:
+        """One E-step with the energy as it is now."""

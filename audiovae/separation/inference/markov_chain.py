@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiovae.separation.e_step import Draws
-from audiovae.separation.energy import LatentEnergy
-from audiovae.separation.samplers import Chain, effective_sample_size, langevin, metropolis_hastings
+from audiovae.separation.inference.e_step import Draws
+from audiovae.separation.inference.energy import LatentEnergy
+from audiovae.separation.inference.samplers import Chain, effective_sample_size, langevin, metropolis_hastings
+from audiovae.separation.mixture import Mixture
 
 Kernel = Literal["metropolis-hastings", "langevin", "mala"]
 
@@ -33,38 +35,46 @@ class MarkovChain:
     """
 
     def __init__(
-        self, kernel: Kernel = "metropolis-hastings", n_chains: int = 1, n_burn: int = 30, n_keep: int = 10, step: float = 0.1
+        self,
+        kernel: Kernel = "metropolis-hastings",
+        n_chains: int = 1,
+        n_burn: int = 30,
+        n_keep: int = 10,
+        step: float = 0.1,
     ) -> None:
         if kernel not in ("metropolis-hastings", "langevin", "mala"):
             raise ValueError(f"kernel must be 'metropolis-hastings', 'langevin' or 'mala', got {kernel!r}")
         if min(n_chains, n_keep) < 1 or n_burn < 0 or step <= 0:
-            raise ValueError(f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, {n_burn}")
+            raise ValueError(
+                f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, {n_burn}"
+            )
         self.kernel, self.n_chains, self.n_burn, self.n_keep, self.step = kernel, n_chains, n_burn, n_keep, step
 
-    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
-        self._energy = energy
+    def begin(self, latents: Float[Tensor, "recording frame latent"], frames_are_independent: bool) -> None:
         start = latents.expand(self.n_chains, *latents.shape)
-        self._chain = Chain.start(start, self.step, energy.vae.frames_are_independent)
+        self._chain = Chain.start(start, self.step, frames_are_independent)
 
-    def draws(self) -> Draws:
+    def draws(self, energy: LatentEnergy) -> Draws:
         if self.n_burn:
-            self._run(self.n_burn, adapt=True)
-        path = torch.stack(self._run(self.n_keep, adapt=False))  # [step, chain, recording, frame, latent]
-        acceptance = self._chain.acceptance
+            self._run(energy, self.n_burn, adapt=True)
+        path = torch.stack(self._run(energy, self.n_keep, adapt=False))  # [step, chain, recording, frame, latent]
+        acceptance, mixture = self._chain.acceptance, energy.mixture
         assert acceptance is not None
-        mixture = self._energy.mixture
         return Draws(
             path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1),
-            None if self.kernel == "langevin" else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
+            None
+            if self.kernel == "langevin"
+            else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
             mixture.mean_over_frames(effective_sample_size(path).mean((0, -1))),
         )
 
-    def _run(self, n_steps: int, adapt: bool) -> list[Tensor]:
+    def _run(self, energy: LatentEnergy, n_steps: int, adapt: bool) -> list[Tensor]:
+        random = partial(self._random, energy.mixture)
         if self.kernel == "metropolis-hastings":
-            return metropolis_hastings(self._energy, self._chain, n_steps, self._random, adapt)
-        return langevin(self._energy, self._chain, n_steps, self._random, self.kernel == "mala", adapt, tamed=True)
+            return metropolis_hastings(energy, self._chain, n_steps, random, adapt)
+        return langevin(energy, self._chain, n_steps, random, self.kernel == "mala", adapt, tamed=True)
 
-    def _random(self) -> tuple[Tensor, Tensor]:
-        mixture, (n_chains, *_, latent_dim) = self._energy.mixture, self._chain.latents.shape
+    def _random(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
+        n_chains, latent_dim = self._chain.latents.shape[0], self._chain.latents.shape[-1]
         normal = mixture.random(n_chains * latent_dim).unflatten(-1, (n_chains, latent_dim)).movedim(-2, 0)
         return normal, mixture.random(n_chains, uniform=True).movedim(-1, 0)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiovae.separation.e_step import Draws
-from audiovae.separation.energy import LatentEnergy
+from audiovae.separation.inference.e_step import Draws
+from audiovae.separation.inference.energy import LatentEnergy
 
 _MEMORY = 0.5  # of the curvature's estimates, each of which is noisy
 
@@ -30,7 +30,9 @@ class PointEstimate:
     Reference: B. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964 (momentum).
     """
 
-    def __init__(self, n_steps: int = 2, step: float = 0.2, momentum: float = 0.85, refresh: int = 4, trust: float = 0.6) -> None:
+    def __init__(
+        self, n_steps: int = 2, step: float = 0.2, momentum: float = 0.85, refresh: int = 4, trust: float = 0.6
+    ) -> None:
         if min(n_steps, refresh) < 1 or min(step, trust) <= 0 or not 0 <= momentum < 1:
             raise ValueError(
                 f"n_steps, step, refresh and trust must be positive and momentum from 0 to below 1, got {n_steps}, {step}, {refresh}, "
@@ -38,14 +40,14 @@ class PointEstimate:
             )
         self.n_steps, self.step, self.momentum, self.refresh, self.trust = n_steps, step, momentum, refresh, trust
 
-    def begin(self, energy: LatentEnergy, latents: Float[Tensor, "recording frame latent"]) -> None:
-        self._energy, self._latents = energy, latents
+    def begin(self, latents: Float[Tensor, "recording frame latent"], frames_are_independent: bool) -> None:
+        self._latents = latents
         self._move = torch.zeros_like(latents)
         self._curvature: Tensor | None = None
         self._taken = 0
 
-    def draws(self) -> Draws:
-        energy, mixture = self._energy, self._energy.mixture
+    def draws(self, energy: LatentEnergy) -> Draws:
+        mixture = energy.mixture
         for _ in range(self.n_steps):
             if self._taken % self.refresh == 0:
                 signs = 1 - 2 * (mixture.random(mixture.power.shape[-1], uniform=True) < 0.5).to(mixture.power.dtype)

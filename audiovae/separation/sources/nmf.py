@@ -1,0 +1,66 @@
+"""Nonnegative matrix factorisation of a source's spectrogram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae.distributions.complex_normal import VARIANCE_FLOOR
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.sources.factors import root, sum_to_one
+from audiovae.separation.sources.source import ShallowSource, Statistics
+
+
+class NMF(ShallowSource):
+    """lambda_ft = sum_k W_fk H_kt, W and H non-negative.
+
+    Starts near the mean of `first` over time: every component is that, a share each, times random numbers from 0.5 to 1.5.
+
+    Args:
+        mixture: the recordings.
+        first: a guess of lambda.
+        rank: number of components.
+        n_steps: updates in one iteration of EM.
+        together: update W and H from one pair of statistics, as FastMNMF2 does: half the passes over the spectrogram, without
+            the guarantee that the nll never rises.
+
+    Attributes:
+        spectra: W, `[recording, freq, component]`.
+        activations: H, `[recording, frame, component]`.
+
+    Raises:
+        ValueError: no component, or no update.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        first: Float[Tensor, "recording frame freq"],
+        rank: int = 8,
+        n_steps: int = 1,
+        together: bool = False,
+    ) -> None:
+        super().__init__(mixture, n_steps)
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self._together = together
+        shape = (first.shape[-1], rank)
+        start = [torch.rand(shape, generator=g, device=first.device, dtype=first.dtype) for g in mixture.generators]
+        mean = mixture.mean_over_frames(first.movedim(-1, 0)).mT
+        self.spectra = mean.unsqueeze(-1) * (0.5 + torch.stack(start)) / rank
+        self.activations = 0.8 + 0.4 * mixture.random(rank, uniform=True)
+
+    def variance(self) -> Float[Tensor, "recording frame freq"]:
+        return self.activations @ self.spectra.mT + VARIANCE_FLOOR
+
+    def fit(self, statistics: Callable[[], Statistics]) -> None:
+        numerator, denominator = statistics()
+        self.spectra = self.spectra * root(numerator.mT @ self.activations, denominator.mT @ self.activations)
+        if not self._together:
+            numerator, denominator = statistics()
+        factor = root(numerator @ self.spectra, denominator @ self.spectra)
+        self.activations = torch.where(self._mixture.inside.unsqueeze(-1), self.activations * factor, self.activations)
+        self.spectra, self.activations = sum_to_one(self.spectra, self.activations)

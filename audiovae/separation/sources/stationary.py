@@ -1,0 +1,34 @@
+"""One spectrum for the whole recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae.distributions.complex_normal import VARIANCE_FLOOR
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.sources.factors import root
+from audiovae.separation.sources.source import ShallowSource, Statistics
+
+
+class Stationary(ShallowSource):
+    """lambda_ft = n_f.
+
+    Args:
+        mixture: the recordings.
+        first: a guess of lambda, whose mean over time is where it begins.
+        n_steps: updates in one iteration of EM.
+    """
+
+    def __init__(self, mixture: Mixture, first: Float[Tensor, "recording frame freq"], n_steps: int = 1) -> None:
+        super().__init__(mixture, n_steps)
+        self._spectrum = mixture.mean_over_frames(first.movedim(-1, 0)).mT
+
+    def variance(self) -> Float[Tensor, "recording frame freq"]:
+        return (self._spectrum + VARIANCE_FLOOR).unsqueeze(1).expand_as(self._mixture.power)
+
+    def fit(self, statistics: Callable[[], Statistics]) -> None:
+        numerator, denominator = statistics()
+        self._spectrum = self._spectrum * root(numerator.sum(1), denominator.sum(1))

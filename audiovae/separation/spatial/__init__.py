@@ -1,0 +1,1 @@
+"""How sources reach the microphones."""

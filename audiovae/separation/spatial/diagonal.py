@@ -1,0 +1,76 @@
+"""Rows of a mixture that are independent of each other: a single channel, or several after a joint diagonalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from audiovae.separation.spatial.spatial import mean_over_draws
+
+
+@dataclass(frozen=True)
+class Row:
+    """x_ft ~ N_C(0, V_ft), V = rest + gain lambda.
+
+    Attributes:
+        power: P = |x_ft|^2.
+        rest: what the other sources contribute, `[*draw, recording, frame, freq]`; 0 where there is no other.
+        gain: of the own source; None is 1.
+    """
+
+    power: Float[Tensor, "recording frame freq"]
+    rest: Tensor | float
+    gain: Float[Tensor, "recording 1 _"] | None = None
+
+    def variance(self, psd: Tensor) -> Tensor:
+        return self.rest + (psd if self.gain is None else self.gain * psd)
+
+    def per_psd(self, precision: Tensor) -> Tensor:
+        """The derivative of log V by lambda, gain / V."""
+        return precision if self.gain is None else self.gain * precision
+
+
+class DiagonalView:
+    """A `View` of independent rows.
+
+    Args:
+        rows: of the mixture.
+        inside: is this frame one of the recording's own?
+        constant: that the rows' joint density adds to the nll of every frame.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        inside: Bool[Tensor, "recording frame"],
+        constant: Float[Tensor, "recording 1"] | float = 0.0,
+    ) -> None:
+        self._rows, self._inside, self._constant = rows, inside.unsqueeze(-1), constant
+
+    def nll(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame"]:
+        misfit: Tensor | float = self._constant
+        for row in self._rows:
+            variance = row.variance(psd)
+            misfit = misfit + mean_over_draws((torch.log(variance) + row.power / variance).sum(-1), psd.ndim - 1)
+        return torch.as_tensor(misfit)
+
+    def statistics(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> tuple[Float[Tensor, "*sample recording frame freq"], Float[Tensor, "*sample recording frame freq"]]:
+        parts = []
+        for row in self._rows:
+            precision = row.variance(psd).reciprocal_()
+            fall = row.per_psd(precision)
+            parts.append((mean_over_draws(fall * (row.power * precision), psd.ndim), mean_over_draws(fall, psd.ndim)))
+        numerator, denominator = (sum(part[1:], start=part[0]) for part in zip(*parts, strict=True))
+        return numerator * self._inside, denominator * self._inside
+
+    def information(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
+        parts = [mean_over_draws(row.per_psd(1 / row.variance(psd)).square(), psd.ndim) for row in self._rows]
+        return sum(parts[1:], start=parts[0]) * self._inside

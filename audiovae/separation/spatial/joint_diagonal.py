@@ -1,0 +1,180 @@
+"""Covariances that one matrix diagonalises: the spatial model of FastMNMF2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.spatial.diagonal import DiagonalView, Row
+from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
+
+_FIRST_GAIN = 0.05  # of a source in a row that is not its own at the start
+_LOADING, _LEAST = (
+    1e-10,
+    1e-12,
+)  # of V, as shares of its mean diagonal and at unit level: rows without sound stay regular
+_TINY = 1e-30
+
+State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "source recording _ row"]]
+
+
+class JointDiagonal(Spatial):
+    """H_nf = Q_f^-1 diag(g_nf) Q_f^-', so that the rows of Q_f x_ft are independent, of variance sum_n lambda_nft g_nfm.
+
+    g and H carry the scale between lambda and x; only `powers` takes it out. Q is fitted by iterative projection, g by
+    multiplicative updates with the square root: no update increases the nll.
+
+    Args:
+        mixture: recordings of several channels.
+        space: Q and g to begin with; None is Q = I and a row for each source in turn.
+        n_sources: how many there are.
+        per_frequency: g for every frequency, instead of one that they share.
+        white: sources whose covariance is the identity and stays it, such as the noise of the microphones themselves: their g
+            is |q_m|^2. As that moves with Q, an update of Q may then increase the nll.
+
+    Reference: K. Sekiguchi, Y. Bando, A. Nugraha, K. Yoshii, T. Kawahara, "Fast multichannel nonnegative matrix factorization with
+        directivity-aware jointly-diagonalizable spatial covariance matrices for blind source separation", IEEE/ACM TASLP 28, 2020;
+        the projection: N. Ono, "Stable and fast update rules for independent vector analysis", WASPAA 2011.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        space: State | None = None,
+        n_sources: int = 2,
+        per_frequency: bool = False,
+        white: Sequence[int] = (),
+    ) -> None:
+        self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
+        self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
+        self._outer = _real(self._x.mT)  # x x', [recording, freq, frame, channel^2]
+        n_recordings, n_freqs, n_channels, _ = self._x.shape
+        if space is not None:
+            self.q, self.gains = space
+        else:
+            eye = torch.eye(n_channels, dtype=self._x.dtype, device=self._x.device)
+            self.q = eye.expand(n_recordings, n_freqs, n_channels, n_channels)
+            own = torch.arange(n_channels) % n_sources == torch.arange(n_sources)[:, None]
+            gains = torch.where(own, 1.0, _FIRST_GAIN).to(mixture.power)
+            self.gains = gains[:, None, None].repeat(1, n_recordings, n_freqs if per_frequency or white else 1, 1)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        """What follows from Q: |Q x|^2 `[row, recording, frame, freq]`, log |det Q Q'| and the gains of white sources."""
+        rows = self.q @ self._x
+        self._power = (rows.real.square() + rows.imag.square()).permute(2, 0, 3, 1).contiguous()
+        self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(self._power.dtype)
+        for n in self._white:
+            self.gains[n] = self.q.abs().square().sum(-1)
+
+    def _gain(self, n: int, m: int) -> Float[Tensor, "recording 1 _"]:
+        return self.gains[n, ..., m].unsqueeze(1)
+
+    def _variance(self, psds: Sequence[Tensor], m: int) -> Tensor:
+        """sum_n lambda_n g_nm."""
+        return total([psd * self._gain(n, m) for n, psd in enumerate(psds)])
+
+    def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> DiagonalView:
+        places = [i for i in range(len(psds)) if i != n]
+        others = side_by_side([psds[i] for i in places])
+        rows = [
+            Row(
+                power,
+                total([psd * self._gain(i, m) for i, psd in zip(places, others, strict=True)]) if others else 0.0,
+                self._gain(n, m),
+            )
+            for m, power in enumerate(self._power)
+        ]
+        return DiagonalView(rows, self._mixture.inside, -self._log_det.unsqueeze(-1))
+
+    def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
+        together = side_by_side(psds)
+        misfit = -self._log_det.unsqueeze(-1)
+        for m, power in enumerate(self._power):
+            variance = self._variance(together, m)
+            misfit = misfit + mean_over_draws((torch.log(variance) + power / variance).sum(-1), 2)
+        return misfit
+
+    def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
+        means = [without_draws(psd) for psd in psds]
+        self._update_gains(means)
+        self._update_q(means)
+
+    def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
+        """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
+        over = (1,) if self._per_frequency else (1, 2)
+        gains = self.gains.clone()
+        inside = self._mixture.inside.unsqueeze(-1)
+        for m, power in enumerate(self._power):
+            precision = inside / self._variance(psds, m)
+            fall = power * precision.square()
+            for n in set(range(len(psds))) - self._white:
+                ratio = (psds[n] * fall).sum(over) / (psds[n] * precision).sum(over).clamp(min=_TINY)
+                gains[n, ..., m] *= ratio.sqrt() if self._per_frequency else ratio.sqrt().unsqueeze(-1)
+        self.gains = gains
+
+    def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
+        """Rows in turn: V_m = mean_t x x' / Y_m, q = (Q V_m)^-1 e_m / sqrt(q' V_m q)."""
+        inside = self._mixture.inside.unsqueeze(-1)
+        share = inside / inside.sum(1, keepdim=True)
+        weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))])
+        v = _hermitian(weights.permute(1, 3, 0, 2) @ self._outer).to(torch.complex128)  # [recording, freq, row, M, M]
+        eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+        loading = _LOADING * v.diagonal(dim1=-2, dim2=-1).real.mean(-1) + _LEAST
+        v = v + loading[..., None, None] * eye
+        q = self.q.to(v.dtype).clone()
+        for m in range(v.shape[2]):
+            row = torch.linalg.solve(q @ v[:, :, m], eye[:, m].expand(q.shape[:-1]))
+            norm = torch.einsum("rfi,rfij,rfj->rf", row.conj(), v[:, :, m], row).real.sqrt()
+            q[:, :, m] = (row / norm.unsqueeze(-1)).conj()
+        self.q = q.to(self._x.dtype)
+        self._rotate()
+
+    def images(
+        self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
+    ) -> Complex[Tensor, "source chosen frame freq channel"]:
+        where = list(chosen)
+        x, q = self._x[where], self.q[where]
+        rows = (q @ x).permute(2, 0, 3, 1)  # [row, chosen, frame, freq]
+        together = side_by_side(psds)
+        filtered: list[list[Tensor]] = [[] for _ in psds[:-1]]
+        for m, row in enumerate(rows):
+            parts = [psd * self.gains[n, where, :, m].unsqueeze(1) for n, psd in enumerate(together)]
+            variance = total(parts)
+            for n, part in enumerate(parts[:-1]):
+                filtered[n].append(mean_over_draws(part / variance, 3) * row)
+        back = torch.linalg.inv(q.to(torch.complex128)).to(q.dtype)  # [chosen, freq, channel, row]
+        images = [torch.einsum("rfcm,mrtf->rtfc", back, torch.stack(of_source)) for of_source in filtered]
+        return closed(images, self._mixture.spectrogram[where])
+
+    def powers(
+        self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
+    ) -> Float[Tensor, "source chosen frame freq"]:
+        where = list(chosen)
+        back = torch.linalg.inv(self.q[where].to(torch.complex128)).abs().square().mean(-2)  # [chosen, freq, row]
+        traces = (self.gains[:, where] * back.to(self.gains.dtype)).sum(-1)  # tr(H) / M, [source, chosen, freq]
+        return torch.stack([without_draws(psd) * trace.unsqueeze(1) for psd, trace in zip(psds, traces, strict=True)])
+
+
+def _real(vectors: Complex[Tensor, "*batch channel"]) -> Float[Tensor, "*batch square"]:
+    """Outer products x x' as M^2 real numbers whose inner product is tr(A B): a sum over frames of them is one real product of matrices."""
+    i, j = torch.triu_indices(vectors.shape[-1], vectors.shape[-1], 1)
+    pairs = 2**0.5 * vectors[..., i] * vectors[..., j].conj()
+    return torch.cat([vectors.real.square() + vectors.imag.square(), pairs.real, pairs.imag], dim=-1)
+
+
+def _hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batch channel channel"]:
+    """The matrix of such numbers."""
+    n = round(numbers.shape[-1] ** 0.5)
+    i, j = torch.triu_indices(n, n, 1)
+    diagonal, real, imaginary = numbers.split([n, len(i), len(i)], dim=-1)
+    pairs = torch.complex(real, imaginary) / 2**0.5
+    out = torch.diag_embed(diagonal).to(pairs.dtype)
+    out[..., i, j] = pairs
+    out[..., j, i] = pairs.conj()
+    return cast(Tensor, out)
