@@ -32,13 +32,13 @@ class Separation:
 
     @property
     def wiener(self) -> Float[Tensor, "frame freq *channel"]:
-        """The gain that makes the first source of the mixture; from the variances where the mixture is zero.
+        """The gain from 0 to 1 that makes the first source of the mixture of one microphone, or of channels that share it.
 
-        Real and from 0 to 1 with one microphone, where it is the Wiener filter, and with channels that share one gain.
+        Where the mixture is zero, that of the variances.
         """
         mixture = self.images.sum(0)
         silent = mixture == 0
-        gain = (self.images[0] / torch.where(silent, 1.0, mixture)).real
+        gain = (self.images[0] / torch.where(silent, 1.0, mixture)).real.clamp(0.0, 1.0)
         by_variance = self.psds[0] / self.psds.sum(0)
         return torch.where(silent, by_variance if gain.ndim == 2 else by_variance.unsqueeze(-1), gain)
 
