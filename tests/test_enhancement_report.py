@@ -25,14 +25,31 @@ from audiovae import AudioVAE
 from audiovae.audio import resample
 from audiovae.errors import AudioError, PathError
 from audiovae.level import active_level
-from audiovae.report import enhancement, plots
+from audiovae.report import plots
 from audiovae.report.enhancement import write_enhancement_report
 from audiovae.report.markup import players
-from audiovae.separation import Enhancer, MarkovChain, PointEstimate, Separation, SlowNoise, StationaryNoise
+from audiovae.separation import (
+    DeepSource,
+    EMSettings,
+    MarkovChain,
+    PointEstimate,
+    Separation,
+    Separator,
+    SlowBands,
+    Stationary,
+    blocks,
+    files,
+    first_block,
+    quiet_start,
+)
 from audiovae.stft import power
 
 QUANTUM = 2.0**-15  # of the sounds on the page
 SAMPLED = partial(MarkovChain, n_burn=3, n_keep=8)
+
+
+def enhancer_of(prior: AudioVAE, e_step: Any = PointEstimate, noise: Any = SlowBands, **settings: Any) -> Separator:
+    return Separator(prior.front, [DeepSource.of(prior, e_step), noise], [quiet_start], settings=EMSettings(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +85,19 @@ class Written:
     sounds: list[NDArray[np.float32]]
 
     @classmethod
-    def of(cls, folder: Path, enhancer: Enhancer, wave: NDArray[np.float32], seed: int = 0) -> Written:
+    def of(cls, folder: Path, enhancer: Separator, wave: NDArray[np.float32], seed: int = 0) -> Written:
         """Writes noisy.wav (at the prior's rate) and its page.html, and separates the wave once more."""
         soundfile.write(folder / "noisy.wav", wave, RATE, "FLOAT")
-        write_enhancement_report(folder / "page.html", folder / "noisy.wav", enhancer, seed)
+        write_enhancement_report(folder / "page.html", first_block(enhancer, folder / "noisy.wav", seed), enhancer)
         level = active_level(wave, RATE)
-        (separation,) = enhancer([enhancer.prior.stft(torch.from_numpy(wave / level))], [seed], [1.0])
-        speech = level * enhancer.prior.stft.inverse(separation.images[0], len(wave)).numpy()
+        (separation,) = enhancer([enhancer.front.stft(torch.from_numpy(wave / level))], [seed], [1.0])
+        speech = level * enhancer.front.stft.inverse(separation.images[0], len(wave)).numpy()
         return cls(Page(folder / "page.html"), wave, level, separation, [wave, speech, wave - speech])
 
 
 @pytest.fixture(scope="module")
 def written(alive: AudioVAE, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return Written.of(tmp_path_factory.mktemp("enhanced"), Enhancer(alive, SAMPLED, SlowNoise, n_iterations=3), noisy(1.5), seed=5)
+    return Written.of(tmp_path_factory.mktemp("enhanced"), enhancer_of(alive, SAMPLED, SlowBands, n_iterations=3), noisy(1.5), seed=5)
 
 
 def heard(page: Page) -> list[NDArray[np.float64]]:
@@ -128,8 +145,9 @@ def test_no_sound_is_cut_though_one_of_them_peaks_above_the_first() -> None:
 
 def test_the_numbers_are_those_of_the_separation(written: Written) -> None:
     shown, separation = numbers(written.page), written.separation
-    assert separation.acceptance is not None
-    assert separation.effective_samples is not None
+    (speech, _) = separation.sources
+    assert speech.acceptance is not None
+    assert speech.effective_samples is not None
     energies = [np.square(sound, dtype=float).sum() for sound in written.sounds]
     assert shown["duration"] == "1.50 s"
     assert shown["level of the active frames"] == f"{20 * math.log10(written.level):.1f} dB re full scale"
@@ -137,13 +155,13 @@ def test_the_numbers_are_those_of_the_separation(written: Written) -> None:
     assert energies[0] > 1.1 * energies[1]  # there is something to say
     assert shown["iterations"] == "3 of at most 3"
     assert shown["converged"] == "no"
-    assert float(shown["acceptance rate of the last E-step"]) == pytest.approx(separation.acceptance, abs=5e-3)
-    assert float(shown["effective sample size of the last E-step"]) == pytest.approx(separation.effective_samples, abs=5e-3)
+    assert float(shown["acceptance rate of the last E-step"]) == pytest.approx(speech.acceptance, abs=5e-3)
+    assert float(shown["effective sample size of the last E-step"]) == pytest.approx(speech.effective_samples, abs=5e-3)
 
 
 @pytest.mark.usefixtures("unpainted")
 def test_a_point_estimate_that_converges_says_so_and_nothing_of_samples(alive: AudioVAE, tmp_path: Path) -> None:
-    found = Written.of(tmp_path, Enhancer(alive, PointEstimate, n_iterations=9, tolerance=1e6), noisy(0.5))
+    found = Written.of(tmp_path, enhancer_of(alive, PointEstimate, n_iterations=9, tolerance=1e6), noisy(0.5))
     shown = numbers(found.page)
     assert found.separation.converged
     assert shown["iterations"] == "2 of at most 9"
@@ -158,13 +176,14 @@ def test_time_is_that_of_the_inference_and_its_ratio_to_the_duration(
     now = [100.0]
 
     class Slow(PointEstimate):
-        def draws(self) -> Any:
+        def draws(self, energy: Any) -> Any:
             now[0] += 1.5
-            return super().draws()
+            return super().draws(energy)
 
-    monkeypatch.setattr(enhancement, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(files, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     soundfile.write(tmp_path / "a.wav", noisy(0.5), RATE)
-    write_enhancement_report(tmp_path / "r.html", tmp_path / "a.wav", Enhancer(alive, Slow, n_iterations=2))
+    slow = enhancer_of(alive, Slow, n_iterations=2)
+    write_enhancement_report(tmp_path / "r.html", first_block(slow, tmp_path / "a.wav"), slow)
     shown = numbers(Page(tmp_path / "r.html"))
     assert shown["time of the inference"] == "3.00 s"
     assert shown["real-time factor"] == "6.00"
@@ -193,7 +212,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figures: list[Any]) -> None:
-    found = Written.of(tmp_path, Enhancer(alive, PointEstimate, n_iterations=3), noisy(0.5))
+    found = Written.of(tmp_path, enhancer_of(alive, PointEstimate, n_iterations=3), noisy(0.5))
     separation, (picture, trace) = found.separation, figures
     axes = {axis.get_title(): axis for axis in picture.axes}
     mixture = separation.images.sum(0)
@@ -240,21 +259,31 @@ def test_a_gain_is_drawn_in_decibels(figures: list[Any]) -> None:
 
 def write(folder: Path, prior: AudioVAE, wave: NDArray[Any], rate: int) -> tuple[Page, str]:
     soundfile.write(folder / "a.wav", wave, rate, "FLOAT")
-    write_enhancement_report(folder / "r.html", folder / "a.wav", Enhancer(prior, PointEstimate, StationaryNoise, n_iterations=2))
+    quick = enhancer_of(prior, PointEstimate, Stationary, n_iterations=2)
+    write_enhancement_report(folder / "r.html", first_block(quick, folder / "a.wav"), quick)
     page = Page(folder / "r.html")
     return page, " ".join(page.text)
 
 
 @pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("rate", [8000, 48000])
-def test_the_first_channel_is_shown_at_the_rate_of_the_prior(alive: AudioVAE, tmp_path: Path, rate: int) -> None:
+def test_two_channels_are_heard_and_named_at_the_rate_of_the_prior(alive: AudioVAE, tmp_path: Path, rate: int) -> None:
     first = noisy(1.0, rate)
     page, text = write(tmp_path, alive, np.stack([first, np.flip(first)], axis=1), rate)
     sound = heard(page)[0]
-    assert len(sound) == RATE
-    assert np.corrcoef(sound, resample(first, rate, RATE))[0, 1] > 0.9999
-    assert "Only the first of its 2 channels is shown" in text
+    assert sound.shape == (RATE, 2)
+    for channel, expected in zip(sound.T, (first, np.flip(first)), strict=True):
+        assert np.corrcoef(channel, resample(expected.copy(), rate, RATE))[0, 1] > 0.9999
+    assert "Its 2 channels share one gain" in text
+    assert numbers(page)["channels"] == "2, which share one gain; both are heard, and their mean power is shown"
     assert f"rate of 16000 Hz; the file has {rate} Hz" in text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_of_many_channels_two_are_heard(alive: AudioVAE, tmp_path: Path) -> None:
+    page, _ = write(tmp_path, alive, noisy(0.3)[:, None] * np.array([1.0, 0.5, 2.0]), RATE)
+    assert all(sound.shape[1] == 2 for sound in heard(page))
+    assert numbers(page)["channels"] == "3, which share one gain; the first two are heard, and their mean power is shown"
 
 
 def test_a_plain_short_file_is_shown_without_remarks(written: Written) -> None:
@@ -264,14 +293,27 @@ def test_a_plain_short_file_is_shown_without_remarks(written: Written) -> None:
 
 @pytest.mark.usefixtures("unpainted")
 def test_of_a_long_file_the_beginning_is_shown(alive: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert enhancement.SHOWN_SECONDS == 30
-    monkeypatch.setattr(enhancement, "SHOWN_SECONDS", 1.0)
-    wave = noisy(1.25)
-    page, text = write(tmp_path, alive, wave, RATE)
-    sound = heard(page)[0]
-    assert len(sound) == RATE
-    assert np.corrcoef(sound, wave[:RATE])[0, 1] > 0.9999
-    assert "Only its first 1 s of 1.25 s are shown" in text
+    """As it was inferred when the file was enhanced, not once more by itself."""
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", 60)
+    monkeypatch.setattr(blocks, "OVERLAP_FRAMES", 20)
+    wave = noisy(3.0)
+    soundfile.write(tmp_path / "a.wav", wave, RATE, "FLOAT")
+    quick = enhancer_of(alive, n_iterations=2)
+    (done,) = files.enhance_files(quick, [files.NoisyFile(tmp_path / "a.wav", tmp_path / "o.wav", keep_first=True)])
+    assert isinstance(done, files.Enhanced)
+    assert done.first is not None
+    write_enhancement_report(tmp_path / "r.html", done.first, quick)
+    page = Page(tmp_path / "r.html")
+    noisy_sound, enhanced, _ = heard(page)
+    n_samples = 59 * 256
+    assert len(noisy_sound) == n_samples
+    assert np.corrcoef(noisy_sound, wave[:n_samples])[0, 1] > 0.9999
+    written = soundfile.read(tmp_path / "o.wav")[0]
+    unfaded = slice(0, 35 * 256)
+    assert np.corrcoef(enhanced[unfaded], written[unfaded])[0, 1] > 0.9999
+    assert "Its first 0.944 s of 3.00 s are shown" in " ".join(page.text)
+    again = first_block(quick, tmp_path / "a.wav")
+    assert torch.allclose(again.separation.images, done.first.separation.images, atol=1e-4)
 
 
 def test_silence_has_a_page(alive: AudioVAE, tmp_path: Path) -> None:
@@ -295,13 +337,14 @@ def test_odd_recordings_have_a_page(alive: AudioVAE, tmp_path: Path, wave: NDArr
 def test_an_odd_name_is_escaped_and_a_title_replaces_it(alive: AudioVAE, tmp_path: Path) -> None:
     source = tmp_path / "a <b>&\"quoted\" 'n' ü.wav"
     soundfile.write(source, noisy(0.2), RATE)
-    quick = Enhancer(alive, PointEstimate, n_iterations=1)
-    write_enhancement_report(tmp_path / "r.html", source, quick)
+    quick = enhancer_of(alive, PointEstimate, n_iterations=1)
+    first = first_block(quick, source)
+    write_enhancement_report(tmp_path / "r.html", first, quick)
     page = Page(tmp_path / "r.html")
     assert page.text.count(f"{source.name}, enhanced") == 2  # title and heading
     assert f"{source}." in page.text
     assert "b" not in {tag for tag, _ in page.tags}
-    write_enhancement_report(tmp_path / "r.html", source, quick, title="One < two")
+    write_enhancement_report(tmp_path / "r.html", first, quick, title="One < two")
     assert Page(tmp_path / "r.html").text.count("One < two") == 2
 
 
@@ -312,12 +355,12 @@ def test_a_page_that_cannot_be_written_is_named(alive: AudioVAE, tmp_path: Path,
     (tmp_path / "file.txt").touch()
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
+    quick = enhancer_of(alive, PointEstimate, n_iterations=1)
     with pytest.raises(PathError, match=rf"{target}: cannot be written"):
-        write_enhancement_report(tmp_path / target, tmp_path / "a.wav", Enhancer(alive, PointEstimate, n_iterations=1))
+        write_enhancement_report(tmp_path / target, first_block(quick, tmp_path / "a.wav"), quick)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_missing_source_is_named_and_leaves_no_page(alive: AudioVAE, tmp_path: Path) -> None:
+def test_a_missing_source_is_named(alive: AudioVAE, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"none\.wav: no such file"):
-        write_enhancement_report(tmp_path / "r.html", tmp_path / "none.wav", Enhancer(alive, PointEstimate))
-    assert not list(tmp_path.iterdir())
+        first_block(enhancer_of(alive, PointEstimate), tmp_path / "none.wav")

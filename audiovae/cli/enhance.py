@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,7 +16,7 @@ from audiovae.settings import MethodName, NoiseName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
     from audiovae.separation import Separator
-    from audiovae.separation.files import Enhanced
+    from audiovae.separation.files import Enhanced, FirstBlock
 
 GPU_BATCH = 8
 LONG_SECONDS = 60  # of sound, from which on they are what progress counts where no files can be counted
@@ -25,7 +26,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     positive = jsonargparse.typing.PositiveInt
     arguments.add_inputs(parser)
     arguments.add_output(parser)
-    parser.add_argument("--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped")
+    parser.add_argument(
+        "--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped"
+    )
     parser.add_argument(
         "--method",
         choices=get_args(MethodName),
@@ -33,14 +36,21 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="how the latents are found, each by its own shipped prior unless --model names one; peem is the best, fast the fastest",
     )
     parser.add_argument(
-        "--noise", choices=get_args(NoiseName), default="slow", help="slow: bands that move slowly; stationary: one spectrum"
+        "--noise",
+        choices=get_args(NoiseName),
+        default="slow",
+        help="slow: bands that move slowly; stationary: one spectrum",
     )
     parser.add_argument("--rank", type=positive, default=8, help="components of a slow or NMF noise")
     parser.add_argument(
-        "--residual", metavar="DIR", help="also write what was taken away, by the same names; with it the speech sums to the input"
+        "--residual",
+        metavar="DIR",
+        help="also write what was taken away, by the same names; with it the speech sums to the input",
     )
     parser.add_argument(
-        "--report", metavar="PATH", help="also write a page on each input: a folder that mirrors the inputs, or a file for one"
+        "--report",
+        metavar="PATH",
+        help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
     )
     parser.add_argument(
         "--precision",
@@ -53,7 +63,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         type=positive,
         help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains little by more",
     )
-    parser.add_argument("--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs")
+    parser.add_argument(
+        "--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs"
+    )
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
     arguments.add_common(parser, unset=("model",))
@@ -108,17 +120,28 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
     """
     from audiovae.cli.progress import bar
     from audiovae.separation import enhancer
-    from audiovae.separation.files import NoisyFile, enhance_files, readable_seconds
+    from audiovae.separation.files import Enhanced, NoisyFile, enhance_files, readable_seconds
 
     mixed = None if options.precision == "auto" else options.precision == "bf16-mixed"
     separate = enhancer(
-        prior, options.method, options.noise, options.rank, arguments.condition(prior, options) if options.label else None, mixed
+        prior,
+        options.method,
+        options.noise,
+        options.rank,
+        arguments.condition(prior, options) if options.label else None,
+        mixed,
     )
     results = {item: result for item in items if (result := _settled(item, options)) is not None}
     missing = [item for item in items if item not in results]
     if missing:
         files = [
-            NoisyFile(item.source, item.target if item in missing else None, options.residuals.get(item.target), options.seed)
+            NoisyFile(
+                item.source,
+                item.target if item in missing else None,
+                options.residuals.get(item.target),
+                options.seed,
+                keep_first=item in missing and item.target in options.reports,
+            )
             for item in items
         ]
         seconds = sum(readable_seconds(item.source) for item in items)
@@ -126,7 +149,10 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
         with bar(int(seconds), hidden, what="seconds") as advance:
             done = dict(zip(items, enhance_files(separate, files, advance), strict=True))
         results |= {item: _row(item, done[item], options) for item in missing}
-    return [_with_report(item, results[item], separate, options) for item in items]
+        firsts = {item: of_item.first for item, of_item in done.items() if isinstance(of_item, Enhanced)}
+    else:
+        firsts = {}
+    return [_with_report(item, results[item], firsts.get(item), separate, options) for item in items]
 
 
 def _settled(item: Item, options: Any) -> Result | None:
@@ -160,16 +186,21 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any) -> Res
     return {**row, "residual": str(done.residual.path)}
 
 
-def _with_report(item: Item, result: Result, separate: Separator, options: Any) -> Result:
+def _with_report(item: Item, result: Result, first: FirstBlock | None, separate: Separator, options: Any) -> Result:
     """Write the page of a file, but where it is there already."""
     report = options.reports.get(item.target)
     if report is None or isinstance(result, AudiovaeError):
         return result
     from audiovae.report.enhancement import write_enhancement_report
+    from audiovae.separation.files import first_block
 
     if not ("skipped" in result and report.exists()):
         try:
-            write_enhancement_report(report, item.source, separate, options.seed)
+            if first is None:
+                first = first_block(separate, item.source, options.seed)
+                if not options.quiet:
+                    print(f"audiovae: {item.source}: inferred anew for its page, which was missing", file=sys.stderr)
+            write_enhancement_report(report, first, separate)
         except AudiovaeError as error:
             return error
     return {**result, "report": str(report)}

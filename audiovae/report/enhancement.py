@@ -3,84 +3,99 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from audiovae import audio
-from audiovae.audio import AudioInfo
-from audiovae.level import active_level
+from audiovae.audio import AudioInfo, resampled_length
 from audiovae.report import plots
 from audiovae.report.markup import image, number, players, write_page
-from audiovae.separation.enhancement import Enhancer, Separation
+from audiovae.separation import FirstBlock, Separation, Separator
 from audiovae.stft import power
 
-SHOWN_SECONDS = 30.0
+_HEARD_CHANNELS = 2  # a player has no more
 
 
 @torch.no_grad()
-def write_enhancement_report(target: str | Path, source: str | Path, enhancer: Enhancer, seed: int = 0, title: str | None = None) -> None:
-    """Enhance the first channel of the first 30 s of a sound file and write a self-contained page of it.
+def write_enhancement_report(
+    target: str | Path, first: FirstBlock, enhancer: Separator, title: str | None = None
+) -> None:
+    """Write a self-contained page of the first block of a sound file, as it was inferred.
 
     Args:
-        seed: of everything random.
+        first: of `enhance_files` or `first_block`.
+        enhancer: that inferred it.
         title: of the page; default: the name of the file.
 
     Raises:
-        AudioError: the source cannot be read.
         PathError: the page cannot be written.
     """
-    prior, info = enhancer.prior, audio.inspect(source)
-    noisy = _beginning(info, prior.sample_rate)
-    level = active_level(noisy, prior.sample_rate)
-    spectrogram, _ = prior.analyse(torch.from_numpy(noisy).to(prior.device), level)
-    start = time.perf_counter()
-    (separation,) = enhancer([spectrogram], [seed], [1.0 if level else 0.0])
-    inference_seconds = time.perf_counter() - start
-    enhanced, residual = (prior.stft.inverse(separation.images, len(noisy)) * (level or 1.0)).numpy(force=True)
-    seconds = len(noisy) / prior.sample_rate
+    front, info, separation = enhancer.front, first.info, first.separation
+    n_frames = len(first.spectrogram)
+    n_samples = min(
+        resampled_length(info.n_samples, info.sample_rate, front.sample_rate),
+        max(1, n_frames - 1) * front.stft.hop_length,
+    )
+    spectrograms = torch.cat([first.spectrogram.unsqueeze(0), separation.images])  # noisy, enhanced, residual
+    waves = front.stft.inverse(spectrograms.movedim(-1, 1), n_samples) * (first.level or 1.0)
+    noisy, enhanced, residual = waves.float().numpy(force=True)
+    seconds = n_samples / front.sample_rate
     numbers = {
         "duration": f"{number(seconds)} s",
-        "level of the active frames": _decibels(level**2, 1.0, " re full scale"),
+        "channels": _channels(info),
+        "level of the active frames": _decibels(first.level**2, 1.0, " re full scale"),
         "mean power taken away": _decibels(_energy(noisy), _energy(enhanced)),
-        **_inference(separation, enhancer.n_iterations),
-        "time of the inference": f"{number(inference_seconds)} s",
-        "real-time factor": number(inference_seconds / seconds),
+        **_inference(separation, enhancer.settings.n_iterations),
+        "time of the inference": f"{number(first.seconds)} s",
+        "real-time factor": number(first.seconds / seconds),
     }
-    powers = power(torch.cat([spectrogram.unsqueeze(0), separation.images]))
+    gain = separation.sources[0].gain
+    assert gain is not None
     picture = plots.separation(
-        powers, separation.psds, separation.wiener, separation.activity, separation.gain, prior.sample_rate, prior.stft.hop_length
+        power(spectrograms).mean(-1),
+        separation.psds,
+        separation.wiener.mean(-1),
+        separation.activity,
+        gain,
+        front.sample_rate,
+        front.stft.hop_length,
     )
     trace = plots.objective(separation.objective, separation.converged)
     sounds = {"noisy": noisy, "enhanced": enhanced, "residual: what was taken away": residual}
     body = (
-        players(sounds, prior.sample_rate, keep_levels=True)
+        players({name: wave[:_HEARD_CHANNELS] for name, wave in sounds.items()}, front.sample_rate, keep_levels=True)
         + '<p class="note">One gain for the three, so that their levels compare; enhanced and residual sum to noisy.</p>'
-        + image(picture, "spectrograms of the three sounds, variances of speech and noise, Wiener gain, activity and gain over time")
+        + image(
+            picture,
+            "spectrograms of the three sounds, variances of speech and noise, Wiener gain, activity and gain over time",
+        )
         + "<h2>Inference</h2>"
         + image(trace, "objective over iterations")
         + "<table>"
         + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in numbers.items())
         + "</table>"
     )
-    write_page(target, title or f"{info.path.name}, enhanced", _note(info, prior.sample_rate), body)
+    write_page(target, title or f"{info.path.name}, enhanced", _note(info, front.sample_rate, seconds), body)
 
 
-def _beginning(info: AudioInfo, sample_rate: int) -> NDArray[np.float32]:
-    """The first channel of the first 30 s, `[sample]`."""
-    wave = next(audio.blocks(info, int(SHOWN_SECONDS * info.sample_rate)))[:1]
-    return audio.resample(wave, info.sample_rate, sample_rate)[0]
+def _channels(info: AudioInfo) -> str:
+    if info.n_channels == 1:
+        return "1"
+    heard = "both are heard" if info.n_channels == _HEARD_CHANNELS else "the first two are heard"
+    return f"{info.n_channels}, which share one gain; {heard}, and their mean power is shown"
 
 
 def _inference(separation: Separation, limit: int) -> dict[str, str]:
-    numbers = {"iterations": f"{len(separation.objective)} of at most {limit}", "converged": "yes" if separation.converged else "no"}
-    if separation.acceptance is not None:
-        numbers["acceptance rate of the last E-step"] = number(separation.acceptance)
-    if separation.effective_samples is not None:
-        numbers["effective sample size of the last E-step"] = number(separation.effective_samples)
+    numbers = {
+        "iterations": f"{len(separation.objective)} of at most {limit}",
+        "converged": "yes" if separation.converged else "no",
+    }
+    if separation.sources[0].acceptance is not None:
+        numbers["acceptance rate of the last E-step"] = number(separation.sources[0].acceptance)
+    if separation.sources[0].effective_samples is not None:
+        numbers["effective sample size of the last E-step"] = number(separation.sources[0].effective_samples)
     return numbers
 
 
@@ -92,13 +107,15 @@ def _decibels(energy: float, reference: float, of_what: str = "") -> str:
     return f"{10 * math.log10(energy / reference):.1f} dB{of_what}" if energy else "none: digital silence"
 
 
-def _note(info: AudioInfo, sample_rate: int) -> str:
+def _note(info: AudioInfo, sample_rate: int, seconds: float) -> str:
     """What of the file is shown."""
     sentences = [str(info.path) + "."]
-    if info.seconds > SHOWN_SECONDS:
-        sentences.append(f"Only its first {SHOWN_SECONDS:.0f} s of {number(info.seconds)} s are shown, and were enhanced by themselves.")
+    if seconds < info.seconds - 1 / sample_rate:
+        sentences.append(
+            f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once."
+        )
     if info.n_channels > 1:
-        sentences.append(f"Only the first of its {info.n_channels} channels is shown, and was enhanced by itself.")
+        sentences.append(f"Its {info.n_channels} channels share one gain.")
     if info.sample_rate != sample_rate:
         sentences.append(f"Shown at the prior's rate of {sample_rate} Hz; the file has {info.sample_rate} Hz.")
     return " ".join(sentences)

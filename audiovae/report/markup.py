@@ -65,14 +65,17 @@ def players(sounds: dict[str, NDArray[np.float32]], sample_rate: int, keep_level
     """Players side by side, each below its name.
 
     Args:
-        sounds: `[sample]` each, at any level.
+        sounds: `[sample]` each, or `[channel, sample]` of two channels, at any level.
         keep_levels: one gain for all of them, that of the first, so that their levels compare; else each has its own.
     """
     gains = [_listening_gain(wave) for wave in sounds.values()]
     if keep_levels:
         loudest = max(float(np.abs(wave).max()) for wave in sounds.values())
         gains = [min(gains[0], _LARGEST_SAMPLE / max(loudest, 1e-9))] * len(gains)
-    labels = (f"<label>{name}{_player(gain * wave, sample_rate)}</label>" for (name, wave), gain in zip(sounds.items(), gains, strict=True))
+    labels = (
+        f"<label>{name}{_player(gain * wave, sample_rate)}</label>"
+        for (name, wave), gain in zip(sounds.items(), gains, strict=True)
+    )
     return f'<div class="players">{"".join(labels)}</div>'
 
 
@@ -83,5 +86,5 @@ def _listening_gain(wave: NDArray[np.float32]) -> float:
 
 def _player(wave: NDArray[np.float32], sample_rate: int) -> str:
     buffer = io.BytesIO()
-    soundfile.write(buffer, wave, sample_rate, format="FLAC")
+    soundfile.write(buffer, wave.T, sample_rate, format="FLAC")
     return f'<audio controls preload="none" src="data:audio/flac;base64,{base64.b64encode(buffer.getvalue()).decode()}"></audio>'

@@ -54,8 +54,14 @@ def spectrogram_and_psd(
     figure.colorbar(image, ax=list(axes[0]), label="dB below the loudest bin", pad=0.01)
     order = torch.argsort(kl if len(kl) == latents.shape[-1] else latents.std(0, correction=0), descending=True).cpu()
     shown = latents.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
-    image = axes[1][0].imshow(shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5))
-    axes[1][0].set(title="Latents over time (posterior mean, most informative first)", xlabel="time (s)", ylabel="rank of dimension")
+    image = axes[1][0].imshow(
+        shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5)
+    )
+    axes[1][0].set(
+        title="Latents over time (posterior mean, most informative first)",
+        xlabel="time (s)",
+        ylabel="rank of dimension",
+    )
     figure.colorbar(image, ax=axes[1][0], pad=0.01)
     _kl_bars(axes[1][1], kl)
     return _png(figure)
@@ -88,17 +94,34 @@ def separation(
     """
     figure, axes = _figure(4, 2, (13.0, 11.0), [1.0, 1.0, 1.0, 0.7], sharex=True)
     seconds = len(wiener) * hop_length / sample_rate
-    names = ("Noisy |x|²", "Enhanced |s|²", "Residual |x - s|²", "Variance of the speech g c v", "Variance of the noise N")
+    names = (
+        "Noisy |x|²",
+        "Enhanced |s|²",
+        "Residual |x - s|²",
+        "Variance of the speech g c v",
+        "Variance of the noise N",
+    )
     image = None
     for axis, name, values in zip([*axes[:3, 0], *axes[1:3, 1]], names, decibels([*powers, *psds]), strict=True):
         image = _spectrogram(axis, name, values, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
     figure.colorbar(image, ax=list(axes[1:3, 1]), label="dB below the loudest bin of the five", pad=0.01)
-    image = _spectrogram(axes[0, 1], "Wiener gain", wiener.double().numpy(force=True), seconds, sample_rate, cmap="cividis", vmin=0, vmax=1)
+    image = _spectrogram(
+        axes[0, 1],
+        "Wiener gain",
+        wiener.double().numpy(force=True),
+        seconds,
+        sample_rate,
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+    )
     figure.colorbar(image, ax=axes[0, 1], label="share kept", pad=0.01)
     times = (np.arange(len(wiener)) + 0.5) * hop_length / sample_rate
     gain_db = 10 * torch.log10(gain).double().numpy(force=True)
     axes[3, 0].plot(times, activity.double().numpy(force=True), color=_ACTIVE_COLOUR, linewidth=1)
-    axes[3, 0].set(title="Activity: the speech's share of the variance", xlabel="time (s)", ylabel="share", ylim=(-0.03, 1.03))
+    axes[3, 0].set(
+        title="Activity: the speech's share of the variance", xlabel="time (s)", ylabel="share", ylim=(-0.03, 1.03)
+    )
     axes[3, 1].plot(times, gain_db, color=_ACTIVE_COLOUR, linewidth=1)
     limits = (min(-10.0, gain_db.min() - 1), max(10.0, gain_db.max() + 1))
     axes[3, 1].set(title="Gain g of the speech's variance", xlabel="time (s)", ylabel="gain (dB)", ylim=limits)
@@ -117,7 +140,9 @@ def objective(values: Float[Tensor, " iteration"], converged: bool) -> bytes:
     return _png(figure)
 
 
-def _spectrogram(axis: Any, name: str, values: NDArray[np.float64], seconds: float, sample_rate: int, **colours: Any) -> Any:
+def _spectrogram(
+    axis: Any, name: str, values: NDArray[np.float64], seconds: float, sample_rate: int, **colours: Any
+) -> Any:
     """Draw `[frame, freq]`, low frequencies at the bottom."""
     axis.set(title=name, ylabel="frequency (kHz)")
     return axis.imshow(values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, sample_rate / 2000), **colours)
@@ -137,7 +162,9 @@ def _kl_bars(axis: Any, kl: Tensor) -> None:
     )
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], heights: list[float], sharex: bool = False) -> tuple[Any, Any]:
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], heights: list[float], sharex: bool = False
+) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

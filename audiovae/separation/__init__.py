@@ -1,7 +1,15 @@
 """Mixtures taken apart: sources with a spatial model, fitted to each recording alone by expectation maximisation."""
 
 from audiovae.separation.em import EMSettings, Separator
-from audiovae.separation.files import Enhanced, NoisyFile, enhance_file, enhance_files, groups_by_length
+from audiovae.separation.files import (
+    Enhanced,
+    FirstBlock,
+    NoisyFile,
+    enhance_file,
+    enhance_files,
+    first_block,
+    groups_by_length,
+)
 from audiovae.separation.inference.e_step import Draws, EStep
 from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPrior
 from audiovae.separation.inference.markov_chain import MarkovChain
@@ -32,6 +40,7 @@ __all__ = [
     "Energy",
     "Enhanced",
     "Finding",
+    "FirstBlock",
     "FreePosterior",
     "JointDiagonal",
     "LatentEnergy",
@@ -54,6 +63,7 @@ __all__ = [
     "enhancer",
     "even_start",
     "fast_mnmf2",
+    "first_block",
     "groups_by_length",
     "quiet_start",
     "separate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,12 +33,33 @@ class NoisyFile:
             as if it were written.
         residual: receives what was taken away; the two sum to the source, except where the residual is cut at full scale.
         seed: of everything random.
+        keep_first: hold on to the first block, for a page on it.
     """
 
     source: str | Path
     target: str | Path | None
     residual: str | Path | None = None
     seed: int = 0
+    keep_first: bool = False
+
+
+@dataclass(frozen=True)
+class FirstBlock:
+    """The beginning of a file as it was inferred: all of it, or about half a minute.
+
+    Attributes:
+        info: of the file.
+        level: what it was divided by; 0 for digital silence.
+        spectrogram: at unit level.
+        separation: what became of it, at unit level too.
+        seconds: that inference took, shared evenly by the recordings side by side.
+    """
+
+    info: AudioInfo
+    level: float
+    spectrogram: Complex[Tensor, "frame freq channel"]
+    separation: Separation
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,14 @@ class Enhanced:
         speech, residual: the closed writers, which know the peaks; no residual where none was asked for.
         objective: of every iteration of the first block, in nats per frame.
         labels: of the speech in the first block, given or inferred; none for a prior without.
+        first: the first block, where that was to be kept.
     """
 
     speech: Writer
     residual: Writer | None
     objective: list[float]
     labels: dict[str, str]
+    first: FirstBlock | None
 
 
 def enhance_file(
@@ -91,9 +115,9 @@ def enhance_files(
     results: list[Enhanced | AudiovaeError | None] = [None] * len(files)
     asked: dict[int, _Block] = {}
 
-    def resume(i: int, separation: Separation | None) -> None:
+    def resume(i: int, answer: tuple[Separation, float] | None) -> None:
         try:
-            asked[i] = runs[i].send(separation)
+            asked[i] = runs[i].send(answer)
         except StopIteration as end:
             results[i] = end.value
         except AudiovaeError as error:
@@ -105,14 +129,16 @@ def enhance_files(
         while asked:
             places, blocks = list(asked), list(asked.values())
             asked.clear()
+            start = time.perf_counter()
             separations = enhancer(
                 [block.spectrogram for block in blocks],
                 [files[i].seed for i in places],
                 [block.level for block in blocks],
                 [block.states for block in blocks],
             )
+            seconds = (time.perf_counter() - start) / len(blocks)
             for i, separation in zip(places, separations, strict=True):
-                resume(i, separation)
+                resume(i, (separation, seconds))
     finally:
         for run in runs:  # where inference fails or is interrupted, no half file stays
             run.close()
@@ -141,19 +167,39 @@ def readable_seconds(source: str | Path) -> float:
         return 0.0
 
 
+def first_block(enhancer: Separator, source: str | Path, seed: int = 0) -> FirstBlock:
+    """Infer the first block of a sound file, and write nothing.
+
+    Raises:
+        AudioError: the source cannot be read.
+    """
+    run = _enhance(enhancer.front, NoisyFile(source, None), lambda seconds: None)
+    block = next(run)
+    run.close()
+    start = time.perf_counter()
+    (separation,) = enhancer([block.spectrogram], [seed], [block.level])
+    return FirstBlock(block.info, block.file_level, block.spectrogram, separation, time.perf_counter() - start)
+
+
 @dataclass(frozen=True)
 class _Block:
-    """What a file wants to be inferred next: arguments of `Separator`."""
+    """What a file wants to be inferred next."""
 
+    info: AudioInfo
+    file_level: float
     spectrogram: Complex[Tensor, "frame freq channel"]
-    level: float
     states: Sequence[Float[Tensor, " freq"] | None] | None
+
+    @property
+    def level(self) -> float:
+        """Of the spectrogram, which was divided by the file's."""
+        return 1.0 if self.file_level else 0.0
 
 
 def _enhance(
     front: Front, file: NoisyFile, progress: Callable[[float], None]
-) -> Generator[_Block, Separation | None, Enhanced | None]:
-    """One file: yields a block, is sent what inference says of it, and so on to its end.
+) -> Generator[_Block, tuple[Separation, float] | None, Enhanced | None]:
+    """One file: yields a block, is sent what inference says of it and how long that took, and so on to its end.
 
     Raises:
         AudioError: the source cannot be read, or a target not be written.
@@ -162,12 +208,12 @@ def _enhance(
     level = file_level(front, info)
     faded, of_source = Fade(), _Reader(info)
     states: Sequence[Tensor | None] | None = None
+    first: FirstBlock | None = None
     objective: list[float] = []
     labels: dict[str, str] = {}
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
-    pieces = waves(
-        front, _popped(ready), StreamingSynthesis(front.stft), level, info.sample_rate, info.n_channels, info.n_samples
-    )
+    synthesis = StreamingSynthesis(front.stft)
+    pieces = waves(front, _popped(ready), synthesis, level, info.sample_rate, info.n_channels, info.n_samples)
     with ExitStack() as opened:
 
         def writer(path: str | Path | None) -> Writer | None:
@@ -185,17 +231,21 @@ def _enhance(
                     residual.write(of_source.take(wave.shape[1]) - speech.held(wave))
             progress(wave.shape[1] / info.sample_rate)
 
-        for block, last in overlapping(spectrogram_blocks(front, info, level)):
-            separation = yield _Block(block.movedim(0, -1), 1.0 if level else 0.0, states)
-            assert separation is not None
+        for frames, last in overlapping(spectrogram_blocks(front, info, level)):
+            block = _Block(info, level, frames.movedim(0, -1), states)
+            answer = yield block
+            assert answer is not None
+            separation, seconds = answer
+            if states is None:
+                objective, labels = separation.objective.tolist(), separation.sources[0].labels
+                if file.keep_first:
+                    first = FirstBlock(info, level, block.spectrogram, separation, seconds)
             states = [source.state for source in separation.sources]
-            objective = objective or separation.objective.tolist()
-            labels = labels or separation.sources[0].labels
             ready.append(faded.push(separation.images[0].movedim(-1, 0), last))
             write(next(pieces))
         for wave in pieces:
             write(wave)
-    return None if speech is None else Enhanced(speech, residual, objective, labels)
+    return None if speech is None else Enhanced(speech, residual, objective, labels, first)
 
 
 def _popped(ready: list[Tensor]) -> Iterator[Tensor]:
