@@ -27,7 +27,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,20 @@ from audiovae import STFT, AudioVAE, audio
 from audiovae.atomic import atomic_path
 from audiovae.cli.progress import bar
 from audiovae.errors import AudiovaeError
-from audiovae.level import spectrogram_level
 from audiovae.metrics import WAVE_METRICS, Score, compare, estimate, improvement, si_sdr, summarise
 from audiovae.saved import shipped_names
-from audiovae.separation import METHODS, Mixture, NMFNoise, SlowNoise, enhancer
-from audiovae.separation.noise import Statistics
-from audiovae.stft import power
+from audiovae.separation import (
+    METHODS,
+    NMF,
+    Beginning,
+    EMSettings,
+    Mixture,
+    Separator,
+    SlowBands,
+    enhancer,
+    quiet_start,
+)
+from audiovae.stft import Front, power
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
@@ -142,7 +150,7 @@ def references() -> dict[str, Callable[[], Algorithm]]:
     return {
         NOISY: lambda: lambda pair: Enhanced(pair.noisy),
         ORACLE: lambda: lambda pair: oracle_wiener(stft, pair),
-        "NMF without a prior": lambda: partial(by_spectrogram, stft, partial(nmf_without_prior, stft.window)),
+        "NMF without a prior": lambda: partial(by_spectrogram, stft, first_image(nmf_without_prior(stft))),
         "log-MMSE": log_mmse,
         "spectral gating": spectral_gating,
         "spectral subtraction": spectral_subtraction,
@@ -153,8 +161,11 @@ def by_prior(name: str, method: Any) -> Algorithm:
     prior = load(name)
     if prior.sample_rate != RATE:
         raise AudiovaeError(f"{name} is of {prior.sample_rate} Hz, not of {RATE}")
-    separate = enhancer(prior, method)
-    return partial(by_spectrogram, prior.stft, lambda spectrogram: separate([spectrogram], [0])[0].images[0])
+    return partial(by_spectrogram, prior.stft, first_image(enhancer(prior, method)))
+
+
+def first_image(separator: Separator) -> Callable[[Tensor], Tensor]:
+    return lambda spectrogram: separator([spectrogram])[0].images[0]
 
 
 @cache
@@ -177,22 +188,13 @@ def oracle_wiener(stft: STFT, pair: Pair) -> Enhanced:
     return by_spectrogram(stft, lambda spectrogram: gain * spectrogram, pair)
 
 
-def nmf_without_prior(window: Tensor, spectrogram: Tensor) -> Tensor:
-    powers = power(spectrogram)
-    mixture = Mixture.of([powers], spectrogram_level(powers, window)[None], [0])
-    above = (mixture.power - mixture.quiet.unsqueeze(1)).clamp(min=0).mean(1)
-    speech = NMFNoise(replace(mixture, quiet=above), NMF_RANK)  # a model of variances, whatever its name
-    noise = SlowNoise(mixture)
+def nmf_without_prior(stft: STFT) -> Separator:
+    def start(mixture: Mixture) -> Beginning:
+        quiet = quiet_start(mixture).psds[1]
+        return Beginning([(mixture.power - quiet).clamp(min=0), quiet])
 
-    def statistics() -> Statistics:
-        variance = speech.variance() + noise.variance()
-        return Statistics(mixture.power / variance.square(), 1 / variance)
-
-    for _ in range(NMF_ITERATIONS):
-        speech.update(statistics)
-        noise.update(statistics)
-    gain = speech.variance() / (speech.variance() + noise.variance())
-    return gain[0] * spectrogram
+    sources = [partial(NMF, rank=NMF_RANK), SlowBands]
+    return Separator(Front(stft, RATE), sources, [start], settings=EMSettings(NMF_ITERATIONS))
 
 
 def log_mmse() -> Algorithm:

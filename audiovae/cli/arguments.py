@@ -42,10 +42,9 @@ def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -
     parser.add_argument("inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'")
 
 
-def add_output(parser: jsonargparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", required=required, help="a folder that mirrors the input tree; for one input it may be a file"
-    )
+def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files: bool = True) -> None:
+    text = "a folder that mirrors the input tree" + ("; for one input it may be a file" if files else "")
+    parser.add_argument("-o", "--output", metavar="OUT", required=required, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
 
 

@@ -26,9 +26,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     positive = jsonargparse.typing.PositiveInt
     arguments.add_inputs(parser)
     arguments.add_output(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped"
-    )
+    parser.add_argument("--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped")
     parser.add_argument(
         "--method",
         choices=get_args(MethodName),
@@ -63,9 +61,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         type=positive,
         help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains little by more",
     )
-    parser.add_argument(
-        "--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs"
-    )
+    parser.add_argument("--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs")
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
     arguments.add_common(parser, unset=("model",))

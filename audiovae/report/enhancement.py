@@ -19,9 +19,7 @@ _HEARD_CHANNELS = 2  # a player has no more
 
 
 @torch.no_grad()
-def write_enhancement_report(
-    target: str | Path, first: FirstBlock, enhancer: Separator, title: str | None = None
-) -> None:
+def write_enhancement_report(target: str | Path, first: FirstBlock, enhancer: Separator, title: str | None = None) -> None:
     """Write a self-contained page of the first block of a sound file, as it was inferred.
 
     Args:
@@ -111,9 +109,7 @@ def _note(info: AudioInfo, sample_rate: int, seconds: float) -> str:
     """What of the file is shown."""
     sentences = [str(info.path) + "."]
     if seconds < info.seconds - 1 / sample_rate:
-        sentences.append(
-            f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once."
-        )
+        sentences.append(f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once.")
     if info.n_channels > 1:
         sentences.append(f"Its {info.n_channels} channels share one gain.")
     if info.sample_rate != sample_rate:

@@ -72,10 +72,7 @@ def players(sounds: dict[str, NDArray[np.float32]], sample_rate: int, keep_level
     if keep_levels:
         loudest = max(float(np.abs(wave).max()) for wave in sounds.values())
         gains = [min(gains[0], _LARGEST_SAMPLE / max(loudest, 1e-9))] * len(gains)
-    labels = (
-        f"<label>{name}{_player(gain * wave, sample_rate)}</label>"
-        for (name, wave), gain in zip(sounds.items(), gains, strict=True)
-    )
+    labels = (f"<label>{name}{_player(gain * wave, sample_rate)}</label>" for (name, wave), gain in zip(sounds.items(), gains, strict=True))
     return f'<div class="players">{"".join(labels)}</div>'
 
 

@@ -9,6 +9,7 @@ from audiovae.separation.files import (
     enhance_files,
     first_block,
     groups_by_length,
+    separate_file,
 )
 from audiovae.separation.inference.e_step import Draws, EStep
 from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPrior
@@ -67,4 +68,5 @@ __all__ = [
     "groups_by_length",
     "quiet_start",
     "separate",
+    "separate_file",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from audiovae.errors import AudiovaeError
 from audiovae.recordings import file_level, spectrogram_blocks, waves
 from audiovae.separation.blocks import Fade, overlapping
 from audiovae.separation.em import Separator
+from audiovae.separation.methods import separate
 from audiovae.separation.separation import Separation
 from audiovae.stft import Front, StreamingSynthesis
 
@@ -143,6 +145,28 @@ def enhance_files(
         for run in runs:  # where inference fails or is interrupted, no half file stays
             run.close()
     return results
+
+
+@torch.no_grad()
+def separate_file(source: str | Path, targets: Sequence[str | Path], seed: int = 0, device: str = "cpu") -> list[Writer]:
+    """Write the image of each of as many sources as there are targets, at all microphones, the loudest first.
+
+    The whole file is taken at once, at its own rate. The images sum to it.
+
+    Returns:
+        the closed writers, which know the peaks.
+
+    Raises:
+        AudioError: the source cannot be read, or a target not be written.
+        AudiovaeError: a single channel, or fewer than two sources.
+    """
+    wave, info = audio.read(source)
+    images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed).numpy(force=True)
+    with ExitStack() as opened:
+        writers = [opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info)) for target in targets]
+        for writer, image in zip(writers, images, strict=True):
+            writer.write(image)
+    return writers
 
 
 def groups_by_length(sources: Sequence[str | Path], size: int) -> list[list[int]]:

@@ -14,9 +14,7 @@ from torch.nn import functional
 from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.separation.mixture import Mixture
 
-_OVERSUBTRACTION = (
-    3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
-)
+_OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
 _SMALLEST_FIRST_GAIN = 0.1
 _QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
 _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is free of speech at times, a second apart
@@ -60,9 +58,7 @@ def even_start(n_sources: int) -> Start:
     return start
 
 
-def quiet_track(
-    power: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None
-) -> Float[Tensor, "frame freq"]:
+def quiet_track(power: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None) -> Float[Tensor, "frame freq"]:
     """The quiet spectrum of windows of four seconds, and between their centres along a straight line.
 
     Args:

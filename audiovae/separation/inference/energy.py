@@ -30,9 +30,7 @@ class LatentPrior:
         mixed_precision: matrix products in bfloat16.
     """
 
-    def __init__(
-        self, vae: VAE, mixture: Mixture, condition: Tensor | None = None, mixed_precision: bool = False
-    ) -> None:
+    def __init__(self, vae: VAE, mixture: Mixture, condition: Tensor | None = None, mixed_precision: bool = False) -> None:
         self.vae, self.condition = vae, condition
         self._inside, self._device = mixture.inside.unsqueeze(-1), mixture.power.device.type
         self._mixed_precision = mixed_precision
@@ -49,24 +47,18 @@ class LatentPrior:
         with self._autocast():
             return self.masked(self.vae.infer(power, self.condition, mean=True).latents)
 
-    def variance(
-        self, latents: Float[Tensor, "*sample recording frame latent"]
-    ) -> Float[Tensor, "*sample recording frame freq"]:
+    def variance(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame freq"]:
         """v_f(z_t): what the decoder says of clean speech at unit level, at most exp(LARGEST_LOG_VARIANCE)."""
         with self._autocast():
             return clamped_variance(self.vae.likelihood(self.masked(latents), self.condition))
 
-    def log_prob(
-        self, latents: Float[Tensor, "*sample recording frame latent"]
-    ) -> Float[Tensor, "*sample recording frame"]:
+    def log_prob(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
         """Log p(z_t | z_<t)."""
         latents = self.masked(latents)
         with self._autocast():
             return self.vae.prior(latents, self.condition).log_prob(latents)
 
-    def precision(
-        self, latents: Float[Tensor, "*sample recording frame latent"]
-    ) -> Float[Tensor, "*sample recording frame latent"]:
+    def precision(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame latent"]:
         """Of p(z_t | z_<t), as if z_<t were fixed; 1 where it is no Gaussian."""
         with self._autocast():
             prior = self.vae.prior(self.masked(latents), self.condition)
@@ -97,15 +89,11 @@ class LatentEnergy:
     ) -> None:
         self.prior, self.mixture, self.view, self.scale, self.prior_weight = prior, mixture, view, scale, prior_weight
 
-    def __call__(
-        self, latents: Float[Tensor, "*sample recording frame latent"]
-    ) -> Float[Tensor, "*sample recording frame"]:
+    def __call__(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
         misfit = self.view.nll(self.scale * self.prior.variance(latents))
         return (misfit - self.prior_weight * self.prior.log_prob(latents)) * self.mixture.inside
 
-    def slope(
-        self, latents: Float[Tensor, "*sample recording frame latent"]
-    ) -> Float[Tensor, "*sample recording frame latent"]:
+    def slope(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame latent"]:
         """The gradient of the energy's sum: that of `gradient`, without the energy and in fewer passes over the spectrogram."""
         with torch.enable_grad():
             z = latents.detach().requires_grad_()

@@ -45,9 +45,7 @@ class MarkovChain:
         if kernel not in ("metropolis-hastings", "langevin", "mala"):
             raise ValueError(f"kernel must be 'metropolis-hastings', 'langevin' or 'mala', got {kernel!r}")
         if min(n_chains, n_keep) < 1 or n_burn < 0 or step <= 0:
-            raise ValueError(
-                f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, {n_burn}"
-            )
+            raise ValueError(f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, {n_burn}")
         self.kernel, self.n_chains, self.n_burn, self.n_keep, self.step = kernel, n_chains, n_burn, n_keep, step
 
     def begin(self, latents: Float[Tensor, "recording frame latent"], frames_are_independent: bool) -> None:
@@ -62,9 +60,7 @@ class MarkovChain:
         assert acceptance is not None
         return Draws(
             path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1),
-            None
-            if self.kernel == "langevin"
-            else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
+            None if self.kernel == "langevin" else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
             mixture.mean_over_frames(effective_sample_size(path).mean((0, -1))),
         )
 

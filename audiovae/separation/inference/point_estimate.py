@@ -30,9 +30,7 @@ class PointEstimate:
     Reference: B. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964 (momentum).
     """
 
-    def __init__(
-        self, n_steps: int = 2, step: float = 0.2, momentum: float = 0.85, refresh: int = 4, trust: float = 0.6
-    ) -> None:
+    def __init__(self, n_steps: int = 2, step: float = 0.2, momentum: float = 0.85, refresh: int = 4, trust: float = 0.6) -> None:
         if min(n_steps, refresh) < 1 or min(step, trust) <= 0 or not 0 <= momentum < 1:
             raise ValueError(
                 f"n_steps, step, refresh and trust must be positive and momentum from 0 to below 1, got {n_steps}, {step}, {refresh}, "

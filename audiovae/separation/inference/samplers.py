@@ -17,12 +17,8 @@ from torch import Tensor
 
 from audiovae.separation.inference.energy import Energy, gradient
 
-RANDOM_WALK_ACCEPTANCE = (
-    0.234  # G. Roberts, A. Gelman, W. Gilks, "Weak convergence and optimal scaling of random walk Metropolis", 1997
-)
-LANGEVIN_ACCEPTANCE = (
-    0.574  # G. Roberts, J. Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions", 1998
-)
+RANDOM_WALK_ACCEPTANCE = 0.234  # G. Roberts, A. Gelman, W. Gilks, "Weak convergence and optimal scaling of random walk Metropolis", 1997
+LANGEVIN_ACCEPTANCE = 0.574  # G. Roberts, J. Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions", 1998
 
 Random = Callable[[], tuple[Tensor, Tensor]]
 """Fresh normal numbers of the latents' shape, and uniform ones `[*sample, recording, frame]`."""
@@ -50,16 +46,12 @@ class Chain:
         n_blocks = latents.shape[-2] if by_frame else 1
         return cls(latents, latents.new_full((*latents.shape[:-2], n_blocks), step), by_frame)
 
-    def per_block(
-        self, per_frame: Float[Tensor, "*sample recording frame"]
-    ) -> Float[Tensor, "*sample recording block"]:
+    def per_block(self, per_frame: Float[Tensor, "*sample recording frame"]) -> Float[Tensor, "*sample recording block"]:
         """Sums over what is accepted together."""
         return per_frame if self.by_frame else per_frame.sum(-1, keepdim=True)
 
 
-def metropolis_hastings(
-    energy: Energy, chain: Chain, n_steps: int, random: Random, adapt: bool = False
-) -> list[Tensor]:
+def metropolis_hastings(energy: Energy, chain: Chain, n_steps: int, random: Random, adapt: bool = False) -> list[Tensor]:
     """Random walk: z' = z + step * normal, accepted with probability min(1, exp(U(z) - U(z'))).
 
     Moves the chain; returns its latents after every step.

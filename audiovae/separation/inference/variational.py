@@ -30,9 +30,7 @@ class FreePosterior:
         the encoder instead.
     """
 
-    def __init__(
-        self, n_steps: int = 4, n_samples: int = 2, learning_rate: float = 0.1, deviation: float = 0.1
-    ) -> None:
+    def __init__(self, n_steps: int = 4, n_samples: int = 2, learning_rate: float = 0.1, deviation: float = 0.1) -> None:
         if min(n_steps, n_samples) < 1 or min(learning_rate, deviation) <= 0:
             raise ValueError(f"all options must be positive, got {n_steps}, {n_samples}, {learning_rate}, {deviation}")
         self.n_steps, self.n_samples, self.learning_rate, self.deviation = n_steps, n_samples, learning_rate, deviation

@@ -173,13 +173,9 @@ def check_prior(prior: AudioVAE) -> None:
     if vae.predicts != "sound":
         raise AudiovaeError(f"{name} predicts labels: it has no PSD of speech")
     if vae.needs_past:
-        raise AudiovaeError(
-            f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone"
-        )
+        raise AudiovaeError(f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone")
     if vae.settings.likelihood not in ("complex-gaussian", "complex-student-t"):
-        raise AudiovaeError(
-            f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance"
-        )
+        raise AudiovaeError(f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance")
     if vae.lookahead >= EVERYTHING:
         raise AudiovaeError(
             f"{name} has one latent vector for a whole sequence, and no recording is one; use a prior with latents of frames alone"
