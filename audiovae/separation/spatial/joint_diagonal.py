@@ -14,11 +14,7 @@ from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
 
 _FIRST_GAIN = 0.05  # of a source in a row that is not its own at the start
-_LOADING, _LEAST = (
-    1e-10,
-    1e-12,
-)  # of V, as shares of its mean diagonal and at unit level: rows without sound stay regular
-_TINY = 1e-30
+_DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
 
 State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "source recording _ row"]]
 
@@ -27,15 +23,17 @@ class JointDiagonal(Spatial):
     """H_nf = Q_f^-1 diag(g_nf) Q_f^-', so that the rows of Q_f x_ft are independent, of variance sum_n lambda_nft g_nfm.
 
     g and H carry the scale between lambda and x; only `powers` takes it out. Q is fitted by iterative projection, g by
-    multiplicative updates with the square root: no update increases the nll.
+    multiplicative updates with the square root: no update increases the nll. That is of the mixture in a little independent
+    noise: x x' counts as x x' + dither I, so that all stays finite in silence, with a dead microphone, or with one twice.
 
     Args:
         mixture: recordings of several channels.
         space: Q and g to begin with; None is Q = I and a row for each source in turn.
         n_sources: how many there are.
         per_frequency: g for every frequency, instead of one that they share.
-        white: sources whose covariance is the identity and stays it, such as the noise of the microphones themselves: their g
-            is |q_m|^2. As that moves with Q, an update of Q may then increase the nll.
+        white: sources that are as strong at every microphone and independent between them, such as their own noise: their g
+            is |q_m|^2, which is the identity H but for what Q would need to be unitary for. As g moves with Q, an update of Q
+            may then increase the nll.
 
     Reference: K. Sekiguchi, Y. Bando, A. Nugraha, K. Yoshii, T. Kawahara, "Fast multichannel nonnegative matrix factorization with
         directivity-aware jointly-diagonalizable spatial covariance matrices for blind source separation", IEEE/ACM TASLP 28, 2020;
@@ -52,10 +50,13 @@ class JointDiagonal(Spatial):
     ) -> None:
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
         self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
-        self._outer = _real(self._x.mT)  # x x', [recording, freq, frame, channel^2]
         n_recordings, n_freqs, n_channels, _ = self._x.shape
+        mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
+        self._dither = max(_DITHER, 10 * torch.finfo(mean.dtype).eps) * mean + _LEAST_DITHER  # [recording, freq]
+        self._outer = _real(self._x.mT)  # x x' + dither, [recording, freq, frame, channel^2]
+        self._outer[..., :n_channels] += self._dither[..., None, None]
         if space is not None:
-            self.q, self.gains = space
+            self.q, self.gains = space[0], space[1].clone()  # the start's own is used again
         else:
             eye = torch.eye(n_channels, dtype=self._x.dtype, device=self._x.device)
             self.q = eye.expand(n_recordings, n_freqs, n_channels, n_channels)
@@ -67,7 +68,8 @@ class JointDiagonal(Spatial):
     def _rotate(self) -> None:
         """What follows from Q: |Q x|^2 `[row, recording, frame, freq]`, log |det Q Q'| and the gains of white sources."""
         rows = self.q @ self._x
-        self._power = (rows.real.square() + rows.imag.square()).permute(2, 0, 3, 1).contiguous()
+        dither = (self.q.abs().square().sum(-1) * self._dither.unsqueeze(-1)).unsqueeze(-1)
+        self._power = (rows.real.square() + rows.imag.square() + dither).permute(2, 0, 3, 1).contiguous()
         self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(self._power.dtype)
         for n in self._white:
             self.gains[n] = self.q.abs().square().sum(-1)
@@ -114,7 +116,7 @@ class JointDiagonal(Spatial):
             precision = inside / self._variance(psds, m)
             fall = power * precision.square()
             for n in set(range(len(psds))) - self._white:
-                ratio = (psds[n] * fall).sum(over) / (psds[n] * precision).sum(over).clamp(min=_TINY)
+                ratio = (psds[n] * fall).sum(over) / (psds[n] * precision).sum(over)
                 gains[n, ..., m] *= ratio.sqrt() if self._per_frequency else ratio.sqrt().unsqueeze(-1)
         self.gains = gains
 
@@ -125,8 +127,6 @@ class JointDiagonal(Spatial):
         weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))])
         v = _hermitian(weights.permute(1, 3, 0, 2) @ self._outer).to(torch.complex128)  # [recording, freq, row, M, M]
         eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
-        loading = _LOADING * v.diagonal(dim1=-2, dim2=-1).real.mean(-1) + _LEAST
-        v = v + loading[..., None, None] * eye
         q = self.q.to(v.dtype).clone()
         for m in range(v.shape[2]):
             row = torch.linalg.solve(q @ v[:, :, m], eye[:, m].expand(q.shape[:-1]))
