@@ -14,6 +14,7 @@ from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
 
 _FIRST_GAIN = 0.05  # of a source in a row that is not its own at the start
+_LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
 
 State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "source recording _ row"]]
@@ -118,7 +119,7 @@ class JointDiagonal(Spatial):
             for n in set(range(len(psds))) - self._white:
                 ratio = (psds[n] * fall).sum(over) / (psds[n] * precision).sum(over)
                 gains[n, ..., m] *= ratio.sqrt() if self._per_frequency else ratio.sqrt().unsqueeze(-1)
-        self.gains = gains
+        self.gains = gains.clamp(min=_LEAST_GAIN)
 
     def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """Rows in turn: V_m = mean_t x x' / Y_m, q = (Q V_m)^-1 e_m / sqrt(q' V_m q)."""
