@@ -710,6 +710,7 @@ EVERY_VERB = {
     "decode": "decode z.npz -o out.wav --model model",
     "resynthesize": "resynthesize good.wav -o out --model model",
     "enhance": "enhance good.wav -o out --model model --method fast",
+    "separate": "separate two.wav -o out --sources 2",
     "sample": "sample -o out.wav --seconds 0.2 --model model",
     "score": "score good.wav --model model",
     "evaluate": "evaluate good.wav --model model",
@@ -735,6 +736,8 @@ def test_json_is_json_and_quiet_is_quiet(
 ) -> None:
     if verb == "decode":
         latents("z.npz")()
+    if verb == "separate":
+        soundfile.write("two.wav", np.hstack([noise(), noise()[::-1]]), RATE)
     capsys.readouterr()
     command = EVERY_VERB[verb].format(corpus=toy_corpus_folder, packed=packed)
     assert audiovae(f"{command} --json") == 0
