@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from audiovae import audio
 from audiovae.audio import resample
+from audiovae.files import stretches
 from audiovae.level import active_level, trim_bounds
 from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
-from audiovae.recordings import stretches
 from audiovae.stft import StreamingAnalysis
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate

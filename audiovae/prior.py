@@ -17,7 +17,7 @@ from audiovae.level import active_level
 from audiovae.models import VAE, Inference
 from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.phase import griffin_lim
-from audiovae.stft import STFT, power
+from audiovae.stft import STFT, Front, power
 
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
@@ -87,6 +87,10 @@ class AudioVAE(nn.Module):
         from audiovae.saved import save
 
         save(self, folder, card)
+
+    @property
+    def front(self) -> Front:
+        return Front(self.stft, self.sample_rate)
 
     @property
     def device(self) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float
@@ -132,6 +133,18 @@ class STFT(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_fft={self.n_fft}, hop_length={self.hop_length}, window={self.window_name!r}"
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a model hears through: waves at `sample_rate` Hz, seen by `stft`."""
+
+    stft: STFT
+    sample_rate: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.stft.window.device
 
 
 class StreamingAnalysis:

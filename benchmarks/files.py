@@ -28,7 +28,7 @@ import torch
 from audiovae import AudioVAE, PrepareSettings, prepare
 from audiovae.cli.main import VERBS
 from audiovae.cli.progress import print_table
-from audiovae.recordings import encode_file, resynthesize_file
+from audiovae.files import encode_file, resynthesize_file
 from audiovae.stft import power
 
 RATE, N_FILES, FILE_SECONDS, LONG_SECONDS = 16000, 250, 12.0, 7200

@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("report",),
     ("separation",),
     ("metrics",),
-    ("recordings",),
+    ("files",),
     ("prior", "saved"),  # a prior and its files know each other
     ("corpora",),
     ("objectives",),

@@ -28,7 +28,7 @@ def run(options: Any) -> int:
 
 
 def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.recordings import encode_file
+    from audiovae.files import encode_file
 
     latents = encode_file(prior, item.source, arguments.condition(prior, options))
     assert item.target is not None

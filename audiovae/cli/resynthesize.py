@@ -32,7 +32,7 @@ def run(options: Any) -> int:
 
 
 def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.recordings import resynthesize_file
+    from audiovae.files import resynthesize_file
 
     assert item.target is not None
     writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents, arguments.condition(prior, options))

@@ -15,8 +15,8 @@ from torch import Tensor
 from audiovae import audio
 from audiovae.audio import AudioInfo, Writer
 from audiovae.errors import AudiovaeError
+from audiovae.files import Recording
 from audiovae.prior import AudioVAE
-from audiovae.recordings import file_level, spectrogram_blocks, waves
 from audiovae.separation.enhancement import Enhancer, Separation
 from audiovae.stft import StreamingSynthesis, power
 
@@ -157,20 +157,20 @@ def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]
     Raises:
         AudioError: the source cannot be read, or a target not be written.
     """
-    info = audio.inspect(file.source)
-    level = file_level(prior, info)
+    recording = Recording.open(prior.front, file.source)
+    info, level = recording.info, recording.level
     faded, of_source = _Fade(), _Reader(info)
     quiet: Tensor | None = None
     objective: list[float] = []
     labels: dict[str, str] = {}
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
-    pieces = waves(prior, _popped(ready), StreamingSynthesis(prior.stft), level, info.sample_rate, info.n_channels, info.n_samples)
+    pieces = recording.waves(_popped(ready), StreamingSynthesis(prior.stft))
     with ExitStack() as opened:
 
         def writer(path: str | Path | None) -> Writer | None:
             if path is None:
                 return None
-            return opened.enter_context(Writer(path, info.sample_rate, info.n_channels, info.n_samples, info))
+            return opened.enter_context(recording.writer(path))
 
         speech = writer(file.target)
         residual = speech and writer(file.residual)
@@ -182,7 +182,7 @@ def _enhance(prior: AudioVAE, file: NoisyFile, progress: Callable[[float], None]
                     residual.write(of_source.take(wave.shape[1]) - speech.held(wave))
             progress(wave.shape[1] / info.sample_rate)
 
-        for block, last in _overlapping(spectrogram_blocks(prior, info, level)):
+        for block, last in _overlapping(block.spectrogram for block in recording.blocks()):
             separation = yield _Block(_mean_channel(block), 1.0 if level else 0.0, quiet)
             assert separation is not None
             quiet = _final_noise(separation)

@@ -17,8 +17,8 @@ from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, P
 from audiovae.cli.progress import print_table
 from audiovae.cli.scores import HEADINGS
 from audiovae.corpora.espeak import speak_corpus
+from audiovae.files import resynthesize_file
 from audiovae.metrics import UNITS, evaluate_file, summarise
-from audiovae.recordings import resynthesize_file
 from audiovae.report.page import Evaluation, ReportedFile, write_report
 from audiovae.saved import shipped_names
 
