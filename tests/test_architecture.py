@@ -29,6 +29,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("separation",),
     ("metrics",),
     ("files",),
+    ("batch",),
     ("prior", "saved"),  # a prior and its files know each other
     ("corpora",),
     ("objectives",),

@@ -7,13 +7,14 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES
+from audiovae.batch import Item
+from audiovae.batch import resolve_device as resolve_device  # what --device names
 from audiovae.errors import AudiovaeError, PathError
 
 DEFAULT_MODEL = "speech-16k"
@@ -76,38 +77,6 @@ def condition(prior: Any, options: Any) -> Any:
     if not pairs and not prior.vae.conditions.labels:
         return None
     return prior.condition(**{name: value for name, _, value in pairs})
-
-
-def resolve_device(name: str) -> str:
-    """The torch device that --device names.
-
-    Raises:
-        AudiovaeError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise AudiovaeError(f"--device {name}: no such device here; use cpu or auto") from error
-    return name
-
-
-@dataclass(frozen=True)
-class Item:
-    """One input and where its result goes.
-
-    Attributes:
-        source: the input file.
-        name: its path relative to what the user named: the key of its row, of its output and of its random numbers.
-        target: the output file; None where there is none.
-    """
-
-    source: Path
-    name: str
-    target: Path | None = None
 
 
 def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> list[Item]:
