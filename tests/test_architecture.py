@@ -25,9 +25,9 @@ PACKAGE = ROOT / "audiovae"
 FLOORS: list[tuple[str, ...]] = [
     ("cli",),
     ("training",),
+    ("evaluation",),
     ("report",),
     ("separation",),
-    ("metrics",),
     ("files",),
     ("batch",),
     ("prior", "saved"),  # a prior and its files know each other
@@ -36,6 +36,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("models",),
     ("networks",),
     ("distributions",),
+    ("metrics",),
     ("phase",),
     ("stft",),
     ("audio",),

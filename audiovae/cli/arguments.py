@@ -21,7 +21,7 @@ DEFAULT_MODEL = "speech-16k"
 
 
 def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = (), unset: tuple[str, ...] = ()) -> None:
-    """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all of them, so that a script can pass them on.
+    """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all, so that a script can pass them on.
 
     Args:
         unused: those that make no difference to this verb.
@@ -31,7 +31,11 @@ def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = ()
     def add(name: str, text: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help="makes no difference here" if name in unused else text, **options)
 
-    add("model", "name of a shipped model, a model folder, or owner/name on the hub", default=None if "model" in unset else DEFAULT_MODEL)
+    add(
+        "model",
+        "name of a shipped model, a model folder, or owner/name on the hub",
+        default=None if "model" in unset else DEFAULT_MODEL,
+    )
     add("device", "cpu, cuda, cuda:1, or auto", default="cpu")
     add("seed", "of everything random", type=int, default=None if "seed" in unset else 0)
     add("jobs", "processes that work at the same time", type=jsonargparse.typing.PositiveInt, default=1)
@@ -40,18 +44,26 @@ def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = ()
 
 
 def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
-    parser.add_argument("inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'"
+    )
 
 
 def add_output(parser: jsonargparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
-        "-o", "--output", metavar="OUT", required=required, help="a folder that mirrors the input tree; for one input it may be a file"
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=required,
+        help="a folder that mirrors the input tree; for one input it may be a file",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
 
 
 def add_latents(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--latents", choices=["mean", "sample"], default="mean", help="decode the posterior mean, or a sample of it")
+    parser.add_argument(
+        "--latents", choices=["mean", "sample"], default="mean", help="decode the posterior mean, or a sample of it"
+    )
 
 
 def add_labels(parser: jsonargparse.ArgumentParser) -> None:
@@ -91,7 +103,9 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
         if path.is_dir():
             found = [Item(file, file.relative_to(path).as_posix()) for file in _walk(path, suffixes)]
             if not found:
-                raise PathError(path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)")
+                raise PathError(
+                    path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
+                )
         elif path.exists() or not glob.has_magic(text):
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
@@ -114,14 +128,18 @@ def _parts_before_magic(path: Path) -> Iterator[str]:
 def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
+        yield from (
+            Path(place, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        )
 
 
 def with_targets(items: list[Item], output: str, suffix: str | None = None) -> list[Item]:
     """Give every input its output: `output` itself for one input if that is no folder, else its name below `output`.
 
     Args:
-        suffix: replaces the inputs' suffix, such as ".npz"; None keeps it (a format that cannot be written becomes .wav).
+        suffix: replaces the inputs' suffix, such as ".npz"; None keeps it.
 
     Raises:
         PathError: two inputs have the same output, or an output is its own input.
@@ -130,11 +148,15 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
     if len(items) == 1 and folder.suffix and not folder.is_dir() and not output.endswith("/"):
         targets = [folder]
     else:
-        targets = [folder / (item.name if suffix is None else str(Path(item.name).with_suffix(suffix))) for item in items]
+        targets = [
+            folder / (item.name if suffix is None else str(Path(item.name).with_suffix(suffix))) for item in items
+        ]
     seen: dict[Path, Item] = {}
     for item, target in zip(items, targets, strict=True):
         if target in seen:
-            raise PathError(target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one")
+            raise PathError(
+                target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one"
+            )
         if target.resolve() == item.source.resolve():
             raise PathError(target, "is the input itself; choose another output")
         seen[target] = item
@@ -151,5 +173,8 @@ def report_peak(writer: Any, quiet: bool) -> dict[str, Any]:
     """The peak of what was written, and one line on the error stream where it was clipped."""
     if writer.clips and not quiet:
         excess_db = 20 * math.log10(writer.peak)
-        print(f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them", file=sys.stderr)
+        print(
+            f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them",
+            file=sys.stderr,
+        )
     return {"peak": writer.peak, "clipped": writer.clips}

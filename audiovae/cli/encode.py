@@ -34,4 +34,10 @@ def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     assert item.target is not None
     latents.save(item.target)
     n_channels, n_frames, latent_dim = latents.latents.shape
-    return {"output": str(item.target), "channels": n_channels, "frames": n_frames, "latent_dim": latent_dim, "level": latents.level}
+    return {
+        "output": str(item.target),
+        "channels": n_channels,
+        "frames": n_frames,
+        "latent_dim": latent_dim,
+        "level": latents.level,
+    }

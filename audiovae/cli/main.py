@@ -1,6 +1,6 @@
 """audiovae VERB ...: finds the verb, parses its options, turns errors into one line and an exit status.
 
-Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or bad input.
+Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or input.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input.""
 
 
 # How the argument parser words an option, or a key of a YAML file, that it does not know.
-_UNKNOWN_NAME = (r"unrecognized arguments: (\S+)", r"Group '([\w.]+)' does not accept option '(\w+)'", r"Option '([\w.]+)' is not accepted")
+_UNKNOWN_NAME = (
+    r"unrecognized arguments: (\S+)",
+    r"Group '([\w.]+)' does not accept option '(\w+)'",
+    r"Option '([\w.]+)' is not accepted",
+)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -100,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     joined = [part for text in given for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
     Parser.config = next((joined[i + 1] for i, text in enumerate(joined[:-1]) if text == "--config"), None)
     Parser.given = given[1:]
-    parser = Parser(prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    parser = Parser(
+        prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + "."
+    )
     module.add_arguments(parser)
     try:
         options = parser.parse_args(given[1:])

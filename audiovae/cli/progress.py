@@ -14,11 +14,18 @@ def bar(total: int, hidden: bool = False, what: str = "files") -> Iterator[Calla
         yield lambda *amount, **changes: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
     )  # fmt: skip
     progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task("", total=total, text="")
@@ -34,7 +41,9 @@ def bar(total: int, hidden: bool = False, what: str = "files") -> Iterator[Calla
             progress.stop()
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, notes: Sequence[str] = ()) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, notes: Sequence[str] = ()
+) -> None:
     """Print a table to the standard output; the first column is text, the others are numbers."""
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Sound files of any length, rate and channel count in constant memory: as frames that a model hears, and back to a file."""
+"""Sound files of any length, rate and channel count, in constant memory: to frames that a model hears, and back."""
 
 from audiovae.files.latents import LatentsFile, decode_file, encode_file
 from audiovae.files.recording import Block, Recording

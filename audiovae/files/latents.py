@@ -30,7 +30,8 @@ from audiovae.stft import power
 LATENTS_FORMAT_VERSION = 2
 _FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
 _DAMAGED_ARCHIVE = (
-    OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 
 
@@ -40,8 +41,8 @@ class LatentsFile:
 
     Attributes:
         latents: the path of the posterior's centres, `[channel, frame, latent]`.
-        posterior: tensors of the posterior along it by name, such as loc and scale, `[channel, frame, ...]`; empty in models whose
-            latents are all of the whole sequence.
+        posterior: tensors of the posterior along it by name, such as loc and scale, `[channel, frame, ...]`; empty in
+            models whose latents are all of the whole sequence.
         sequence: those of the posterior of the whole sequence, `[channel, ...]`; empty in models without one.
         level: of the recording, shared by its channels.
         sample_rate, n_samples: of the sound file.
@@ -98,7 +99,7 @@ class LatentsFile:
 
     @classmethod
     def _of(cls, fields: Any) -> LatentsFile:
-        """From the arrays of an archive, which may be anything; one of `_DAMAGED_ARCHIVE` where they are not what was written."""
+        """From the arrays of an archive; raises one of `_DAMAGED_ARCHIVE` where they are not what was written."""
         groups: dict[str, dict[str, Tensor]] = {"posterior": {}, "sequence": {}}
         for name in set(fields.files) - _FIELDS:
             group, _, parameter = name.partition(".")

@@ -25,7 +25,7 @@ class Stretch:
 
 
 def stretches(blocks: Iterator[Tensor], context: int) -> Iterator[Stretch]:
-    """Cut blocks of frames into overlapping stretches, so that a model with context gives nearly what it gives to the whole.
+    """Cut blocks of frames into overlapping stretches: a model with context gives nearly what it gives to the whole.
 
     Args:
         blocks: `[channel, frame, ...]`, one after another.

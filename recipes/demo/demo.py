@@ -15,10 +15,10 @@ from rich.progress import Progress as Bar
 
 from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, PrepareSettings, TrainingSettings, fit, prepare
 from audiovae.cli.progress import print_table
-from audiovae.cli.scores import HEADINGS
 from audiovae.corpora.espeak import speak_corpus
+from audiovae.evaluation import evaluate_file
 from audiovae.files import resynthesize_file
-from audiovae.metrics import UNITS, evaluate_file, summarise
+from audiovae.metrics import METRICS, summarise
 from audiovae.report.page import Evaluation, ReportedFile, write_report
 from audiovae.saved import shipped_names
 
@@ -56,10 +56,10 @@ def main(folder: Path) -> None:
         scores = [evaluate_file(one, file) for file in files]
         evaluations.append(Evaluation(name, one, [ReportedFile(f, s.values, s.reasons) for f, s in zip(files, scores, strict=True)]))
     summaries = {e.name: summarise([file.values for file in e.files]) for e in evaluations}
-    metrics = [metric for metric in UNITS if any(metric in summary for summary in summaries.values())]
+    metrics = [metric for metric in METRICS if any(metric in summary for summary in summaries.values())]
     rows = [[name, *(str(summary.get(metric, "not scored")) for metric in metrics)] for name, summary in summaries.items()]
     print_table(
-        ["prior", *(HEADINGS[metric] for metric in metrics)],
+        ["prior", *(METRICS[metric].heading for metric in metrics)],
         rows,
         f"{len(HELD_OUT)} voices that it never heard: original phase, posterior mean, 95 % intervals",
     )
