@@ -15,10 +15,8 @@ from pathlib import Path
 
 import torch
 
-from audiovae import AudioVAE
+from audiovae import METRICS, AudioVAE, evaluate_file, summarise
 from audiovae.cli.progress import bar, print_table
-from audiovae.evaluation import evaluate_file
-from audiovae.metrics import METRICS, summarise
 
 
 def main() -> None:

@@ -776,6 +776,19 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"audiovae {version('audiovae')}\n"
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "audiovae", "info"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "shipped models: " in done.stdout
+    refused = subprocess.run(
+        [sys.executable, "-m", "audiovae", "inform"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "audiovae: unknown verb 'inform'; did you mean 'info'?\n"
+
+
 def test_no_help_loads_what_takes_long() -> None:
     program = """
 import sys

@@ -12,11 +12,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import jsonargparse
 
+from audiovae import __version__
 from audiovae.errors import AudiovaeError
 
 VERBS = {
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_TOP_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())))
         return 0 if given else 2
     if given[0] == "--version":
-        print(f"audiovae {version('audiovae')}")
+        print(f"audiovae {__version__}")
         return 0
     verb = given[0]
     if verb not in VERBS:
@@ -122,7 +122,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

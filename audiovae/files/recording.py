@@ -1,4 +1,4 @@
-"""A sound file as a model hears it: at its rate, at unit level, in blocks of frames; and frames back to a sound file."""
+"""A sound file as a model hears it: in blocks of frames at unit level; and frames back to a sound file."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Recording:
             n_left -= min(n_left, piece.shape[1])
 
     def writer(self, target: str | Path) -> Writer:
-        """A sound file to be written, of this one's rate, length, channels and, where the suffix is the same, format."""
+        """A sound file to write: of this one's rate, length, channels and, where the suffix is the same, format."""
         return Writer(target, self.info.sample_rate, self.info.n_channels, self.info.n_samples, self.info)
 
     def write(self, target: str | Path, frames: Iterator[Tensor], synthesis: Synthesis) -> Writer:

@@ -13,14 +13,27 @@ from pathlib import Path
 import torch
 from rich.progress import Progress as Bar
 
-from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, PrepareSettings, TrainingSettings, fit, prepare
+from audiovae import (
+    METRICS,
+    STFT,
+    AudioVAE,
+    Evaluation,
+    FrameVAE,
+    FrameVAESettings,
+    PackedCorpus,
+    PrepareSettings,
+    ReportedFile,
+    TrainingSettings,
+    evaluate_file,
+    fit,
+    prepare,
+    resynthesize_file,
+    shipped_names,
+    speak_corpus,
+    summarise,
+    write_report,
+)
 from audiovae.cli.progress import print_table
-from audiovae.corpora.espeak import speak_corpus
-from audiovae.evaluation import evaluate_file
-from audiovae.files import resynthesize_file
-from audiovae.metrics import METRICS, summarise
-from audiovae.report.page import Evaluation, ReportedFile, write_report
-from audiovae.saved import shipped_names
 
 TRAINING_SECONDS = 50.0
 HELD_OUT = ("en-us-m3", "en-us-f4", "en-gb-scotland-m6", "en-gb-x-rp-f2")

@@ -12,8 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from audiovae import AudioVAE
-from audiovae.metrics import METRICS, summarise
+from audiovae import METRICS, AudioVAE, summarise
 
 HERE = Path(__file__).parent
 CARD = """---
