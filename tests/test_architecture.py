@@ -315,6 +315,7 @@ def test_the_commands_of_the_readme_exist() -> None:
     if not verbs:
         pytest.skip("the README has no commands yet")
     assert set(verbs) <= VERBS.keys()
+    text += (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:audiovae|recipes|benchmarks|tests)/[\w./-]*)`", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     assert "PLACEHOLDER" not in text
