@@ -27,7 +27,6 @@ from .errors import LatentError as LatentError
 from .errors import ModelError as ModelError
 from .errors import PathError as PathError
 from .errors import TrainingError as TrainingError
-from .evaluation import bound as bound
 from .evaluation import evaluate_file as evaluate_file
 from .files import LatentsFile as LatentsFile
 from .files import Recording as Recording
@@ -37,8 +36,6 @@ from .files import resynthesize_file as resynthesize_file
 from .level import active_level as active_level
 from .level import spectrogram_level as spectrogram_level
 from .metrics import METRICS as METRICS
-from .metrics import compare as compare
-from .metrics import improvement as improvement
 from .metrics import si_sdr as si_sdr
 from .metrics import summarise as summarise
 from .models import DKF as DKF
