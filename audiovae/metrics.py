@@ -1,4 +1,4 @@
-"""How good is a resynthesis, and how likely a sound: per file, and as a mean with a confidence interval over files."""
+"""How near is a sound to its reference, per file and as a mean with a confidence interval; and the table of metrics."""
 
 from __future__ import annotations
 
@@ -6,40 +6,17 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from audiovae import audio
 from audiovae.audio import resample
-from audiovae.level import active_level, trim_bounds
-from audiovae.objectives import elbo, importance_weighted_bound
-from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
-from audiovae.recordings import stretches
-from audiovae.stft import StreamingAnalysis
+from audiovae.level import trim_bounds
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate
-_BLOCK = 2**19  # samples that are scored at a time
 _SHORTEST_SECONDS = 0.5  # below it neither PESQ nor ESTOI is defined
-
-UNITS = {
-    "nll": "nats per frame",
-    "kl": "nats per frame",
-    "bound": "nats per frame",
-    "iw_bound": "nats per frame",
-    "si_sdr": "dB",
-    "pesq": "MOS, wide-band",
-    "estoi": "0 to 1",
-    "dnsmos": "MOS, overall",
-    "si_sdr_gain": "dB over the noisy input",
-    "pesq_gain": "MOS over the noisy input",
-    "estoi_gain": "over the noisy input",
-    "dnsmos_gain": "MOS over the noisy input",
-}
 
 
 class NotScored(Exception):  # noqa: N818 - an outcome, not a failure
@@ -79,7 +56,7 @@ def summarise(values_of_files: Iterable[Mapping[str, float]]) -> dict[str, Estim
     for values in values_of_files:
         for name, value in values.items():
             collected.setdefault(name, []).append(value)
-    return {name: estimate(collected[name]) for name in UNITS if name in collected}
+    return {name: estimate(collected[name]) for name in METRICS if name in collected}
 
 
 def estimate(values: list[float]) -> Estimate:
@@ -180,25 +157,67 @@ def _check_speech(reference: NDArray[np.floating], estimate: NDArray[np.floating
         raise NotScored(f"shorter than {_SHORTEST_SECONDS} s")
 
 
-WAVE_METRICS: Mapping[str, Callable[[NDArray[np.floating], NDArray[np.floating]], float]] = {
-    "si_sdr": si_sdr, "pesq": pesq, "estoi": estoi, "dnsmos": dnsmos,
-}  # fmt: skip
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table of metrics.
+
+    Attributes:
+        name: the key of its values.
+        heading: of its column.
+        unit: of its values.
+        function: of reference and estimate, `[sample]` each; None for a bound, which needs a prior, and for a gain.
+        rate: in Hz, that the function hears them at; None for their own.
+    """
+
+    name: str
+    heading: str
+    unit: str
+    function: Callable[[NDArray[np.floating], NDArray[np.floating]], float] | None = None
+    rate: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The heading of a table that is read by itself: with the unit."""
+        return f"{self.heading} ({self.unit})"
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (  # in the order in which tables show them
+        Metric("nll", "NLL", "nats per frame"),
+        Metric("kl", "KL", "nats per frame"),
+        Metric("bound", "NLL + KL", "nats per frame"),
+        Metric("iw_bound", "bound (IW)", "nats per frame"),
+        Metric("si_sdr", "SI-SDR", "dB", si_sdr),
+        Metric("pesq", "PESQ", "MOS, wide-band", pesq, PERCEPTUAL_RATE),
+        Metric("estoi", "ESTOI", "0 to 1", estoi, PERCEPTUAL_RATE),
+        Metric("dnsmos", "DNSMOS", "MOS, overall", dnsmos, PERCEPTUAL_RATE),
+        Metric("si_sdr_gain", "SI-SDR gain", "dB over the noisy input"),
+        Metric("pesq_gain", "PESQ gain", "MOS over the noisy input"),
+        Metric("estoi_gain", "ESTOI gain", "over the noisy input"),
+        Metric("dnsmos_gain", "DNSMOS gain", "MOS over the noisy input"),
+    )
+}
+WAVE_METRICS: Mapping[str, Metric] = {name: metric for name, metric in METRICS.items() if metric.function}
 
 
 def compare(reference: NDArray[np.float32], estimate: NDArray[np.float32], sample_rate: int) -> Score:
-    """All wave metrics of an estimate, `[channel, sample]` each; with several channels, their mean.
+    """All metrics of two waves, `[channel, sample]` each; with several channels, their mean.
 
-    Metrics of perception see both waves at 16 kHz. What cannot be scored is named with its reason.
+    What cannot be scored is named with its reason.
     """
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
-    at_16_khz = [resample(wave, sample_rate, PERCEPTUAL_RATE) for wave in (reference, estimate)]
-    for metric, function in WAVE_METRICS.items():
-        pairs = zip(reference, estimate, strict=True) if metric == "si_sdr" else zip(*at_16_khz, strict=True)
+    waves = reference, estimate
+    rates = {metric.rate for metric in WAVE_METRICS.values()}
+    heard = {rate: [resample(wave, sample_rate, rate or sample_rate) for wave in waves] for rate in rates}
+    for name, metric in WAVE_METRICS.items():
+        assert metric.function is not None
         try:
-            values[metric] = float(np.mean([function(r, e) for r, e in pairs]))
+            pairs = zip(*heard[metric.rate], strict=True)
+            values[name] = float(np.mean([metric.function(r, e) for r, e in pairs]))
         except NotScored as reason:
-            reasons[metric] = str(reason)
+            reasons[name] = str(reason)
     return Score(values, reasons)
 
 
@@ -209,7 +228,7 @@ def improvement(estimate: Score, noisy: Score) -> Score:
 
 
 def normalise(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The wave that a bound is quoted for: trimmed at 30 dB below the loudest frame, divided by its RMS, `[channel, sample]`.
+    """What numbers are quoted for, `[channel, sample]`: trimmed at 30 dB below the loudest frame, divided by its RMS.
 
     Raises:
         NotScored: it is silent.
@@ -220,76 +239,3 @@ def normalise(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     if rms == 0:
         raise NotScored("silent")
     return np.ascontiguousarray(trimmed / np.float32(rms))
-
-
-@torch.no_grad()
-def bound(prior: AudioVAE, wave: NDArray[np.float32], n_samples: int = 1, condition: torch.Tensor | None = None) -> dict[str, float]:
-    """NLL = -log p(x | z), KL and their sum for the STFT of a wave as it is, means over frames and channels, in nats.
-
-    One z ~ q(z | x) is drawn for each frame. The sum, "bound", is an upper bound of -log p(x) in expectation, see
-    `AudioVAE.log_likelihood`; with n_samples > 1 "iw_bound", the importance-weighted one, stands beside it. Models with
-    context see stretches of about a minute.
-
-    Args:
-        wave: `[channel, sample]`; as of `normalise`, for numbers that can be compared between models.
-
-    Raises:
-        NotScored: the model's likelihood is no density of the STFT.
-    """
-    if not prior.vae.is_density:
-        raise NotScored("n/a: " + NO_DENSITY)
-    level = active_level(wave, prior.sample_rate) or 1.0
-    totals = torch.zeros(3, dtype=torch.float64)
-    n_frames = 0
-    for stretch in stretches(_analysed(prior, wave, level), prior.vae.context):
-        terms = elbo(prior.vae, stretch.frames, condition)
-        parts = [terms.log_likelihood, terms.total_kl, terms.bound]
-        if n_samples > 1:
-            parts[2] = importance_weighted_bound(prior.vae, stretch.frames, n_samples, condition)
-        totals += torch.stack([part[:, stretch.kept].double().sum().cpu() for part in parts])
-        n_frames += terms.kl[:, stretch.kept].numel()
-    log_likelihood, kl, weighted_bound = (totals / n_frames).tolist()
-    log_determinant = 2 * prior.stft.n_freqs * math.log(level)
-    values = {"nll": log_determinant - log_likelihood, "kl": kl, "bound": log_determinant - log_likelihood + kl}
-    return values if n_samples == 1 else {**values, "iw_bound": log_determinant - weighted_bound}
-
-
-def _analysed(prior: AudioVAE, wave: NDArray[np.float32], level: float) -> Iterator[torch.Tensor]:
-    analysis = StreamingAnalysis(prior.stft)
-    for i in range(0, wave.shape[1], _BLOCK):
-        yield analysis.push(torch.from_numpy(wave[:, i : i + _BLOCK]).to(prior.device) / level)
-    yield analysis.finish()
-
-
-@torch.no_grad()
-def evaluate_file(
-    prior: AudioVAE,
-    path: str | Path,
-    phase: Phase = "original",
-    latents: LatentChoice = "mean",
-    n_samples: int = 1,
-    teacher_forcing: bool = False,
-    condition: torch.Tensor | None = None,
-) -> Score:
-    """Bound and resynthesis metrics of a sound file, trimmed and at unit RMS (see `normalise`), at the prior's rate.
-
-    Args:
-        n_samples: above 1, the importance-weighted bound too.
-        teacher_forcing: a model that needs past x is shown the true one in resynthesis; in the bound it always is.
-
-    Raises:
-        AudioError: the file cannot be read.
-    """
-    wave, _ = audio.read(path, prior.sample_rate)
-    try:
-        wave = normalise(wave)
-    except NotScored as reason:
-        return Score({}, {metric: str(reason) for metric in ("bound", *WAVE_METRICS)})
-    level = active_level(wave, prior.sample_rate)
-    tensor = torch.from_numpy(wave).to(prior.device)
-    resynthesis = prior.resynthesize(tensor, phase, latents, level, condition, teacher_forcing).numpy(force=True)
-    score = compare(wave, resynthesis, prior.sample_rate)
-    try:
-        return Score({**bound(prior, wave, n_samples, condition), **score.values}, score.reasons)
-    except NotScored as reason:
-        return Score(score.values, {"bound": str(reason), **score.reasons})

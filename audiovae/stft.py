@@ -135,6 +135,18 @@ class STFT(nn.Module):
         return f"n_fft={self.n_fft}, hop_length={self.hop_length}, window={self.window_name!r}"
 
 
+@dataclass(frozen=True)
+class Front:
+    """What a model hears through: waves at `sample_rate` Hz, seen by `stft`."""
+
+    stft: STFT
+    sample_rate: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.stft.window.device
+
+
 class StreamingAnalysis:
     """`STFT.forward` for a wave that arrives in blocks: the frames put together equal the offline ones.
 
@@ -233,19 +245,6 @@ class StreamingSynthesis:
         wave = numerator[..., drop:end] / envelope[drop:end]
         self._n_emitted += wave.shape[-1]
         return wave
-
-
-@dataclass(frozen=True)
-class Front:
-    """What a model hears through.
-
-    Attributes:
-        stft: windows and their transform.
-        sample_rate: of the waves, in Hz.
-    """
-
-    stft: STFT
-    sample_rate: int
 
 
 def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -22,13 +22,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from audiovae import DKF, RVAE, STFT, VAE, AudioVAE, TrainingSettings
+from audiovae import DKF, MODELS, RVAE, STFT, VAE, AudioVAE, Batch, TrainingLoss, TrainingSettings
 from audiovae.cli.progress import print_table
-from audiovae.models import MODELS
 from audiovae.models.latents import normal_from_outputs, standard_normal
 from audiovae.networks.lstm import shift
 from audiovae.objectives import log_prob_of_power
-from audiovae.training.loop import Batch, TrainingLoss
 from audiovae.training.memory import keep_freed_memory
 
 SEQUENCES, FRAMES, RATE, SECONDS, ROUNDS = 128, 50, 16000, 10, 5

@@ -25,11 +25,9 @@ import numpy as np
 import soundfile
 import torch
 
-from audiovae import AudioVAE, PrepareSettings, prepare
+from audiovae import AudioVAE, PrepareSettings, encode_file, power, prepare, resynthesize_file
 from audiovae.cli.main import VERBS
 from audiovae.cli.progress import print_table
-from audiovae.recordings import encode_file, resynthesize_file
-from audiovae.stft import power
 
 RATE, N_FILES, FILE_SECONDS, LONG_SECONDS = 16000, 250, 12.0, 7200
 BLOCK_FRAMES = 1250  # 20 s: the parts of the long file are timed in blocks of it, so that no part is slowed by its memory

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from audiovae import AudioVAE
+from audiovae import METRICS, AudioVAE, evaluate_file, summarise
 from audiovae.cli.progress import bar, print_table
-from audiovae.metrics import UNITS, evaluate_file, summarise
 
 
 def main() -> None:
@@ -52,9 +51,10 @@ def main() -> None:
                 advance()
             results[f"{name}, {choice} z" + (", teacher-forced" if forced else "")] = scores
     summaries = {name: summarise([score.values for score in scores]) for name, scores in results.items()}
-    metrics = [metric for metric in UNITS if any(metric in summary for summary in summaries.values())]
+    metrics = [metric for metric in METRICS if any(metric in summary for summary in summaries.values())]
     rows = [[name, *(str(summary.get(metric, "-")) for metric in metrics)] for name, summary in summaries.items()]
-    print_table(["model", *metrics], rows, f"{len(files)} recordings of {len(speakers)} speakers, original phase, bound with sampled z")
+    title = f"{len(files)} recordings of {len(speakers)} speakers, original phase, bound with sampled z"
+    print_table(["model", *(METRICS[metric].heading for metric in metrics)], rows, title)
     if options.json:
         rows_by_model = {
             name: [{"file": file.name, **s.values} for file, s in zip(files, scores, strict=True)] for name, scores in results.items()

@@ -19,11 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, TrainingSettings, fit
+from audiovae import STFT, AudioVAE, Batch, FrameVAE, PackedCorpus, TrainingLoss, TrainingSettings, fit, power
 from audiovae.cli.progress import print_table
 from audiovae.corpora.packed import Header, Utterance, write_index
-from audiovae.stft import power
-from audiovae.training.loop import Batch, TrainingLoss
 
 BATCH, STEPS, ROUNDS = 4096, 500, 3
 SEGMENT = TrainingSettings().segment_frames

@@ -23,33 +23,40 @@ PACKAGE = ROOT / "audiovae"
 
 # From the top to the ground. A module may import what stands on a lower floor, and what shares its own room.
 FLOORS: list[tuple[str, ...]] = [
+    ("__main__",),
     ("cli",),
     ("training",),
+    ("evaluation",),
     ("report",),
     ("separation",),
-    ("metrics",),
-    ("recordings",),
+    ("files",),
+    ("batch",),
     ("prior", "saved"),  # a prior and its files know each other
     ("corpora",),
     ("objectives",),
     ("models",),
     ("networks",),
     ("distributions",),
+    ("metrics",),
     ("phase",),
     ("stft",),
     ("audio",),
     ("containers", "level", "atomic"),
     ("settings", "errors"),
+    ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-
-MODULES = sorted(PACKAGE.rglob("*.py"))
-IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
 
 
 def room(path: Path) -> str:
     """The file or folder directly below the package that a module belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
+STUB = PACKAGE / "__init__.pyi"
+SILENT = [path for path in MODULES if room(path) not in ("cli", "__main__")]
 
 
 def tree(path: Path) -> ast.Module:
@@ -74,31 +81,26 @@ def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
 
 
 def test_every_room_stands_on_a_floor() -> None:
-    rooms = {room(path) for path in MODULES} - {"__init__"}
+    rooms = {room(path) for path in MODULES}
     assert rooms <= FLOOR.keys()
     assert "prior" in rooms
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
 def test_imports_point_down_only(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":  # the public names, from everywhere, loaded when they are used
-        assert not [
-            name for node in tree(path).body if isinstance(node, ast.ImportFrom) for name in [node.module] if "audiovae" in str(name)
-        ]
-        return
     wrong = []
     for line, name in imports(path):
         parts = name.split(".")
         if parts[0] != "audiovae":
             continue
-        other = parts[1] if len(parts) > 1 else ""
+        other = "__init__" if name == "audiovae.__version__" else parts[1]
         assert other in FLOOR, f"{path}:{line}: imports {name}, which stands on no floor"
         if other != room(path) and FLOOR[other] < FLOOR[room(path)]:
             wrong.append(f"line {line} imports {name}, which stands above")
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(path) != "cli"], ids=[i for i in IDS if not i.startswith("cli/")])
+@pytest.mark.parametrize("path", SILENT, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     forbidden = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
     assert [(line, name) for line, name, _ in calls(path) if name in forbidden] == []
@@ -121,23 +123,53 @@ def test_no_exception_is_caught_without_a_name(path: Path) -> None:
     assert [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler) and node.type is None] == []
 
 
-def test_the_public_names_resolve_to_what_type_checkers_see() -> None:
-    for name in audiovae.__all__:
-        assert getattr(audiovae, name).__module__.startswith("audiovae.")
-        assert name in dir(audiovae)
-    stubs = [
-        node
-        for node in ast.walk(tree(PACKAGE / "__init__.py"))
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("audiovae")
-    ]
-    declared = {alias.asname: (str(node.module), alias.name) for node in stubs for alias in node.names}
-    assert declared.keys() == set(audiovae.__all__)
-    for name, (module, original) in declared.items():
-        assert getattr(importlib.import_module(module), original) is getattr(audiovae, name)
+def public_names() -> dict[str, str]:
+    """Of every name in the stub of the package, the module that it comes from; "" for a module itself."""
+    found = {}
+    for node in ast.walk(tree(STUB)):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, f"{alias.name}: type checkers see a name of a stub only as: x as x"
+                found[alias.name] = node.module or ""
+    return found
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_a_public_name_is_what_type_checkers_see(name: str) -> None:
+    module = public_names()[name]
+    value = getattr(audiovae, name)
+    if module:
+        assert value is getattr(importlib.import_module(f"audiovae.{module}"), name)
+    else:
+        assert value is sys.modules[f"audiovae.{name}"]
+
+
+def test_the_public_names_are_those_of_the_stub() -> None:
+    assert len(public_names()) > 50
+    assert public_names().keys() == set(audiovae.__all__)
+    assert set(audiovae.__all__) == set(dir(audiovae))
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_a_room_of_the_package_is_loaded_where_it_is_first_used() -> None:
+    program = "import audiovae; audiovae.separation.enhancer; audiovae.metrics.si_sdr; audiovae.files.Recording"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", program], check=False).returncode == 0
+
+
+def test_recipes_import_public_names_alone() -> None:
+    """And what prints a table, which the command line has."""
+    public = {"audiovae", "audiovae.cli"} | {f"audiovae.{name}" for name, module in public_names().items() if not module}
+    recipes = sorted((ROOT / "recipes").rglob("*.py"))
+    assert len(recipes) > 3
+    for path in recipes:
+        for node in ast.walk(tree(path)):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module is not None and module.split(".")[0] == "audiovae":
+                assert ".".join(module.split(".")[:2]) in public, f"{path.name}:{node.lineno}: imports from {module}"
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'audiovae' has no attribute 'Nonsense'"):
+    with pytest.raises(AttributeError, match="No audiovae attribute Nonsense"):
         _ = audiovae.Nonsense
 
 
@@ -169,7 +201,15 @@ def readable(paths: list[Path]) -> Iterator[tuple[Path, str]]:
 # The folders of one machine: never part of a project. Written so that this line does not match itself.
 MACHINE_FOLDERS = re.compile(r"(?<![\w.~}<-])/(?:" + "|".join(["work", "tmp", "root", "home", "mnt", "Users", "var", "opt"]) + r")/\w")
 INDEX_ADDRESSES = re.compile(
-    "|".join([r"--(?:extra-)?index-" + "url", r"--find-" + "links", r"--trusted-" + "host", r"\bfile:" + r"//\w", "local" + r"host[:/]"])
+    "|".join(
+        [
+            r"--(?:extra-)?index-" + "url",
+            r"--find-" + "links",
+            r"--trusted-" + "host",
+            r"\bfile:" + r"//\w",
+            "local" + r"host[:/]",
+        ]
+    )
 )
 
 
@@ -239,7 +279,12 @@ def test_the_tour_of_the_readme_runs(tmp_path: Path, tone_folder: Callable[..., 
     tone_folder(tmp_path / "recordings", n_speakers=4)  # "any folder of sound files"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -250,6 +295,7 @@ def test_the_commands_of_the_readme_exist() -> None:
     if not verbs:
         pytest.skip("the README has no commands yet")
     assert set(verbs) <= VERBS.keys()
+    text += (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:audiovae|recipes|benchmarks|tests)/[\w./-]*)`", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     assert "PLACEHOLDER" not in text

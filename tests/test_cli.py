@@ -24,6 +24,7 @@ from conftest import build_prior
 
 from audiovae import AudioVAE, ComplexNormal, PackedCorpus, metrics
 from audiovae.cli.main import VERBS, main
+from audiovae.evaluation import bound
 from audiovae.settings import MODEL_SETTINGS
 
 RATE = 16000
@@ -66,7 +67,7 @@ def here(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def only_si_sdr(monkeypatch: pytest.MonkeyPatch) -> None:
     """The metrics of perception take seconds."""
-    monkeypatch.setattr(metrics, "WAVE_METRICS", {"si_sdr": metrics.si_sdr})
+    monkeypatch.setattr(metrics, "WAVE_METRICS", {"si_sdr": metrics.METRICS["si_sdr"]})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -778,6 +779,15 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"audiovae {version('audiovae')}\n"
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "audiovae", "info"], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "shipped models: " in done.stdout
+    refused = subprocess.run([sys.executable, "-m", "audiovae", "inform"], capture_output=True, text=True, check=False, timeout=120)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "audiovae: unknown verb 'inform'; did you mean 'info'?\n"
+
+
 def test_no_help_loads_what_takes_long() -> None:
     program = """
 import sys
@@ -859,7 +869,7 @@ def test_score_gives_the_bound_of_the_normalised_wave_and_its_mean_over_files(
     assert rows["silent.wav"]["reasons"] == {"bound": "silent"}
     assert rows["silent.wav"]["values"] == {}
     wave = soundfile.read("in/one.wav", dtype="float32")[0]
-    expected = metrics.bound(prior, metrics.normalise(wave[None]))
+    expected = bound(prior, metrics.normalise(wave[None]))
     assert rows["one.wav"]["values"]["kl"] == pytest.approx(expected["kl"], rel=1e-5)
     bounds = [row["values"]["bound"] for row in rows.values() if row["values"]]
     assert result["summary"]["bound"] == {

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from audiovae.separation.energy import gradient
+from audiovae.separation.enhancement import EStep
+from audiovae.separation.m_step import update_colour, update_gain, update_noise
+from audiovae.separation.noise import bands
 from conftest import RATE, build_prior, speech_like
 from numpy.typing import NDArray
 from torch import Tensor
@@ -44,11 +48,7 @@ from audiovae.separation import (
     enhancer,
     files,
 )
-from audiovae.separation.energy import gradient
-from audiovae.separation.enhancement import EStep
-from audiovae.separation.m_step import update_colour, update_gain, update_noise
 from audiovae.separation.mixture import quiet_spectrum, quiet_track
-from audiovae.separation.noise import bands
 from audiovae.settings import DynamicVAESettings, FrameVAESettings, MethodName, NoiseName
 from audiovae.stft import power
 

@@ -20,22 +20,15 @@ from conftest import RATE, build_prior, speech_like
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audiovae import STFT, AudioVAE, audio, phase, recordings
+from audiovae import STFT, AudioVAE, audio, phase
 from audiovae.audio import resample
 from audiovae.errors import AudioError, ModelError
+from audiovae.files import LatentsFile, Recording, decode_file, encode_file, resynthesize_file, stretch, stretches
 from audiovae.level import active_level
 from audiovae.models import MODELS
 from audiovae.phase import StreamingGriffinLim
-from audiovae.recordings import (
-    LatentsFile,
-    decode_file,
-    encode_file,
-    file_level,
-    resynthesize_file,
-    spectrogram_blocks,
-)
 from audiovae.saved import model_hash
-from audiovae.stft import power
+from audiovae.stft import Front, StreamingSynthesis, power
 
 needs_torchaudio = pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
 
@@ -212,17 +205,54 @@ def test_a_source_that_cannot_be_read_leaves_no_output(damage: str, prior: Audio
 @pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
 def test_the_level_of_a_file_is_that_of_its_wave(rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
     wave = sound(n_samples, n_channels, rate)
-    info = audio.inspect(store(tmp_path / "x.wav", wave, rate))
-    assert file_level(prior, info) == pytest.approx(active_level(resample(wave, rate, RATE), RATE), rel=1e-4)
+    recording = Recording.open(prior.front, store(tmp_path / "x.wav", wave, rate))
+    assert recording.level == pytest.approx(active_level(resample(wave, rate, RATE), RATE), rel=1e-4)
 
 
 @pytest.mark.usefixtures("short_blocks")
-def test_the_blocks_of_a_spectrogram_put_together_are_that_of_the_file(prior: AudioVAE, tmp_path: Path) -> None:
-    wave = sound(9001, 2)
-    info = audio.inspect(store(tmp_path / "x.wav", wave))
-    blocks = list(spectrogram_blocks(prior, info, 0.25))
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
+def test_the_blocks_of_a_recording_put_together_are_the_spectrogram_and_the_wave_of_the_file(
+    rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
+    wave = sound(n_samples, n_channels, rate)
+    info = audio.inspect(store(tmp_path / "x.wav", wave, rate))
+    recording = Recording(prior.front, info, level=0.25)
+    blocks = list(recording.blocks())
+    assert len(blocks) > 2 or n_samples / rate < 0.3
+    whole = torch.from_numpy(resample(wave, rate, RATE)) / 0.25
+    assert recording.n_samples == whole.shape[1]
+    torch.testing.assert_close(torch.cat([block.wave for block in blocks], dim=1), whole, atol=1e-6, rtol=0)
+    spectrogram = torch.cat([block.spectrogram for block in blocks], dim=1)
+    torch.testing.assert_close(spectrogram, prior.stft(whole), atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("short_blocks")
+def test_the_frames_of_a_block_stand_on_its_wave(prior: AudioVAE, tmp_path: Path) -> None:
+    """Frames whose windows lie within a block of one second are those of that second alone, at the same places."""
+    stft = STFT(128, 48)
+    recording = Recording.open(Front(stft, RATE), store(tmp_path / "x.wav", sound(9001, 2)))
+    blocks = list(recording.blocks())
     assert len(blocks) > 5
-    torch.testing.assert_close(torch.cat(blocks, dim=1), prior.stft(torch.from_numpy(wave) / 0.25), atol=1e-4, rtol=0)
+    for block in blocks[:-1]:
+        n_frames = block.spectrogram.shape[1]
+        assert block.wave.shape[1] == n_frames * 48
+        inside = slice(2, n_frames - 2)
+        torch.testing.assert_close(stft(block.wave)[:, inside], block.spectrogram[:, inside], atol=1e-5, rtol=0)
+    last = blocks[-1]
+    assert stft.n_frames(last.wave.shape[1]) == last.spectrogram.shape[1]
+
+
+def test_frames_come_back_as_the_file_that_they_were_of(prior: AudioVAE, tmp_path: Path) -> None:
+    wave = sound(9001, 2, 22050)
+    path = store(tmp_path / "x.wav", wave, 22050, "PCM_24")
+    recording = Recording.open(prior.front, path)
+    spectrograms = (block.spectrogram for block in recording.blocks())
+    writer = recording.write(tmp_path / "y.wav", spectrograms, StreamingSynthesis(prior.stft))
+    result, info = audio.read(tmp_path / "y.wav")
+    assert dataclasses.replace(info, path=path) == recording.info
+    assert writer.peak == pytest.approx(np.abs(result).max(), abs=1e-6)
+    expected = resample(resample(wave, 22050, RATE), RATE, 22050)[:, :9001]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
 # Latents -------------------------------------------------------------------------------------------------------------
@@ -495,7 +525,7 @@ import json, resource, signal, sys
 from pathlib import Path
 import torch
 from audiovae.errors import PathError
-from audiovae.recordings import LatentsFile
+from audiovae.files import LatentsFile
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 latents = LatentsFile(torch.zeros(1, 100, 8), {"scale": torch.ones(1, 100, 8)}, {}, 1.0, 16000, 25599, "a" * 64)
@@ -580,7 +610,7 @@ def test_a_file_is_to_every_kind_of_model_what_its_wave_is(kind: str, tmp_path: 
 @pytest.mark.parametrize("kind", ["context", "dynamics"])
 def test_stretches_with_context_give_what_the_whole_gives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the frames at a time, and what they see of their neighbours."""
-    monkeypatch.setattr(recordings, "_STRETCH_FRAMES", 90)
+    monkeypatch.setattr(stretch, "STRETCH_FRAMES", 90)
     prior, wave = prior_of(kind), sound(9000)
     resynthesize_file(prior, store(tmp_path / "x.wav", wave), tmp_path / "y.wav")
     expected = offline(prior, wave, RATE)
@@ -589,16 +619,16 @@ def test_stretches_with_context_give_what_the_whole_gives(kind: str, tmp_path: P
 
 @pytest.mark.parametrize(("context", "n_frames"), [(0, 37), (3, 9), (3, 1), (3, 100), (3, 22), (40, 100), (2**40, 100)])
 def test_stretches_keep_every_frame_once_with_its_context(context: int, n_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "_STRETCH_FRAMES", 10)
+    monkeypatch.setattr(stretch, "STRETCH_FRAMES", 10)
     whole = torch.arange(float(n_frames)).expand(2, -1)
     for block in (1, 7, 100):
         kept = []
-        for stretch in recordings.stretches(iter(whole.split(block, dim=1)), context):
-            first, last = stretch.frames[0, stretch.kept][[0, -1]].int().tolist()
-            kept.append(stretch.frames[:, stretch.kept])
-            assert int(stretch.frames[0, 0]) == max(0, first - context) or context == 0
-            assert int(stretch.frames[0, -1]) >= min(n_frames - 1, last + context) or context == 0
-            assert stretch.frames.shape[1] <= 10 + 2 * context + max(block, 10) + 2 * context
+        for part in stretches(iter(whole.split(block, dim=1)), context):
+            first, last = part.frames[0, part.kept][[0, -1]].int().tolist()
+            kept.append(part.frames[:, part.kept])
+            assert int(part.frames[0, 0]) == max(0, first - context) or context == 0
+            assert int(part.frames[0, -1]) >= min(n_frames - 1, last + context) or context == 0
+            assert part.frames.shape[1] <= 10 + 2 * context + max(block, 10) + 2 * context
         assert torch.equal(torch.cat(kept, dim=1), whole)
 
 

@@ -70,7 +70,7 @@ def page(prior: AudioVAE, toy_corpus_folder: Path, tmp_path_factory: pytest.Temp
     wave, rate = soundfile.read(toy_corpus_folder / "speaker0" / "0.wav")
     soundfile.write(folder / ODD_NAME, wave, rate)
     soundfile.write(folder / "silent.wav", np.zeros(8000), RATE)
-    files = [reported(folder / ODD_NAME, estoi=0.875), reported(folder / "silent.wav", si_sdr=9.25)]
+    files = [reported(folder / ODD_NAME, estoi=0.875, iw_bound=1320.25), reported(folder / "silent.wav", si_sdr=9.25)]
     write_report(folder / "report.html", [Evaluation("speech-16k", prior, files)], "A <title> & more", "note: 1 < 2")
     return folder / "report.html", Page(folder / "report.html")
 
@@ -144,6 +144,8 @@ def test_the_table_holds_values_means_and_reasons(page: tuple[Path, Page]) -> No
     assert "1350.5" in text
     assert "8.25 ± 12.71" in text  # of 7.25 and 9.25: t(0.975, 1) = 12.706 times sqrt(2) / sqrt(2)
     assert "0.875" in text
+    headings = "NLL (nats per frame) KL (nats per frame) NLL + KL (nats per frame) bound (IW) (nats per frame) SI-SDR (dB)"
+    assert f"file {headings} ESTOI (0 to 1)" in text
     assert "Not shown: silent." in text
 
 

@@ -7,20 +7,21 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES
+from audiovae.batch import Item
+from audiovae.batch import resolve_device as resolve_device  # what --device names
 from audiovae.errors import AudiovaeError, PathError
 
 DEFAULT_MODEL = "speech-16k"
 
 
 def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = (), unset: tuple[str, ...] = ()) -> None:
-    """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all of them, so that a script can pass them on.
+    """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all, so that a script can pass them on.
 
     Args:
         unused: those that make no difference to this verb.
@@ -30,7 +31,11 @@ def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = ()
     def add(name: str, text: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help="makes no difference here" if name in unused else text, **options)
 
-    add("model", "name of a shipped model, a model folder, or owner/name on the hub", default=None if "model" in unset else DEFAULT_MODEL)
+    add(
+        "model",
+        "name of a shipped model, a model folder, or owner/name on the hub",
+        default=None if "model" in unset else DEFAULT_MODEL,
+    )
     add("device", "cpu, cuda, cuda:1, or auto", default="cpu")
     add("seed", "of everything random", type=int, default=None if "seed" in unset else 0)
     add("jobs", "processes that work at the same time", type=jsonargparse.typing.PositiveInt, default=1)
@@ -77,38 +82,6 @@ def condition(prior: Any, options: Any) -> Any:
     return prior.condition(**{name: value for name, _, value in pairs})
 
 
-def resolve_device(name: str) -> str:
-    """The torch device that --device names.
-
-    Raises:
-        AudiovaeError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise AudiovaeError(f"--device {name}: no such device here; use cpu or auto") from error
-    return name
-
-
-@dataclass(frozen=True)
-class Item:
-    """One input and where its result goes.
-
-    Attributes:
-        source: the input file.
-        name: its path relative to what the user named: the key of its row, of its output and of its random numbers.
-        target: the output file; None where there is none.
-    """
-
-    source: Path
-    name: str
-    target: Path | None = None
-
-
 def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> list[Item]:
     """Files as named; all files with one of the suffixes below a folder; all matches of a pattern.
 
@@ -151,7 +124,7 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
     """Give every input its output: `output` itself for one input if that is no folder, else its name below `output`.
 
     Args:
-        suffix: replaces the inputs' suffix, such as ".npz"; None keeps it (a format that cannot be written becomes .wav).
+        suffix: replaces the inputs' suffix, such as ".npz"; None keeps it.
 
     Raises:
         PathError: two inputs have the same output, or an output is its own input.
@@ -181,5 +154,8 @@ def report_peak(writer: Any, quiet: bool) -> dict[str, Any]:
     """The peak of what was written, and one line on the error stream where it was clipped."""
     if writer.clips and not quiet:
         excess_db = 20 * math.log10(writer.peak)
-        print(f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them", file=sys.stderr)
+        print(
+            f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them",
+            file=sys.stderr,
+        )
     return {"peak": writer.peak, "clipped": writer.clips}

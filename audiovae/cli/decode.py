@@ -29,7 +29,7 @@ def run(options: Any) -> int:
 
 
 def decode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.recordings import decode_file
+    from audiovae.files import decode_file
 
     assert item.target is not None
     writer = decode_file(prior, item.source, item.target, options.latents, arguments.condition(prior, options))

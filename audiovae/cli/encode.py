@@ -28,10 +28,16 @@ def run(options: Any) -> int:
 
 
 def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.recordings import encode_file
+    from audiovae.files import encode_file
 
     latents = encode_file(prior, item.source, arguments.condition(prior, options))
     assert item.target is not None
     latents.save(item.target)
     n_channels, n_frames, latent_dim = latents.latents.shape
-    return {"output": str(item.target), "channels": n_channels, "frames": n_frames, "latent_dim": latent_dim, "level": latents.level}
+    return {
+        "output": str(item.target),
+        "channels": n_channels,
+        "frames": n_frames,
+        "latent_dim": latent_dim,
+        "level": latents.level,
+    }

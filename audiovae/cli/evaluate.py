@@ -22,7 +22,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
     parser.add_argument(
-        "--samples", type=jsonargparse.typing.PositiveInt, default=1, help="above 1: also the importance-weighted bound of so many samples"
+        "--samples",
+        type=jsonargparse.typing.PositiveInt,
+        default=1,
+        help="above 1: also the importance-weighted bound of so many samples",
     )
     parser.add_argument(
         "--teacher_forcing",
@@ -56,7 +59,8 @@ def run(options: Any) -> int:
         title = f"{options.estimate} against {options.clean}"
     else:
         rows, status = run_batch(arguments.find_inputs(options.inputs), evaluate, options)
-        title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}; bound with sampled z"
+        title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}"
+        title += "; bound with sampled z"
         title += "; teacher-forced" if options.teacher_forcing else ""
     print_scores(rows, options, title)
     if options.report and status != 2:
@@ -78,7 +82,7 @@ def run(options: Any) -> int:
 
 
 def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.metrics import evaluate_file
+    from audiovae.evaluation import evaluate_file
 
     condition = arguments.condition(prior, options)
     score = evaluate_file(prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition)

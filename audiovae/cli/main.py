@@ -1,6 +1,6 @@
 """audiovae VERB ...: finds the verb, parses its options, turns errors into one line and an exit status.
 
-Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or bad input.
+Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or input.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import jsonargparse
 
+from audiovae import __version__
 from audiovae.errors import AudiovaeError
 
 VERBS = {
@@ -42,7 +42,11 @@ Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input.""
 
 
 # How the argument parser words an option, or a key of a YAML file, that it does not know.
-_UNKNOWN_NAME = (r"unrecognized arguments: (\S+)", r"Group '([\w.]+)' does not accept option '(\w+)'", r"Option '([\w.]+)' is not accepted")
+_UNKNOWN_NAME = (
+    r"unrecognized arguments: (\S+)",
+    r"Group '([\w.]+)' does not accept option '(\w+)'",
+    r"Option '([\w.]+)' is not accepted",
+)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -91,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_TOP_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())))
         return 0 if given else 2
     if given[0] == "--version":
-        print(f"audiovae {version('audiovae')}")
+        print(f"audiovae {__version__}")
         return 0
     verb = given[0]
     if verb not in VERBS:
@@ -117,7 +121,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

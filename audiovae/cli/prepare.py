@@ -19,9 +19,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("packed", help="folder of the packed corpus; a second run adds what is new")
     parser.add_class_arguments(PrepareSettings)
     parser.add_argument(
-        "--download", metavar="NAME", help="first fetch a free corpus into FOLDER, such as LIBRISPEECH:train-clean-100, LJSPEECH, VCTK, "
+        "--download",
+        metavar="NAME",
+        help="first fetch a free corpus into FOLDER, such as LIBRISPEECH:train-clean-100, LJSPEECH, VCTK, "
         "LIBRITTS:dev-clean, CMUARCTIC:bdl (by torchaudio, which verifies its checksum)",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="start anew")
     arguments.add_common(parser, unused=("model", "device", "seed"))
 
@@ -53,11 +55,25 @@ def run(options: Any) -> int:
     for split in ("train", "validation", "test"):
         utterances = [u for u in result.utterances if u.split == split]
         minutes = sum(u.n_samples for u in utterances) / settings.sample_rate / 60
-        splits.append({"split": split, "recordings": len(utterances), "speakers": len({u.speaker for u in utterances}), "minutes": minutes})
+        splits.append(
+            {
+                "split": split,
+                "recordings": len(utterances),
+                "speakers": len({u.speaker for u in utterances}),
+                "minutes": minutes,
+            }
+        )
     if options.json:
         from audiovae.cli.batch import print_json
 
-        print_json({"layout": result.layout, "new": result.n_new, "splits": splits, "left_out": [asdict(file) for file in result.left_out]})
+        print_json(
+            {
+                "layout": result.layout,
+                "new": result.n_new,
+                "splits": splits,
+                "left_out": [asdict(file) for file in result.left_out],
+            }
+        )
     elif not options.quiet:
         rows = [[str(s["split"]), str(s["recordings"]), str(s["speakers"]), f"{s['minutes']:.1f}"] for s in splits]
         notes = [f"layout: {result.layout}; new recordings: {result.n_new}; left out: {len(result.left_out)}"]

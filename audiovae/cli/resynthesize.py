@@ -14,7 +14,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
     parser.add_argument(
-        "--phase", choices=["original", "griffin-lim"], default="original", help="keep the phase of the input (an oracle), or estimate it"
+        "--phase",
+        choices=["original", "griffin-lim"],
+        default="original",
+        help="keep the phase of the input (an oracle), or estimate it",
     )
     arguments.add_latents(parser)
     arguments.add_labels(parser)
@@ -32,7 +35,7 @@ def run(options: Any) -> int:
 
 
 def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.recordings import resynthesize_file
+    from audiovae.files import resynthesize_file
 
     assert item.target is not None
     writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents, arguments.condition(prior, options))

@@ -38,7 +38,11 @@ def run(options: Any) -> int:
         wave = SAMPLE_LEVEL * prior.stft.inverse(ComplexNormal(psd).sample(), n_samples)
     with Writer(target, prior.sample_rate, 1, n_samples) as writer:
         writer.write(wave[None].numpy(force=True))
-    result = {"output": str(target), "seconds": n_samples / prior.sample_rate, **arguments.report_peak(writer, options.quiet)}
+    result = {
+        "output": str(target),
+        "seconds": n_samples / prior.sample_rate,
+        **arguments.report_peak(writer, options.quiet),
+    }
     if options.json:
         print_json(result)
     return 0

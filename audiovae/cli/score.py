@@ -13,7 +13,10 @@ from audiovae.cli.arguments import Item
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     parser.add_argument(
-        "--samples", type=jsonargparse.typing.PositiveInt, default=1, help="above 1: the importance-weighted bound of so many samples"
+        "--samples",
+        type=jsonargparse.typing.PositiveInt,
+        default=1,
+        help="above 1: the importance-weighted bound of so many samples",
     )
     arguments.add_labels(parser)
     arguments.add_common(parser)
@@ -30,10 +33,14 @@ def run(options: Any) -> int:
 
 def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae import audio
-    from audiovae.metrics import NotScored, bound, normalise
+    from audiovae.evaluation import bound
+    from audiovae.metrics import NotScored, normalise
 
     wave, _ = audio.read(item.source, prior.sample_rate)
     try:
-        return {"values": bound(prior, normalise(wave), options.samples, arguments.condition(prior, options)), "reasons": {}}
+        return {
+            "values": bound(prior, normalise(wave), options.samples, arguments.condition(prior, options)),
+            "reasons": {},
+        }
     except NotScored as reason:
         return {"values": {}, "reasons": {"bound": str(reason)}}

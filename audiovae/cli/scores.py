@@ -8,25 +8,10 @@ from typing import Any
 
 _LONGEST_TABLE = 40  # files; above it only the summary is printed
 
-HEADINGS = {
-    "nll": "NLL",
-    "kl": "KL",
-    "bound": "NLL + KL",
-    "si_sdr": "SI-SDR",
-    "pesq": "PESQ",
-    "estoi": "ESTOI",
-    "dnsmos": "DNSMOS",
-    "iw_bound": "bound (IW)",
-    "si_sdr_gain": "SI-SDR gain",
-    "pesq_gain": "PESQ gain",
-    "estoi_gain": "ESTOI gain",
-    "dnsmos_gain": "DNSMOS gain",
-}
-
 
 def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     """Print per-file values and their mean with a 95 % interval, or all of it as JSON."""
-    from audiovae.metrics import UNITS, summarise
+    from audiovae.metrics import METRICS, summarise
 
     scored = [row for row in rows if "values" in row]
     summary = summarise([row["values"] for row in scored])
@@ -34,7 +19,8 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
         from audiovae.cli.batch import print_json
 
         means = {
-            name: {"mean": e.mean, "half_width": e.half_width, "n_files": e.n_files, "unit": UNITS[name]} for name, e in summary.items()
+            name: {"mean": e.mean, "half_width": e.half_width, "n_files": e.n_files, "unit": METRICS[name].unit}
+            for name, e in summary.items()
         }
         print_json({"about": title, "files": rows, "summary": means})
         return
@@ -51,15 +37,15 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     )
     body.append([f"mean of {len(scored)} ± 95 %", *(str(summary[name]) for name in names)])
     notes = [
-        f"{HEADINGS[name]}: scored on {summary[name].n_files} of {len(scored)} files"
+        f"{METRICS[name].heading}: scored on {summary[name].n_files} of {len(scored)} files"
         for name in names
         if summary[name].n_files < len(scored)
     ]
     reasons = sorted({(metric, reason) for row in scored for metric, reason in row["reasons"].items()})
     for metric, reason in reasons:
         files = [row["file"] for row in scored if row["reasons"].get(metric) == reason]
-        notes.append(f"{HEADINGS[metric]} not scored ({reason}): " + (files[0] if len(files) == 1 else f"{len(files)} files"))
-    print_table(["file", *(HEADINGS[name] for name in names)], body, title, notes)
+        notes.append(f"{METRICS[metric].heading} not scored ({reason}): " + (files[0] if len(files) == 1 else f"{len(files)} files"))
+    print_table(["file", *(METRICS[name].heading for name in names)], body, title, notes)
 
 
 def _cell(value: float | None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from audiovae.audio import AudioInfo, resampled_length
+from audiovae.audio import AudioInfo
 from audiovae.report import plots
 from audiovae.report.markup import image, number, players, write_page
 from audiovae.separation import FirstBlock, Separation, Separator
@@ -30,20 +30,17 @@ def write_enhancement_report(target: str | Path, first: FirstBlock, enhancer: Se
     Raises:
         PathError: the page cannot be written.
     """
-    front, info, separation = enhancer.front, first.info, first.separation
-    n_frames = len(first.spectrogram)
-    n_samples = min(
-        resampled_length(info.n_samples, info.sample_rate, front.sample_rate),
-        max(1, n_frames - 1) * front.stft.hop_length,
-    )
+    recording, separation = first.recording, first.separation
+    front, info = recording.front, recording.info
+    n_samples = min(recording.n_samples, max(1, len(first.spectrogram) - 1) * front.stft.hop_length)
     spectrograms = torch.cat([first.spectrogram.unsqueeze(0), separation.images])  # noisy, enhanced, residual
-    waves = front.stft.inverse(spectrograms.movedim(-1, 1), n_samples) * (first.level or 1.0)
+    waves = front.stft.inverse(spectrograms.movedim(-1, 1), n_samples) * (recording.level or 1.0)
     noisy, enhanced, residual = waves.float().numpy(force=True)
     seconds = n_samples / front.sample_rate
     numbers = {
         "duration": f"{number(seconds)} s",
         "channels": _channels(info),
-        "level of the active frames": _decibels(first.level**2, 1.0, " re full scale"),
+        "level of the active frames": _decibels(recording.level**2, 1.0, " re full scale"),
         "mean power taken away": _decibels(_energy(noisy), _energy(enhanced)),
         **_inference(separation, enhancer.settings.n_iterations),
         "time of the inference": f"{number(first.seconds)} s",

@@ -11,7 +11,7 @@ import torch
 
 from audiovae import audio
 from audiovae.level import active_level
-from audiovae.metrics import NotScored, normalise, summarise
+from audiovae.metrics import METRICS, NotScored, normalise, summarise
 from audiovae.objectives import collapse_warning, kl_per_dimension
 from audiovae.prior import AudioVAE
 from audiovae.report import plots
@@ -21,20 +21,10 @@ from audiovae.stft import power
 SHOWN_RECORDINGS = 6
 LISTENING_SECONDS = 10.0
 
-_HEADINGS = {
-    "nll": "NLL",
-    "kl": "KL",
-    "bound": "NLL + KL",
-    "si_sdr": "SI-SDR (dB)",
-    "pesq": "PESQ",
-    "estoi": "ESTOI",
-    "dnsmos": "DNSMOS",
-}
-
 
 @dataclass(frozen=True)
 class ReportedFile:
-    """A row of a report's table: a sound file and its metrics, as of `audiovae.metrics.evaluate_file`."""
+    """A row of a report's table: a sound file and its metrics, as of `audiovae.evaluation.evaluate_file`."""
 
     path: Path
     values: Mapping[str, float]
@@ -43,7 +33,7 @@ class ReportedFile:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A prior and the files that it resynthesised, with the condition that they have in common, if the prior needs one."""
+    """A prior and the files that it resynthesised, with the condition that they have in common, if it needs one."""
 
     name: str
     prior: AudioVAE
@@ -52,7 +42,7 @@ class Evaluation:
 
 
 def write_report(target: str | Path, evaluations: Sequence[Evaluation], title: str, note: str = "") -> None:
-    """Write a self-contained page: for each prior its table and KL per dimension, and for the first files pictures and sound.
+    """Write a self-contained page: of each prior its table and KL per dimension, of the first files pictures and sound.
 
     Args:
         title: of the page.
@@ -102,7 +92,7 @@ def _recording(prior: AudioVAE, file: ReportedFile, condition: torch.Tensor | No
         "resynthesis, posterior mean": prior.resynthesize(samples, level=level, condition=condition).numpy(force=True),
         "resynthesis, sampled latents": prior.resynthesize(samples, latents="sample", level=level, condition=condition).numpy(force=True),
     }
-    values = ", ".join(f"{_HEADINGS[name]} {number(value)}" for name, value in file.values.items() if name in _HEADINGS)
+    values = ", ".join(f"{METRICS[name].heading} {number(value)}" for name, value in file.values.items())
     alt = "spectrogram beside decoded PSD, latents over time, KL per dimension"
     heard = players(sounds, prior.sample_rate, keep_levels=False)
     return f"<h3>{html.escape(str(file.path))}</h3><p>{values}</p>{heard}{image(picture, alt)}", kl
@@ -110,8 +100,8 @@ def _recording(prior: AudioVAE, file: ReportedFile, condition: torch.Tensor | No
 
 def _table(files: Sequence[ReportedFile]) -> str:
     summary = summarise([file.values for file in files])
-    names = [name for name in _HEADINGS if name in summary]
-    head = "".join(f"<th>{_HEADINGS[name]}</th>" for name in names)
+    names = list(summary)
+    head = "".join(f"<th>{METRICS[name].title}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{html.escape(str(file.path))}</td>"
         + "".join(
@@ -125,6 +115,6 @@ def _table(files: Sequence[ReportedFile]) -> str:
     last = f'<tr class="mean"><td>mean of {len(files)} ± 95 %</td>{mean}</tr>'
     return (
         f'<div class="scroll"><table><tr><th>file</th>{head}</tr>{rows}{last}</table></div>'
-        '<p class="note">NLL and KL in nats per frame of the trimmed sound at unit RMS. '
+        '<p class="note">Of the trimmed sound at unit RMS. '
         "What could not be scored says why, and is not averaged.</p>"
     )

@@ -8,20 +8,26 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
+from audiovae.files.recording import Block
+
 BLOCK_FRAMES = 1800  # about half a minute at 16 kHz: what is inferred at once
 OVERLAP_FRAMES = 100  # of two blocks, across which the images of one fade into those of the next
 
 
-def overlapping(blocks: Iterator[Complex[Tensor, "channel _ freq"]]) -> Iterator[tuple[Tensor, bool]]:
-    """Cut a stream of frames into blocks that overlap; says which is the last. No block but a lone first is short."""
-    pending: Tensor | None = None
+def overlapping(blocks: Iterator[Block], hop_length: int) -> Iterator[tuple[Block, bool]]:
+    """Cut a stream of blocks into longer ones that overlap; says which is the last. No block but a lone first is short."""
+    frames: Tensor | None = None
+    wave: Tensor | None = None
     for block in blocks:
-        pending = block if pending is None else torch.cat([pending, block], dim=1)
-        while pending.shape[1] >= 2 * BLOCK_FRAMES:
-            yield pending[:, :BLOCK_FRAMES], False
-            pending = pending[:, BLOCK_FRAMES - OVERLAP_FRAMES :]
-    assert pending is not None
-    yield pending, True
+        frames = block.spectrogram if frames is None else torch.cat([frames, block.spectrogram], dim=1)
+        wave = block.wave if wave is None else torch.cat([wave, block.wave], dim=1)
+        while frames.shape[1] >= 2 * BLOCK_FRAMES:
+            yield Block(frames[:, :BLOCK_FRAMES], wave[:, : BLOCK_FRAMES * hop_length]), False
+            rest = BLOCK_FRAMES - OVERLAP_FRAMES
+            frames, wave = frames[:, rest:], wave[:, rest * hop_length :]
+    assert frames is not None
+    assert wave is not None
+    yield Block(frames, wave), True
 
 
 class Fade:

@@ -16,7 +16,7 @@ from torch import Tensor
 from audiovae import audio
 from audiovae.audio import AudioInfo, Writer
 from audiovae.errors import AudiovaeError
-from audiovae.recordings import file_level, spectrogram_blocks, waves
+from audiovae.files.recording import Recording
 from audiovae.separation.blocks import Fade, overlapping
 from audiovae.separation.em import Separator
 from audiovae.separation.methods import separate
@@ -50,15 +50,13 @@ class FirstBlock:
     """The beginning of a file as it was inferred: all of it, or about half a minute.
 
     Attributes:
-        info: of the file.
-        level: what it was divided by; 0 for digital silence.
+        recording: the file.
         spectrogram: at unit level.
         separation: what became of it, at unit level too.
         seconds: that inference took, shared evenly by the recordings side by side.
     """
 
-    info: AudioInfo
-    level: float
+    recording: Recording
     spectrogram: Complex[Tensor, "frame freq channel"]
     separation: Separation
     seconds: float
@@ -115,7 +113,7 @@ def enhance_files(
     """
     runs = [_enhance(enhancer.front, file, progress) for file in files]
     results: list[Enhanced | AudiovaeError | None] = [None] * len(files)
-    asked: dict[int, _Block] = {}
+    asked: dict[int, _Asked] = {}
 
     def resume(i: int, answer: tuple[Separation, float] | None) -> None:
         try:
@@ -129,14 +127,16 @@ def enhance_files(
         for i in range(len(files)):
             resume(i, None)
         while asked:
-            places, blocks = list(asked), list(asked.values())
-            asked.clear()
+            n_channels = next(iter(asked.values())).spectrogram.shape[-1]  # a mixture's recordings have as many as each other
+            places = [i for i, block in asked.items() if block.spectrogram.shape[-1] == n_channels]
+            blocks = [asked.pop(i) for i in places]
             start = time.perf_counter()
             separations = enhancer(
                 [block.spectrogram for block in blocks],
                 [files[i].seed for i in places],
                 [block.level for block in blocks],
                 [block.states for block in blocks],
+                [block.wave for block in blocks],
             )
             seconds = (time.perf_counter() - start) / len(blocks)
             for i, separation in zip(places, separations, strict=True):
@@ -201,69 +201,63 @@ def first_block(enhancer: Separator, source: str | Path, seed: int = 0) -> First
     block = next(run)
     run.close()
     start = time.perf_counter()
-    (separation,) = enhancer([block.spectrogram], [seed], [block.level])
-    return FirstBlock(block.info, block.file_level, block.spectrogram, separation, time.perf_counter() - start)
+    (separation,) = enhancer([block.spectrogram], [seed], [block.level], waves=[block.wave])
+    return FirstBlock(block.recording, block.spectrogram, separation, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
-class _Block:
+class _Asked:
     """What a file wants to be inferred next."""
 
-    info: AudioInfo
-    file_level: float
+    recording: Recording
     spectrogram: Complex[Tensor, "frame freq channel"]
+    wave: Float[Tensor, "channel sample"]
     states: Sequence[Float[Tensor, " freq"] | None] | None
 
     @property
     def level(self) -> float:
         """Of the spectrogram, which was divided by the file's."""
-        return 1.0 if self.file_level else 0.0
+        return 1.0 if self.recording.level else 0.0
 
 
 def _enhance(
     front: Front, file: NoisyFile, progress: Callable[[float], None]
-) -> Generator[_Block, tuple[Separation, float] | None, Enhanced | None]:
+) -> Generator[_Asked, tuple[Separation, float] | None, Enhanced | None]:
     """One file: yields a block, is sent what inference says of it and how long that took, and so on to its end.
 
     Raises:
         AudioError: the source cannot be read, or a target not be written.
     """
-    info = audio.inspect(file.source)
-    level = file_level(front, info)
-    faded, of_source = Fade(), _Reader(info)
+    recording = Recording.open(front, file.source)
+    faded, of_source = Fade(), _Reader(recording.info)
     states: Sequence[Tensor | None] | None = None
     first: FirstBlock | None = None
     objective: list[float] = []
     labels: dict[str, str] = {}
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
-    synthesis = StreamingSynthesis(front.stft)
-    pieces = waves(front, _popped(ready), synthesis, level, info.sample_rate, info.n_channels, info.n_samples)
+    pieces = recording.waves(_popped(ready), StreamingSynthesis(front.stft))
     with ExitStack() as opened:
-
-        def writer(path: str | Path | None) -> Writer | None:
-            if path is None:
-                return None
-            return opened.enter_context(Writer(path, info.sample_rate, info.n_channels, info.n_samples, info))
-
-        speech = writer(file.target)
-        residual = speech and writer(file.residual)
+        speech = None if file.target is None else opened.enter_context(recording.writer(file.target))
+        residual = None
+        if speech is not None and file.residual is not None:
+            residual = opened.enter_context(recording.writer(file.residual))
 
         def write(wave: audio.Wave) -> None:
             if speech is not None:
                 speech.write(wave)
                 if residual is not None:
                     residual.write(of_source.take(wave.shape[1]) - speech.held(wave))
-            progress(wave.shape[1] / info.sample_rate)
+            progress(wave.shape[1] / recording.info.sample_rate)
 
-        for frames, last in overlapping(spectrogram_blocks(front, info, level)):
-            block = _Block(info, level, frames.movedim(0, -1), states)
-            answer = yield block
+        for block, last in overlapping(recording.blocks(), front.stft.hop_length):
+            asked = _Asked(recording, block.spectrogram.movedim(0, -1), block.wave, states)
+            answer = yield asked
             assert answer is not None
             separation, seconds = answer
             if states is None:
                 objective, labels = separation.objective.tolist(), separation.sources[0].labels
                 if file.keep_first:
-                    first = FirstBlock(info, level, block.spectrogram, separation, seconds)
+                    first = FirstBlock(recording, asked.spectrogram, separation, seconds)
             states = [source.state for source in separation.sources]
             ready.append(faded.push(separation.images[0].movedim(-1, 0), last))
             write(next(pieces))

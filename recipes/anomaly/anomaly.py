@@ -23,11 +23,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from audiovae import AudioVAE, audio, elbo
+from audiovae import VARIANCE_FLOOR, AudioVAE, active_level, audio, elbo, power
 from audiovae.cli.progress import bar, print_table
-from audiovae.level import active_level
-from audiovae.networks.log_power import VARIANCE_FLOOR
-from audiovae.stft import power
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -13,14 +13,27 @@ from pathlib import Path
 import torch
 from rich.progress import Progress as Bar
 
-from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, PrepareSettings, TrainingSettings, fit, prepare
+from audiovae import (
+    METRICS,
+    STFT,
+    AudioVAE,
+    Evaluation,
+    FrameVAE,
+    FrameVAESettings,
+    PackedCorpus,
+    PrepareSettings,
+    ReportedFile,
+    TrainingSettings,
+    evaluate_file,
+    fit,
+    prepare,
+    resynthesize_file,
+    shipped_names,
+    speak_corpus,
+    summarise,
+    write_report,
+)
 from audiovae.cli.progress import print_table
-from audiovae.cli.scores import HEADINGS
-from audiovae.corpora.espeak import speak_corpus
-from audiovae.metrics import UNITS, evaluate_file, summarise
-from audiovae.recordings import resynthesize_file
-from audiovae.report.page import Evaluation, ReportedFile, write_report
-from audiovae.saved import shipped_names
 
 TRAINING_SECONDS = 50.0
 HELD_OUT = ("en-us-m3", "en-us-f4", "en-gb-scotland-m6", "en-gb-x-rp-f2")
@@ -56,10 +69,10 @@ def main(folder: Path) -> None:
         scores = [evaluate_file(one, file) for file in files]
         evaluations.append(Evaluation(name, one, [ReportedFile(f, s.values, s.reasons) for f, s in zip(files, scores, strict=True)]))
     summaries = {e.name: summarise([file.values for file in e.files]) for e in evaluations}
-    metrics = [metric for metric in UNITS if any(metric in summary for summary in summaries.values())]
+    metrics = [metric for metric in METRICS if any(metric in summary for summary in summaries.values())]
     rows = [[name, *(str(summary.get(metric, "not scored")) for metric in metrics)] for name, summary in summaries.items()]
     print_table(
-        ["prior", *(HEADINGS[metric] for metric in metrics)],
+        ["prior", *(METRICS[metric].heading for metric in metrics)],
         rows,
         f"{len(HELD_OUT)} voices that it never heard: original phase, posterior mean, 95 % intervals",
     )

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from audiovae.level import active_level
+from audiovae import active_level
 
 RATE, N_SAMPLES = 16000, 72000
 SNRS_DB = (2.5, 7.5, 12.5, 17.5)

@@ -12,8 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from audiovae import AudioVAE
-from audiovae.metrics import UNITS, summarise
+from audiovae import METRICS, AudioVAE, summarise
 
 HERE = Path(__file__).parent
 CARD = """---
@@ -98,24 +97,15 @@ def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
         )
         for name, rows in scores.items()
     }
-    metrics = [metric for metric in UNITS if metric in next(iter(summaries.values()))]
+    metrics = [metric for metric in METRICS if metric in next(iter(summaries.values()))]
     with open(HERE / "utterances.tsv", newline="") as file:
         utterances = list(csv.DictReader(file, delimiter="\t"))
     count = {role: sum(row["role"] == role for row in utterances) for role in ("train", "tuning", "validation")}
-    heads = {
-        "nll": "NLL",
-        "kl": "KL",
-        "bound": "NLL + KL",
-        "si_sdr": "SI-SDR (dB)",
-        "pesq": "PESQ (wide-band)",
-        "estoi": "ESTOI",
-        "dnsmos": "DNSMOS",
-    }
     beta = run["settings"]["beta"]
     card = CARD.format(
         weight=(BELOW_ONE if beta < 1 else ABOVE_ONE).format(beta=beta),
         name=target.name, what=KINDS[run["model"]["type"]][0], order=KINDS[run["model"]["type"]][1], weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
-        n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(heads[m] for m in metrics),
+        n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(METRICS[m].title for m in metrics),
         rules=" ---: |" * len(metrics), rows="\n".join(f"| {name} | {' | '.join(str(s[m]) for m in metrics)} |" for name, s in summaries.items()),
         seed=run["settings"]["seed"], steps=run["settings"]["steps"], batch=run["settings"]["batch_frames"], beta=beta,
         seconds=seconds, torch=run["versions"]["torch"].split("+")[0], audiovae=run["versions"]["audiovae"],

@@ -20,10 +20,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from audiovae import AudioVAE, ComplexNormal, LabelVAE, audio, label_log_probs
+from audiovae import AudioVAE, ComplexNormal, LabelVAE, active_level, audio, label_log_probs, power
 from audiovae.cli.progress import print_table
-from audiovae.level import active_level
-from audiovae.stft import power
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

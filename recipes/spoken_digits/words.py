@@ -17,8 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from audiovae import audio
-from audiovae.level import active_level
+from audiovae import active_level, audio
 
 _QUIET_PERCENTILE, _FRAME, _HOP = 5, 256, 64
 _PEAK = 0.02  # a word at unit level peaks far above 1

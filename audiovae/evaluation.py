@@ -1,0 +1,94 @@
+"""How likely is a sound to a prior, and how good its resynthesis: bounds and scores of files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from audiovae import audio
+from audiovae.files import stretches
+from audiovae.level import active_level
+from audiovae.metrics import WAVE_METRICS, NotScored, Score, compare, normalise
+from audiovae.objectives import elbo, importance_weighted_bound
+from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
+from audiovae.stft import StreamingAnalysis
+
+_BLOCK = 2**19  # samples that are scored at a time
+
+
+@torch.no_grad()
+def bound(prior: AudioVAE, wave: NDArray[np.float32], n_samples: int = 1, condition: torch.Tensor | None = None) -> dict[str, float]:
+    """NLL = -log p(x | z), KL and their sum for the STFT of a wave as it is, means over frames and channels, in nats.
+
+    One z ~ q(z | x) is drawn for each frame. The sum, "bound", is an upper bound of -log p(x) in expectation, see
+    `AudioVAE.log_likelihood`; with n_samples > 1 "iw_bound", the importance-weighted one, stands beside it. Models with
+    context see stretches of about a minute.
+
+    Args:
+        wave: `[channel, sample]`; as of `audiovae.metrics.normalise`, for numbers that can be compared between models.
+
+    Raises:
+        NotScored: the model's likelihood is no density of the STFT.
+    """
+    if not prior.vae.is_density:
+        raise NotScored("n/a: " + NO_DENSITY)
+    level = active_level(wave, prior.sample_rate) or 1.0
+    totals = torch.zeros(3, dtype=torch.float64)
+    n_frames = 0
+    for stretch in stretches(_analysed(prior, wave, level), prior.vae.context):
+        terms = elbo(prior.vae, stretch.frames, condition)
+        parts = [terms.log_likelihood, terms.total_kl, terms.bound]
+        if n_samples > 1:
+            parts[2] = importance_weighted_bound(prior.vae, stretch.frames, n_samples, condition)
+        totals += torch.stack([part[:, stretch.kept].double().sum().cpu() for part in parts])
+        n_frames += terms.kl[:, stretch.kept].numel()
+    log_likelihood, kl, weighted_bound = (totals / n_frames).tolist()
+    log_determinant = 2 * prior.stft.n_freqs * math.log(level)
+    values = {"nll": log_determinant - log_likelihood, "kl": kl, "bound": log_determinant - log_likelihood + kl}
+    return values if n_samples == 1 else {**values, "iw_bound": log_determinant - weighted_bound}
+
+
+def _analysed(prior: AudioVAE, wave: NDArray[np.float32], level: float) -> Iterator[torch.Tensor]:
+    analysis = StreamingAnalysis(prior.stft)
+    for i in range(0, wave.shape[1], _BLOCK):
+        yield analysis.push(torch.from_numpy(wave[:, i : i + _BLOCK]).to(prior.device) / level)
+    yield analysis.finish()
+
+
+@torch.no_grad()
+def evaluate_file(
+    prior: AudioVAE,
+    path: str | Path,
+    phase: Phase = "original",
+    latents: LatentChoice = "mean",
+    n_samples: int = 1,
+    teacher_forcing: bool = False,
+    condition: torch.Tensor | None = None,
+) -> Score:
+    """Bound and resynthesis metrics of a sound file at the prior's rate, see `audiovae.metrics.normalise`.
+
+    Args:
+        n_samples: above 1, the importance-weighted bound too.
+        teacher_forcing: a model that needs past x is shown the true one in resynthesis; in the bound it always is.
+
+    Raises:
+        AudioError: the file cannot be read.
+    """
+    wave, _ = audio.read(path, prior.sample_rate)
+    try:
+        wave = normalise(wave)
+    except NotScored as reason:
+        return Score({}, {metric: str(reason) for metric in ("bound", *WAVE_METRICS)})
+    level = active_level(wave, prior.sample_rate)
+    tensor = torch.from_numpy(wave).to(prior.device)
+    resynthesis = prior.resynthesize(tensor, phase, latents, level, condition, teacher_forcing).numpy(force=True)
+    score = compare(wave, resynthesis, prior.sample_rate)
+    try:
+        return Score({**bound(prior, wave, n_samples, condition), **score.values}, score.reasons)
+    except NotScored as reason:
+        return Score(score.values, {"bound": str(reason), **score.reasons})

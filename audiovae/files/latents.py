@@ -1,0 +1,196 @@
+"""Sound files to files of latents, and back."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae.atomic import atomic_path
+from audiovae.audio import AudioInfo, Writer
+from audiovae.errors import ModelError
+from audiovae.files.recording import Recording
+from audiovae.files.stretch import STRETCH_FRAMES, stretches
+from audiovae.models import Inference
+from audiovae.models.latents import standard_normal
+from audiovae.phase import StreamingGriffinLim
+from audiovae.prior import AudioVAE, LatentChoice, check_choice
+from audiovae.saved import model_hash
+from audiovae.stft import power
+
+LATENTS_FORMAT_VERSION = 2
+_FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
+_DAMAGED_ARCHIVE = (
+    OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LatentsFile:
+    """An encoded sound file: what `decode_file` needs, and nothing else.
+
+    Attributes:
+        latents: the path of the posterior's centres, `[channel, frame, latent]`.
+        posterior: tensors of the posterior along it by name, such as loc and scale, `[channel, frame, ...]`; empty in
+            models whose latents are all of the whole sequence.
+        sequence: those of the posterior of the whole sequence, `[channel, ...]`; empty in models without one.
+        level: of the recording, shared by its channels.
+        sample_rate, n_samples: of the sound file.
+        model: hash of the model that encoded it.
+    """
+
+    latents: Float[Tensor, "channel frame latent"]
+    posterior: dict[str, Tensor]
+    sequence: dict[str, Tensor]
+    level: float
+    sample_rate: int
+    n_samples: int
+    model: str
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz file without pickle."""
+        arrays = {"latents": self.latents}
+        arrays |= {f"posterior.{name}": tensor for name, tensor in self.posterior.items()}
+        arrays |= {f"sequence.{name}": tensor for name, tensor in self.sequence.items()}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file,
+                level=self.level,
+                sample_rate=self.sample_rate,
+                n_samples=self.n_samples,
+                n_channels=self.latents.shape[0],
+                n_arrays=len(arrays),
+                model=np.array(self.model),
+                format_version=LATENTS_FORMAT_VERSION,
+                **{name: tensor.numpy(force=True) for name, tensor in arrays.items()},  # type: ignore[arg-type]
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatentsFile:
+        """Read a latents file.
+
+        Raises:
+            ModelError: missing, damaged, not a latents file, or of another version.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
+                version = int(fields["format_version"])
+                if version > LATENTS_FORMAT_VERSION:
+                    raise ModelError(path, f"was written by a newer audiovae (format {version}); update audiovae")
+                if version < LATENTS_FORMAT_VERSION:
+                    raise ModelError(path, f"was written by an older audiovae (format {version}); encode the sound again")
+                return cls._of(fields)
+        except FileNotFoundError as error:
+            raise ModelError(path, "no such file") from error
+        except _DAMAGED_ARCHIVE as error:
+            raise ModelError(path, "is not a latents file, or a damaged one; encode the sound again") from error
+
+    @classmethod
+    def _of(cls, fields: Any) -> LatentsFile:
+        """From the arrays of an archive; raises one of `_DAMAGED_ARCHIVE` where they are not what was written."""
+        groups: dict[str, dict[str, Tensor]] = {"posterior": {}, "sequence": {}}
+        for name in set(fields.files) - _FIELDS:
+            group, _, parameter = name.partition(".")
+            groups[group][parameter] = torch.from_numpy(fields[name])
+        latents = torch.from_numpy(fields["latents"])
+        tensors = [latents, *groups["posterior"].values(), *groups["sequence"].values()]
+        level, rate, n_samples = float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"])
+        whole = latents.ndim == 3 and len(latents) == int(fields["n_channels"]) > 0
+        whole = whole and 1 < len(tensors) == int(fields["n_arrays"])
+        sound = all(
+            tensor.dtype == torch.float32 and tensor.shape[:1] == latents.shape[:1] and bool(torch.isfinite(tensor).all())
+            for tensor in tensors
+        )
+        aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
+        if not (whole and sound and aligned and 0 <= level < math.inf and rate > 0 < n_samples):
+            raise ValueError("latents")
+        return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
+
+
+@torch.no_grad()
+def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = None) -> LatentsFile:
+    """Infer the posterior of every frame of a sound file.
+
+    A latent vector of a whole sequence is that of the first stretch, about a minute.
+
+    Raises:
+        AudioError: the source cannot be read.
+    """
+    recording = Recording.open(prior.front, source)
+    latents: list[Tensor] = []
+    posterior: dict[str, list[Tensor]] = {}
+    sequence: dict[str, Tensor] = {}
+    tensors = prior.vae.latents.tensors
+    for stretch in stretches((block.spectrogram for block in recording.blocks()), prior.vae.context):
+        inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
+        latents.append(inference.latents[:, stretch.kept].cpu())
+        for name, tensor in tensors(inference.posterior).items():
+            posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
+        if inference.sequence_posterior is not None and not sequence:
+            sequence = {name: tensor.cpu() for name, tensor in tensors(inference.sequence_posterior).items()}
+    joined = {name: torch.cat(parts, dim=1) for name, parts in posterior.items()}
+    info = recording.info
+    return LatentsFile(
+        torch.cat(latents, dim=1),
+        joined,
+        sequence,
+        recording.level,
+        info.sample_rate,
+        info.n_samples,
+        model_hash(prior),
+    )
+
+
+@torch.no_grad()
+def decode_file(
+    prior: AudioVAE,
+    source: str | Path,
+    target: str | Path,
+    latents: LatentChoice = "mean",
+    condition: Tensor | None = None,
+) -> Writer:
+    """Write the sound of a latents file, its phase estimated by Griffin-Lim.
+
+    Raises:
+        ModelError: no latents file, or one of another model.
+        AudioError: the target cannot be written.
+    """
+    check_choice(latents)
+    encoded = LatentsFile.load(source)
+    if encoded.model != model_hash(prior):
+        raise ModelError(source, f"was encoded by another model ({encoded.model[:12]}); give that one with --model")
+    z = encoded.latents
+    # What was encoded: its format is not kept, so the target's suffix names one.
+    info = AudioInfo(Path(source).with_suffix(".npz"), encoded.sample_rate, encoded.n_samples, len(z), container="", subtype="")
+    recording = Recording(prior.front, info, encoded.level)
+    if z.shape[1:] != (prior.stft.n_frames(recording.n_samples), prior.vae.latent_dim):
+        raise ModelError(source, "is damaged: its latents do not fit its number of samples; encode it again")
+    try:
+        prior.vae.latents.check(z)
+        if latents == "sample":
+            z = _sampled(prior, encoded)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(source, f"is damaged: {error}; encode it again") from error
+
+    def magnitudes() -> Iterator[Tensor]:
+        for stretch in stretches(iter(z.split(STRETCH_FRAMES, dim=1)), prior.vae.context):
+            yield prior.psd(stretch.frames.to(prior.device), condition).sqrt()[:, stretch.kept]
+
+    return recording.write(target, magnitudes(), StreamingGriffinLim(prior.stft))
+
+
+def _sampled(prior: AudioVAE, encoded: LatentsFile) -> Float[Tensor, "channel frame latent"]:
+    build = prior.vae.latents.build
+    z = encoded.latents
+    of_frames = build(**encoded.posterior) if encoded.posterior else standard_normal(z[..., :0])
+    return Inference(z, of_frames, of_frames, build(**encoded.sequence) if encoded.sequence else None).sample()

@@ -1,0 +1,136 @@
+"""A sound file as a model hears it: in blocks of frames at unit level; and frames back to a sound file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from audiovae import audio
+from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
+from audiovae.level import LevelMeter
+from audiovae.phase import StreamingGriffinLim
+from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
+
+Synthesis = StreamingSynthesis | StreamingGriffinLim  # of spectrograms, of magnitudes
+
+
+@dataclass(frozen=True)
+class Block:
+    """Frames of a recording, and the samples that they stand on, both at unit level and the front's rate.
+
+    Frame `t` of a block is centred on its sample `t * hop_length`. Blocks put together, on both axes, are the whole.
+
+    Attributes:
+        spectrogram: `[channel, frame, freq]`.
+        wave: `hop_length` samples a frame, fewer where the recording ends, `[channel, sample]`.
+    """
+
+    spectrogram: Complex[Tensor, "channel frame freq"]
+    wave: Float[Tensor, "channel sample"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound file seen through a front end.
+
+    It is read from the disk each time that its blocks are asked for, and never held whole.
+
+    Attributes:
+        front: STFT, sample rate and device of the blocks.
+        info: rate, length, channels and format of the file, which what is made of it gets too.
+        level: at the front's rate, shared by the channels; 0 for digital silence, whose blocks are as they are.
+    """
+
+    front: Front
+    info: AudioInfo
+    level: float
+
+    @classmethod
+    def open(cls, front: Front, path: str | Path) -> Recording:
+        """Read the header, and measure the level: the first pass over the file.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        info = audio.inspect(path)
+        meter = LevelMeter(front.sample_rate)
+        for piece in _at_rate(info, front.sample_rate):
+            meter.push(piece)
+        return cls(front, info, meter.finish())
+
+    @property
+    def n_samples(self) -> int:
+        """Per channel, at the front's rate."""
+        return resampled_length(self.info.n_samples, self.info.sample_rate, self.front.sample_rate)
+
+    def blocks(self) -> Iterator[Block]:
+        """About 20 s at a time, one or more in all, the last perhaps of few frames: the second pass.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        hop_length = self.front.stft.hop_length
+        analysis = StreamingAnalysis(self.front.stft)
+        wave = torch.zeros(self.info.n_channels, 0, device=self.front.device)  # which frames to come stand on
+        for piece in _at_rate(self.info, self.front.sample_rate):
+            if not piece.shape[1]:
+                continue
+            samples = torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
+            wave = torch.cat([wave, samples], dim=1)
+            frames = analysis.push(samples)
+            if frames.shape[1]:
+                cut = frames.shape[1] * hop_length
+                yield Block(frames, wave[:, :cut])
+                wave = wave[:, cut:]
+        yield Block(analysis.finish(), wave)
+
+    def waves(self, frames: Iterator[Tensor], synthesis: Synthesis) -> Iterator[audio.Wave]:
+        """Frames as pieces of a wave with the file's rate, length and level, `[channel, sample]`.
+
+        Args:
+            frames: all that the recording has, at unit level, `[channel, frame, freq]` in blocks of any length.
+            synthesis: what makes a wave of them.
+        """
+        info = self.info
+        back = Resampler(self.front.sample_rate, info.sample_rate, info.n_channels)
+
+        def pieces() -> Iterator[audio.Wave]:
+            for block in frames:
+                yield back.push((synthesis.push(block) * self.level).numpy(force=True))
+            yield back.push((synthesis.finish(self.n_samples) * self.level).numpy(force=True))
+            yield back.finish(info.n_samples)
+
+        n_left = info.n_samples
+        for piece in pieces():
+            yield piece[:, :n_left]
+            n_left -= min(n_left, piece.shape[1])
+
+    def writer(self, target: str | Path) -> Writer:
+        """A sound file to write: of this one's rate, length, channels and, where the suffix is the same, format."""
+        return Writer(target, self.info.sample_rate, self.info.n_channels, self.info.n_samples, self.info)
+
+    def write(self, target: str | Path, frames: Iterator[Tensor], synthesis: Synthesis) -> Writer:
+        """Write a sound file of frames; see `waves` and `writer`.
+
+        Returns:
+            the closed writer, which knows the peak.
+
+        Raises:
+            AudioError: the target cannot be written.
+        """
+        with self.writer(target) as writer:
+            for wave in self.waves(frames, synthesis):
+                writer.write(wave)
+        return writer
+
+
+def _at_rate(info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
+    resampler = Resampler(info.sample_rate, rate, info.n_channels)
+    for block in audio.blocks(info):
+        yield resampler.push(block)
+    yield resampler.finish(resampled_length(info.n_samples, info.sample_rate, rate))
