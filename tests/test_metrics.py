@@ -94,7 +94,8 @@ def require(name: str) -> None:
 )  # fmt: skip
 def test_identical_speech_has_the_best_score_and_noise_lowers_it(clean: np.ndarray, name: str, best: float) -> None:
     require(name)
-    scores = [metrics.METRICS[name].function(clean, estimate) for estimate in (clean, with_noise(clean, 15), with_noise(clean, 0))]
+    function = metrics.METRICS[name].function
+    scores = [function(clean, estimate) for estimate in (clean, with_noise(clean, 15), with_noise(clean, 0))]
     assert scores[0] == pytest.approx(best, abs=2e-3)
     assert scores[0] > scores[1] + 0.02 > scores[2] + 0.04
 
@@ -263,7 +264,8 @@ def certain(prior: AudioVAE) -> AudioVAE:
 @pytest.mark.parametrize("n_channels", [1, 2])
 def test_the_bound_is_that_of_an_offline_computation(certain: AudioVAE, n_channels: int) -> None:
     """By the formulas, with the model's own posterior and PSD, for a wave of more than one block of the streaming computation."""
-    wave = 0.2 * noise(n_channels, evaluation._BLOCK + 12345) * np.float32(1 + np.sin(np.arange(evaluation._BLOCK + 12345) / 30000)) / 2
+    n_samples = evaluation._BLOCK + 12345
+    wave = 0.2 * noise(n_channels, n_samples) * np.float32(1 + np.sin(np.arange(n_samples) / 30000)) / 2
     level = active_level(wave, RATE)
     window = np.sin(np.pi * (np.arange(1024) + 0.5) / 1024)
     with torch.no_grad():
