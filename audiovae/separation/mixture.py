@@ -60,15 +60,15 @@ class Mixture:
         n_frames = int(lengths.max()) + padding
         level = torch.where(levels > 0, levels, 1.0)
         spectrogram = spectrograms[0].new_zeros(len(spectrograms), n_frames, *spectrograms[0].shape[1:])
-        for row, x, divisor in zip(spectrogram, spectrograms, level, strict=True):
-            row[: len(x)] = x / divisor
+        for row, x in zip(spectrogram, spectrograms, strict=True):
+            row[: len(x)] = x
         scaled = [
             state and [None if spectrum is None else spectrum / divisor.square() for spectrum in state]
             for state, divisor in zip(states or [None] * len(spectrograms), level, strict=True)
         ]
         return cls(
-            spectrogram,
-            power(spectrogram).mean(-1),
+            spectrogram / level[:, None, None, None],
+            power(spectrogram).mean(-1) / level.square()[:, None, None],
             torch.arange(n_frames, device=device) < lengths[:, None],
             level,
             [torch.Generator(device).manual_seed(seed) for seed in seeds],

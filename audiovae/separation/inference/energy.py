@@ -98,8 +98,7 @@ class LatentEnergy:
         with torch.enable_grad():
             z = latents.detach().requires_grad_()
             speech, log_prior = self.prior.variance(z), self.prior.log_prob(z)
-        numerator, denominator = self.view.statistics(self.scale * speech.detach())
-        of_speech = (denominator - numerator).mul_(self.scale)
+        of_speech = self.view.slope(self.scale * speech.detach()) * self.scale
         of_prior = (-self.prior_weight * self.mixture.inside).to(log_prior.dtype).expand_as(log_prior)
         (slope,) = torch.autograd.grad([speech, log_prior], z, [of_speech, of_prior])
         return slope
@@ -122,7 +121,7 @@ class LatentEnergy:
             z = latents.detach().requires_grad_()
             speech = self.prior.variance(z)
         information = self.view.information(self.scale * speech.detach())
-        (projection,) = torch.autograd.grad(speech, z, self.scale * signs * information.sqrt())
+        (projection,) = torch.autograd.grad(speech, z, self.scale * (signs * information.sqrt()))
         return projection.square() + self.prior_weight * self.prior.precision(latents)
 
 

@@ -69,6 +69,15 @@ class DiagonalView:
         numerator, denominator = (sum(part[1:], start=part[0]) for part in zip(*parts, strict=True))
         return numerator * self._inside, denominator * self._inside
 
+    def slope(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
+        parts = []
+        for row in self._rows:
+            precision = row.variance(psd).reciprocal_()
+            parts.append(mean_over_draws(row.per_psd(precision * (1 - row.power * precision)), psd.ndim))
+        return sum(parts[1:], start=parts[0]) * self._inside
+
     def information(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
         parts = [mean_over_draws(row.per_psd(1 / row.variance(psd)).square(), psd.ndim) for row in self._rows]
         return sum(parts[1:], start=parts[0]) * self._inside
