@@ -33,7 +33,9 @@ def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             _flush(path.parent)
     except OSError as error:
-        raise PathError(path, f"cannot be written ({error.strerror or error}); check the folder and the free space") from error
+        raise PathError(
+            path, f"cannot be written ({error.strerror or error}); check the folder and the free space"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 

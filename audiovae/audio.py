@@ -1,4 +1,4 @@
-"""Sound files: inspect, read whole or in blocks, resample, write. Waves are `[channel, sample]`, float32, full scale 1."""
+"""Sound files: inspect, read in blocks or whole, resample, write. Waves: `[channel, sample]`, float32, full scale 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,24 @@ from audiovae.errors import AudioError
 Wave = NDArray[np.float32]
 
 SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".rf64", ".w64", ".sph", ".nist"}
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aiff",
+        ".aif",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".caf",
+        ".rf64",
+        ".w64",
+        ".sph",
+        ".nist",
+    }
     | {".wv1", ".wv2"}  # NIST files of WSJ0
 )
 # Sound that libsndfile cannot decode: named, so that it is not overlooked in a folder.
@@ -89,7 +106,9 @@ def inspect(path: str | Path) -> AudioInfo:
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
     except (RuntimeError, ValueError, IndexError, struct.error) as error:
-        raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC") from error
+        raise AudioError(
+            path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC"
+        ) from error
     if info.format == "RAW":  # what libsndfile takes a file without a header for
         raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC")
     if info.frames <= 0:
@@ -117,7 +136,9 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     except RuntimeError as error:
         raise AudioError(info.path, "is damaged: decoding fails in the middle; restore the whole file") from error
     if n_read != info.n_samples:
-        raise AudioError(info.path, f"is truncated: {n_read} of {info.n_samples} samples can be read; restore the whole file")
+        raise AudioError(
+            info.path, f"is truncated: {n_read} of {info.n_samples} samples can be read; restore the whole file"
+        )
 
 
 def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioInfo]:
@@ -172,7 +193,9 @@ class Resampler:
 
     def _resample(self, block: Wave, last: bool) -> Wave:
         assert self._stream is not None
-        return np.ascontiguousarray(self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._n_channels).T)
+        return np.ascontiguousarray(
+            self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._n_channels).T
+        )
 
 
 class Writer:
@@ -188,13 +211,17 @@ class Writer:
         AudioError: unknown suffix, a rate that the format does not have, no room, or no permission.
     """
 
-    def __init__(self, path: str | Path, sample_rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None) -> None:
+    def __init__(
+        self, path: str | Path, sample_rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None
+    ) -> None:
         self.path = Path(path)
         self.peak = 0.0
         self._n_written = 0
         suffix = self.path.suffix.lower()
         if suffix not in SUFFIXES:
-            raise AudioError(path, f"{suffix or 'no suffix'} is not a sound format that can be written; use .wav or .flac")
+            raise AudioError(
+                path, f"{suffix or 'no suffix'} is not a sound format that can be written; use .wav or .flac"
+            )
         same = like is not None and like.path.suffix.lower() == suffix
         self._container = like.container if like and same else _FORMAT_OF_SUFFIX.get(suffix, suffix[1:].upper())
         self._subtype = like.subtype if like and same else ("OPUS" if suffix == ".opus" else None)
@@ -225,7 +252,9 @@ class Writer:
         return self.peak > 1.0 and self._file.subtype not in _UNCLIPPED
 
     def held(self, block: Wave) -> Wave:
-        """What the file holds of samples: cut at full scale unless stored as float (libsndfile wraps around in mu-law and ADPCM)."""
+        """What the file holds of samples: cut at full scale unless stored as float (libsndfile wraps around in mu-law
+        and ADPCM).
+        """
         return block if self._file.subtype in _UNCLIPPED else np.clip(block, -1.0, 1.0)
 
     def write(self, block: Wave) -> None:
@@ -249,7 +278,9 @@ class Writer:
             file.seek(max(0, self._n_written - 1))
             return self._n_written == 0 or len(file.read(1)) == 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._file.close()
             # libsndfile does not report what fails while it closes: look at what arrived.

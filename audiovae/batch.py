@@ -95,7 +95,9 @@ def run_batch(
     return run_groups([[item] for item in items], partial(_alone, work, seed), workers, told)
 
 
-def run_groups(groups: list[list[Item]], work: GroupWork, workers: Workers, told: Callable[[Done], None] = lambda done: None) -> list[Row]:
+def run_groups(
+    groups: list[list[Item]], work: GroupWork, workers: Workers, told: Callable[[Done], None] = lambda done: None
+) -> list[Row]:
     """The same for groups of items that are worked on together, shared out among devices.
 
     Returns:

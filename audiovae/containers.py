@@ -1,4 +1,6 @@
-"""Does a sound file hold all that its header promises? libsndfile reads cut-off WAV, MP3 and OGG files short in silence."""
+"""Does a sound file hold all that its header promises? libsndfile reads cut-off WAV, MP3 and OGG files short in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _MPEG_RATES_HZ = (44100, 48000, 32000)
 def missing_bytes(path: str | Path) -> int:
     """How many bytes of sound the file lacks, as its container tells: 0 where it is complete or does not say.
 
-    For an OGG file whose last page is missing, or an MP3 file that ends inside a frame, 1 stands for "some". FLAC is not
+    For an OGG file whose last page is missing, or an MP3 file that ends inside a frame, 1 stands for "some". FLAC is
+    not
     looked at: its decoder reports a cut by itself.
     """
     with open(path, "rb") as file:
@@ -56,7 +59,7 @@ def _aiff(file: BinaryIO, size: int) -> int:
 
 
 def _chunks(file: BinaryIO, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (name, size, start) of each RIFF or IFF chunk from the current position on, the file placed at its start."""
+    """Yield (name, size, start) of each RIFF or IFF chunk from the current position on; the file stands at its start."""
     position = file.tell()
     while position + 8 <= size:
         file.seek(position)
@@ -148,5 +151,18 @@ _CHECKS: tuple[tuple[tuple[bytes, ...], Callable[[BinaryIO, int], int]], ...] = 
     ((b".snd",), _au),
     ((b"NIST_1A",), _nist),
     ((b"OggS",), _ogg),
-    ((b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xfa", b"\xff\xf2", b"\xff\xfc", b"\xff\xfd", b"\xff\xe3", b"\xff\xe2"), _mpeg),
+    (
+        (
+            b"ID3",
+            b"\xff\xfb",
+            b"\xff\xf3",
+            b"\xff\xfa",
+            b"\xff\xf2",
+            b"\xff\xfc",
+            b"\xff\xfd",
+            b"\xff\xe3",
+            b"\xff\xe2",
+        ),
+        _mpeg,
+    ),
 )

@@ -22,7 +22,9 @@ _BLOCK = 2**19  # samples that are scored at a time
 
 
 @torch.no_grad()
-def bound(prior: AudioVAE, wave: NDArray[np.float32], n_samples: int = 1, condition: torch.Tensor | None = None) -> dict[str, float]:
+def bound(
+    prior: AudioVAE, wave: NDArray[np.float32], n_samples: int = 1, condition: torch.Tensor | None = None
+) -> dict[str, float]:
     """NLL = -log p(x | z), KL and their sum for the STFT of a wave as it is, means over frames and channels, in nats.
 
     One z ~ q(z | x) is drawn for each frame. The sum, "bound", is an upper bound of -log p(x) in expectation, see

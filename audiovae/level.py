@@ -1,4 +1,4 @@
-"""Level and extent of a recording: what is divided out before a prior sees a wave, and where its sound begins and ends."""
+"""Level and extent of a recording: what is divided out before a prior sees it, and where its sound begins and ends."""
 
 from __future__ import annotations
 
@@ -100,10 +100,11 @@ def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
 
 
 def spectrogram_level(power: Float[Any, "frame freq"], window: Float[Any, " sample"]) -> Float[Any, ""]:
-    """RMS of the active frames of a recording, from the power of its spectrogram, tensors both: see `LevelMeter`; 0 for silence.
+    """RMS of the active frames of a recording, from the power of its spectrogram, tensors both: see `LevelMeter`; 0 for
+    silence.
 
-    By Parseval's theorem a frame's samples under the window have sum_n |w_n x_n|^2 = (1 / n_fft) sum_f c_f |x_f|^2, with c_f = 2 but
-    for DC and Nyquist.
+    By Parseval's theorem a frame's samples under the window have sum_n |w_n x_n|^2 = (1 / n_fft) sum_f c_f |x_f|^2,
+    with c_f = 2 but for DC and Nyquist.
     """
     counts = power.new_full(power.shape[1:], 2.0)
     counts[0] = 1.0

@@ -223,7 +223,11 @@ def compare(reference: NDArray[np.float32], estimate: NDArray[np.float32], sampl
 
 def improvement(estimate: Score, noisy: Score) -> Score:
     """The metrics of an estimate, and what each gained over those of the noisy input (`si_sdr_gain`, ...)."""
-    gains = {f"{metric}_gain": value - noisy.values[metric] for metric, value in estimate.values.items() if metric in noisy.values}
+    gains = {
+        f"{metric}_gain": value - noisy.values[metric]
+        for metric, value in estimate.values.items()
+        if metric in noisy.values
+    }
     return Score({**estimate.values, **gains}, estimate.reasons)
 
 

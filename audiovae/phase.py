@@ -14,7 +14,9 @@ _GRIFFIN_LIM_FRAMES = 1024
 _CROSSFADE_FRAMES = 16
 
 
-def griffin_lim(stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], length: int) -> Float[Tensor, "*batch sample"]:
+def griffin_lim(
+    stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], length: int
+) -> Float[Tensor, "*batch sample"]:
     """A wave of `length` samples whose STFT magnitude is near to `magnitude`, from a random phase.
 
     Raises:
@@ -25,7 +27,9 @@ def griffin_lim(stft: STFT, magnitude: Float[Tensor, "*batch frame freq"], lengt
     try:
         from torchaudio.functional import griffinlim
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise AudiovaeError("Griffin-Lim needs torchaudio in the build that matches torch; install both at 2.11.0") from error
+        raise AudiovaeError(
+            "Griffin-Lim needs torchaudio in the build that matches torch; install both at 2.11.0"
+        ) from error
 
     # torchaudio reflects at the ends, which takes more than half a window of samples: lengthen short spectrograms.
     at_least = 2 + stft.n_fft // stft.hop_length

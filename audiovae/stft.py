@@ -48,7 +48,9 @@ class STFT(nn.Module):
         if n_fft < 2:
             raise ValueError(f"n_fft must be at least 2, got {n_fft}")
         if not 1 <= hop_length <= n_fft // 2:
-            raise ValueError(f"hop_length must be from 1 to n_fft // 2 = {n_fft // 2}, got {hop_length}: the inverse needs overlap")
+            raise ValueError(
+                f"hop_length must be from 1 to n_fft // 2 = {n_fft // 2}, got {hop_length}: the inverse needs overlap"
+            )
         if window not in _WINDOWS:
             raise ValueError(f"window must be one of {', '.join(_WINDOWS)}, got {window!r}")
         self.n_fft = n_fft
@@ -98,16 +100,25 @@ class STFT(nn.Module):
         """
         n_frames = spectrogram.shape[-2]
         if self.n_frames(length) != n_frames or length < 1:
-            raise ValueError(f"length {length} has {self.n_frames(length)} frames at hop_length {self.hop_length}, got {n_frames} frames")
+            raise ValueError(
+                f"length {length} has {self.n_frames(length)} frames at hop_length {self.hop_length}, got {n_frames} "
+                "frames"
+            )
         if spectrogram.shape[-1] != self.n_freqs:
-            raise ValueError(f"expected {self.n_freqs} frequency bins for n_fft {self.n_fft}, got {spectrogram.shape[-1]}")
+            raise ValueError(
+                f"expected {self.n_freqs} frequency bins for n_fft {self.n_fft}, got {spectrogram.shape[-1]}"
+            )
         numerator = self.overlap_add(self.windowed_inverse(spectrogram))
         start = self.n_fft // 2
         envelope = self.envelope(n_frames, numerator)
         return numerator[..., start : start + length] / envelope[start : start + length]
 
-    def windowed_inverse(self, spectrogram: Complex[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame sample"]:
-        """The inverse transform of each frame times the window: what is overlapped and added. Shape: `[..., frame, n_fft]`."""
+    def windowed_inverse(
+        self, spectrogram: Complex[Tensor, "*batch frame freq"]
+    ) -> Float[Tensor, "*batch frame sample"]:
+        """The inverse transform of each frame times the window: what is overlapped and added. Shape: `[..., frame,
+        n_fft]`.
+        """
         framed = torch.fft.irfft(spectrogram, n=self.n_fft)
         return framed * self._window(framed.dtype)
 
@@ -116,7 +127,9 @@ class STFT(nn.Module):
         return self.overlap_add(self._window(like.dtype).square().expand(n_frames, self.n_fft))
 
     def overlap_add(self, framed: Float[Tensor, "*batch frame n_fft"]) -> Float[Tensor, "*batch sample"]:
-        """Add up frames of samples, each `hop_length` after the one before. Shape: `[..., frame, n_fft]` to `[..., sample]`."""
+        """Add up frames of samples, each `hop_length` after the one before. Shape: `[..., frame, n_fft]` to `[...,
+        sample]`.
+        """
         n_frames = framed.shape[-2]
         n_overlaps = -(-self.n_fft // self.hop_length)
         padded = functional.pad(framed, (0, n_overlaps * self.hop_length - self.n_fft))
@@ -187,7 +200,9 @@ class StreamingAnalysis:
         n_frames = max(0, 1 + (pending.shape[-1] - stft.n_fft) // stft.hop_length)
         # Only frames that the offline transform has too: its last one is centred at or after the last sample.
         if n_frames == 0:
-            return torch.zeros(*pending.shape[:-1], 0, stft.n_freqs, dtype=pending.dtype.to_complex(), device=pending.device)
+            return torch.zeros(
+                *pending.shape[:-1], 0, stft.n_freqs, dtype=pending.dtype.to_complex(), device=pending.device
+            )
         frames = stft.frames(pending)
         self._pending = pending[..., n_frames * stft.hop_length :].clone()
         self._n_frames += n_frames
@@ -195,7 +210,9 @@ class StreamingAnalysis:
 
 
 class StreamingSynthesis:
-    """`STFT.inverse` for a spectrogram that arrives in blocks of frames: the samples put together equal the offline ones."""
+    """`STFT.inverse` for a spectrogram that arrives in blocks of frames: the samples put together equal the offline
+    ones.
+    """
 
     def __init__(self, stft: STFT) -> None:
         self._stft = stft
@@ -234,7 +251,8 @@ class StreamingSynthesis:
             raise ValueError("no frame was pushed")
         if length < 1 or self._stft.n_frames(length) != self._n_frames:
             raise ValueError(
-                f"length {length} does not belong to the frames pushed: it has {self._stft.n_frames(length)}, got {self._n_frames}"
+                f"length {length} does not belong to the frames pushed: it has {self._stft.n_frames(length)}, got "
+                f"{self._n_frames}"
             )
         return self._divide(self._tail, self._envelope_tail, length - self._n_emitted)
 

@@ -44,7 +44,9 @@ def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = ()
 
 
 def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
-    parser.add_argument("inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'"
+    )
 
 
 def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files: bool = True) -> None:
@@ -54,7 +56,9 @@ def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files
 
 
 def add_latents(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--latents", choices=["mean", "sample"], default="mean", help="decode the posterior mean, or a sample of it")
+    parser.add_argument(
+        "--latents", choices=["mean", "sample"], default="mean", help="decode the posterior mean, or a sample of it"
+    )
 
 
 def add_labels(parser: jsonargparse.ArgumentParser) -> None:
@@ -94,7 +98,9 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
         if path.is_dir():
             found = [Item(file, file.relative_to(path).as_posix()) for file in _walk(path, suffixes)]
             if not found:
-                raise PathError(path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)")
+                raise PathError(
+                    path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
+                )
         elif path.exists() or not glob.has_magic(text):
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
@@ -117,7 +123,11 @@ def _parts_before_magic(path: Path) -> Iterator[str]:
 def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
+        yield from (
+            Path(place, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        )
 
 
 def with_targets(items: list[Item], output: str, suffix: str | None = None) -> list[Item]:
@@ -133,11 +143,15 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
     if len(items) == 1 and folder.suffix and not folder.is_dir() and not output.endswith("/"):
         targets = [folder]
     else:
-        targets = [folder / (item.name if suffix is None else str(Path(item.name).with_suffix(suffix))) for item in items]
+        targets = [
+            folder / (item.name if suffix is None else str(Path(item.name).with_suffix(suffix))) for item in items
+        ]
     seen: dict[Path, Item] = {}
     for item, target in zip(items, targets, strict=True):
         if target in seen:
-            raise PathError(target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one")
+            raise PathError(
+                target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one"
+            )
         if target.resolve() == item.source.resolve():
             raise PathError(target, "is the input itself; choose another output")
         seen[target] = item

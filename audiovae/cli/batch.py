@@ -17,7 +17,9 @@ Work = Callable[[Any, Item, Any], Row]  # (prior, item, options) -> what to repo
 GroupWork = Callable[..., list[Result]]  # (prior, items, options=...) -> the result of each
 
 
-def run_batch(items: list[Item], work: Work, options: Any, load_model: bool = True, writes: bool = True) -> tuple[list[Row], int]:
+def run_batch(
+    items: list[Item], work: Work, options: Any, load_model: bool = True, writes: bool = True
+) -> tuple[list[Row], int]:
     """Call `work`, a function of a module, for every item: see `audiovae.batch.run_batch`.
 
     Args:
@@ -31,7 +33,9 @@ def run_batch(items: list[Item], work: Work, options: Any, load_model: bool = Tr
     return _shown(len(items), options, lambda told: batch.run_batch(items, one, workers, options.seed, told))
 
 
-def run_groups(groups: list[list[Item]], work: GroupWork, options: Any, devices: int = 1, nodes: int = 1) -> tuple[list[Row], int]:
+def run_groups(
+    groups: list[list[Item]], work: GroupWork, options: Any, devices: int = 1, nodes: int = 1
+) -> tuple[list[Row], int]:
     """The same for groups of items that are worked on together, shared out among devices.
 
     Returns:

@@ -26,12 +26,15 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     positive = jsonargparse.typing.PositiveInt
     arguments.add_inputs(parser)
     arguments.add_output(parser)
-    parser.add_argument("--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped")
+    parser.add_argument(
+        "--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped"
+    )
     parser.add_argument(
         "--method",
         choices=get_args(MethodName),
         default="peem",
-        help="how the latents are found, each by its own shipped prior unless --model names one; peem is the best, fast the fastest",
+        help="how the latents are found, each by its own shipped prior unless --model names one; peem is the best, "
+        "fast the fastest",
     )
     parser.add_argument(
         "--noise",
@@ -61,7 +64,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         type=positive,
         help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains little by more",
     )
-    parser.add_argument("--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs")
+    parser.add_argument(
+        "--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs"
+    )
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
     arguments.add_common(parser, unset=("model",))
@@ -111,8 +116,8 @@ def _check_distinct(items: list[Item], options: Any) -> None:
 def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
     """Enhance files side by side.
 
-    One that is not to be written runs along if others are: they come out to the last bit as if it were, so a resumed run ends with the
-    bytes of an uninterrupted one.
+    One that is not to be written runs along if others are: they come out to the last bit as if it were, so a resumed
+    run ends with the bytes of an uninterrupted one.
     """
     from audiovae.cli.progress import bar
     from audiovae.separation import enhancer

@@ -15,10 +15,16 @@ from audiovae.errors import AudiovaeError, PathError
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them")
-    parser.add_argument("--clean", metavar="DIR", help="with --estimate: compare two folders (or files) instead, by equal names")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them"
+    )
+    parser.add_argument(
+        "--clean", metavar="DIR", help="with --estimate: compare two folders (or files) instead, by equal names"
+    )
     parser.add_argument("--estimate", metavar="DIR", help="see --clean")
-    parser.add_argument("--noisy", metavar="DIR", help="with --clean and --estimate: what was enhanced, to tell the improvement over it")
+    parser.add_argument(
+        "--noisy", metavar="DIR", help="with --clean and --estimate: what was enhanced, to tell the improvement over it"
+    )
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
     parser.add_argument(
@@ -33,7 +39,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="show the true past to a model that needs it (STORN, VRNN, SRNN): prediction, no resynthesis",
     )
     arguments.add_labels(parser)
-    parser.add_argument("--report", metavar="FILE", help="also write a self-contained HTML page with pictures and sound")
+    parser.add_argument(
+        "--report", metavar="FILE", help="also write a self-contained HTML page with pictures and sound"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     arguments.add_common(parser)
 
@@ -55,7 +63,9 @@ def run(options: Any) -> int:
         if any(parent.is_file() for parent in Path(options.report).parents):
             raise PathError(options.report, "cannot be written (not a folder); check where it shall stand")
     if options.clean:
-        rows, status = run_batch(_pairs(options.clean, options.estimate), compare, options, load_model=False, writes=False)
+        rows, status = run_batch(
+            _pairs(options.clean, options.estimate), compare, options, load_model=False, writes=False
+        )
         title = f"{options.estimate} against {options.clean}"
     else:
         rows, status = run_batch(arguments.find_inputs(options.inputs), evaluate, options)
@@ -85,7 +95,9 @@ def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.evaluation import evaluate_file
 
     condition = arguments.condition(prior, options)
-    score = evaluate_file(prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition)
+    score = evaluate_file(
+        prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition
+    )
     return {"values": score.values, "reasons": score.reasons}
 
 
@@ -125,5 +137,9 @@ def _partner(name: str, place: str) -> Path:
     if Path(place).is_file():
         return Path(place)
     same = Path(place) / name
-    others = [] if same.exists() else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+    others = (
+        []
+        if same.exists()
+        else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+    )
     return others[0] if others else same

@@ -11,7 +11,9 @@ from audiovae.cli.arguments import DEFAULT_MODEL
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub")
+    parser.add_argument(
+        "name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub"
+    )
     arguments.add_common(parser, unused=("device", "seed", "jobs"), unset=("model",))
 
 
@@ -25,7 +27,9 @@ def run(options: Any) -> int:
         if options.json:
             print_json({"shipped": names, "default": DEFAULT_MODEL})
         else:
-            print("shipped models: " + ", ".join(f"{name} (default)" if name == DEFAULT_MODEL else name for name in names))
+            print(
+                "shipped models: " + ", ".join(f"{name} (default)" if name == DEFAULT_MODEL else name for name in names)
+            )
             print("audiovae info MODEL shows one of them, or a model folder of your own")
         return 0
     folder = saved.find(model)

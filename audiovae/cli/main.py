@@ -105,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     joined = [part for text in given for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
     Parser.config = next((joined[i + 1] for i, text in enumerate(joined[:-1]) if text == "--config"), None)
     Parser.given = given[1:]
-    parser = Parser(prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    parser = Parser(
+        prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + "."
+    )
     module.add_arguments(parser)
     try:
         options = parser.parse_args(given[1:])

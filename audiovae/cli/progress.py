@@ -41,7 +41,9 @@ def bar(total: int, hidden: bool = False, what: str = "files") -> Iterator[Calla
             progress.stop()
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, notes: Sequence[str] = ()) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, notes: Sequence[str] = ()
+) -> None:
     """Print a table to the standard output; the first column is text, the others are numbers."""
     from rich.console import Console
     from rich.table import Table

@@ -38,5 +38,7 @@ def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.files import resynthesize_file
 
     assert item.target is not None
-    writer = resynthesize_file(prior, item.source, item.target, options.phase, options.latents, arguments.condition(prior, options))
+    writer = resynthesize_file(
+        prior, item.source, item.target, options.phase, options.latents, arguments.condition(prior, options)
+    )
     return {"output": str(item.target), **arguments.report_peak(writer, options.quiet)}

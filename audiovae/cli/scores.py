@@ -31,7 +31,10 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     names = list(summary)
     parent = os.path.commonpath([os.path.dirname(row["file"]) for row in scored])
     body = (
-        [[os.path.relpath(row["file"], parent or "."), *(_cell(row["values"].get(name)) for name in names)] for row in scored]
+        [
+            [os.path.relpath(row["file"], parent or "."), *(_cell(row["values"].get(name)) for name in names)]
+            for row in scored
+        ]
         if len(scored) <= _LONGEST_TABLE
         else []
     )
@@ -44,11 +47,20 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     reasons = sorted({(metric, reason) for row in scored for metric, reason in row["reasons"].items()})
     for metric, reason in reasons:
         files = [row["file"] for row in scored if row["reasons"].get(metric) == reason]
-        notes.append(f"{METRICS[metric].heading} not scored ({reason}): " + (files[0] if len(files) == 1 else f"{len(files)} files"))
+        notes.append(
+            f"{METRICS[metric].heading} not scored ({reason}): "
+            + (files[0] if len(files) == 1 else f"{len(files)} files")
+        )
     print_table(["file", *(METRICS[name].heading for name in names)], body, title, notes)
 
 
 def _cell(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if abs(value) >= 100 or math.isinf(value) else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    return (
+        f"{value:.1f}"
+        if abs(value) >= 100 or math.isinf(value)
+        else f"{value:.2f}"
+        if abs(value) >= 1
+        else f"{value:.3f}"
+    )

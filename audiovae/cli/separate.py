@@ -16,7 +16,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser, "sound files of several channels")
     arguments.add_output(parser, files=False)
     parser.add_argument(
-        "--sources", type=jsonargparse.typing.PositiveInt, default=2, help="how many there are: one file each, the loudest first"
+        "--sources",
+        type=jsonargparse.typing.PositiveInt,
+        default=2,
+        help="how many there are: one file each, the loudest first",
     )
     arguments.add_common(parser, unused=("model",))
 

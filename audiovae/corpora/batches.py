@@ -35,7 +35,9 @@ class SegmentSampler:
     def __init__(self, corpus: PackedCorpus, split: str, stft: STFT, segment_frames: int, device: torch.device) -> None:
         self.utterances = corpus.split(split)
         if not self.utterances:
-            raise CorpusError(corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more")
+            raise CorpusError(
+                corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more"
+            )
         self.segment_samples = (segment_frames - 1) * stft.hop_length + stft.n_fft
         lengths = np.array([u.n_samples for u in self.utterances])
         self._starts = np.array([u.start for u in self.utterances])
@@ -48,7 +50,9 @@ class SegmentSampler:
         missing = self.segment_samples - len(samples)
         self._samples = functional.pad(samples, (0, missing)) if missing > 0 else samples
 
-    def draw(self, n_segments: int, seed: int, step: int, rank: int = 0) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
+    def draw(
+        self, n_segments: int, seed: int, step: int, rank: int = 0
+    ) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
         """Segments at unit level, `[segment, sample]`, and the recordings that they are from."""
         generator = np.random.default_rng((seed, step, rank))
         position = generator.integers(self._ends[-1], size=n_segments)
@@ -64,7 +68,9 @@ class SegmentSampler:
 
     def _gather(self, starts: NDArray[np.int64]) -> Tensor:
         beyond = np.maximum(starts + self.segment_samples - len(self._samples), 0)  # only a short last recording
-        rows = self._samples.unfold(0, self.segment_samples, 1)[torch.from_numpy(starts - beyond).to(self._samples.device)]
+        rows = self._samples.unfold(0, self.segment_samples, 1)[
+            torch.from_numpy(starts - beyond).to(self._samples.device)
+        ]
         for i in np.flatnonzero(beyond):
             rows[i] = rows[i].roll(-int(beyond[i]))
         return rows.to(self._device).float()
@@ -86,11 +92,15 @@ def _as_tensor(samples: NDArray[np.int16]) -> Tensor:
         return torch.from_numpy(samples)
 
 
-def random_equaliser(n_segments: int, n_freqs: int, deviation_db: float, seed: tuple[int, ...]) -> Float[Tensor, "segment 1 freq"]:
+def random_equaliser(
+    n_segments: int, n_freqs: int, deviation_db: float, seed: tuple[int, ...]
+) -> Float[Tensor, "segment 1 freq"]:
     """Power gains of smooth random equalisers, one a segment: another microphone, another room, another voice's tilt.
 
-    The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 + k).
-    Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of sound.
+    The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 +
+    k).
+    Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of
+        sound.
     """
     order = np.arange(7)
     weights = np.random.default_rng(seed).standard_normal((n_segments, 7)) * deviation_db / np.sqrt(1 + order)

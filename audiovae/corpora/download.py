@@ -37,7 +37,9 @@ def download(name: str, folder: Path) -> None:
     try:
         from torchaudio import datasets
     except (ImportError, OSError, RuntimeError) as error:
-        raise AudiovaeError("--download needs torchaudio in the build that matches torch; install both at 2.11.0") from error
+        raise AudiovaeError(
+            "--download needs torchaudio in the build that matches torch; install both at 2.11.0"
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         getattr(datasets, corpus)(str(folder), download=True, **({str(option): part or example} if option else {}))

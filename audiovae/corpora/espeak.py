@@ -1,4 +1,6 @@
-"""A toy corpus without any download: sentences spoken by espeak-ng in many voices. Formant speech, for demos and tests only."""
+"""A toy corpus without any download: sentences spoken by espeak-ng in many voices. Formant speech, for demos and tests
+only.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def speak_corpus(folder: str | Path, sentences_per_voice: int = 8) -> list[str]:
             first = 5 * len(voices)
             for i in range(sentences_per_voice):
                 wave = engine.speak(
-                    SENTENCES[(first + i) % len(SENTENCES)], f"{accent}+{timbre}", pitch=30 + (17 * a + 7 * t) % 40, rate=140 + 9 * (t % 5)
+                    SENTENCES[(first + i) % len(SENTENCES)],
+                    f"{accent}+{timbre}",
+                    pitch=30 + (17 * a + 7 * t) % 40,
+                    rate=140 + 9 * (t % 5),
                 )
                 with Writer(Path(folder) / voice / f"{i:02d}.wav", engine.sample_rate, 1, len(wave)) as writer:
                     writer.write(wave[None])

@@ -153,7 +153,8 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
     if layout_name == "folder":
         speakers = [id_.split("/")[0] for id_ in ids]
         return layout_name, [
-            Source(path, id_, speaker, None, labels={"speaker": speaker}) for path, id_, speaker in zip(paths, ids, speakers, strict=True)
+            Source(path, id_, speaker, None, labels={"speaker": speaker})
+            for path, id_, speaker in zip(paths, ids, speakers, strict=True)
         ]
     if layout_name not in LAYOUTS:
         raise CorpusError(folder, f"unknown layout {layout_name!r}; known are auto, folder, {', '.join(LAYOUTS)}")
@@ -165,7 +166,9 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
             found.append(Source(path, id_, "", None, f"not part of the {layout_name} layout"))
         else:
             labels = {label: match[label] for label in ("speaker", *layout.labels)}
-            found.append(Source(path, id_, match["speaker"], layout.split_of(match), layout.left_out(match), labels=labels))
+            found.append(
+                Source(path, id_, match["speaker"], layout.split_of(match), layout.left_out(match), labels=labels)
+            )
     return layout_name, found
 
 
@@ -202,7 +205,9 @@ def _check_speakers(recordings: list[Source]) -> None:
     split_of: dict[str, Split | None] = {}
     for source in recordings:
         if source.left_out is None and split_of.setdefault(source.speaker, source.split) != source.split:
-            raise CorpusError(source.path, f"speaker {source.speaker} is in the splits {split_of[source.speaker]} and {source.split}")
+            raise CorpusError(
+                source.path, f"speaker {source.speaker} is in the splits {split_of[source.speaker]} and {source.split}"
+            )
 
 
 def _hash(speaker: str) -> str:
@@ -215,4 +220,6 @@ def at_speeds(recordings: list[Source], speeds: Iterable[float]) -> list[Source]
     Reference: T. Ko et al., "Audio augmentation for speech recognition", Interspeech 2015.
     """
     training = [source for source in recordings if source.split == "train" and source.left_out is None]
-    return recordings + [replace(source, id=f"{source.id}@{speed:g}", speed=speed) for speed in speeds for source in training]
+    return recordings + [
+        replace(source, id=f"{source.id}@{speed:g}", speed=speed) for speed in speeds for source in training
+    ]

@@ -1,7 +1,8 @@
 """A packed corpus: all recordings at one rate in one file of 16-bit samples, and an index beside it.
 
-`samples.int16` holds the recordings one after another, mono, little-endian, each scaled to its own peak; `index.jsonl` a header
-line and one line per recording. Samples beyond the last indexed one are the rest of an interrupted run: ignored.
+`samples.int16` holds the recordings one after another, mono, little-endian, each scaled to its own peak; `index.jsonl`
+a header line and one line per recording. Samples beyond the last indexed one are the rest of an interrupted run:
+ignored.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ class PackedCorpus:
         train = self.split("train")
         known = sorted(set.intersection(*({*u.labels} for u in train))) if train else []
         if label not in known:
-            raise CorpusError(self.folder, f"has no label {label!r}" + (f"; it has {', '.join(known)}" if known else ""))
+            raise CorpusError(
+                self.folder, f"has no label {label!r}" + (f"; it has {', '.join(known)}" if known else "")
+            )
         return tuple(sorted({u.labels[label] for u in train}))
 
     def wave(self, utterance: Utterance) -> NDArray[np.float32]:
@@ -115,7 +118,9 @@ class PackedCorpus:
     def fingerprint(self) -> str:
         """SHA-256 over ids, splits, labels, levels and samples of all recordings and the rate."""
         lines = [str(self.header.sample_rate)]
-        lines += sorted(f"{u.id} {u.split} {sorted(u.labels.items())} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances)
+        lines += sorted(
+            f"{u.id} {u.split} {sorted(u.labels.items())} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances
+        )
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -136,7 +141,10 @@ def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
         header, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         version = header.pop("format_version")
         if version > FORMAT_VERSION:
-            raise CorpusError(path, f"was written by a newer audiovae (format {version}, this one reads up to {FORMAT_VERSION}); update it")
+            raise CorpusError(
+                path,
+                f"was written by a newer audiovae (format {version}, this one reads up to {FORMAT_VERSION}); update it",
+            )
         utterances = [Utterance(**line) for line in lines if "sha256" in line]
         left_out = [LeftOut(**line) for line in lines if "reason" in line]
         return Header(**header), utterances, left_out

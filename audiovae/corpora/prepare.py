@@ -63,8 +63,8 @@ def prepare(
 ) -> Prepared:
     """Pack all sound files below `folder` into `target`.
 
-    Files already packed and unchanged (size and time of change) are kept, files that are gone are dropped from the index,
-    and files that failed before are tried again only when they changed.
+    Files already packed and unchanged (size and time of change) are kept, files that are gone are dropped from the
+    index, and files that failed before are tried again only when they changed.
 
     Args:
         jobs: processes that read and resample; 1 stays in this one.
@@ -77,11 +77,17 @@ def prepare(
     """
     folder, target = Path(folder), Path(target)
     if not folder.is_dir():
-        raise CorpusError(folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it")
+        raise CorpusError(
+            folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it"
+        )
     layout, found = sources(folder, find_sound_files(folder), settings.layout)
     if not any(source.left_out is None for source in found):
-        raise CorpusError(folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)")
-    found = assign_splits(found, layout, settings.validation, _names(settings.validation_speakers), _names(settings.test_speakers))
+        raise CorpusError(
+            folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)"
+        )
+    found = assign_splits(
+        found, layout, settings.validation, _names(settings.validation_speakers), _names(settings.test_speakers)
+    )
     found = at_speeds(_labelled(found, folder, settings.labels), settings.speeds)
     header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
     utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
@@ -106,7 +112,15 @@ def prepare(
                     place = (file.tell() // 2, len(result.samples))
                     utterances.append(
                         Utterance(
-                            source.id, source.speaker, str(source.split), *place, result.scale, result.level, *origin, digest, source.labels
+                            source.id,
+                            source.speaker,
+                            str(source.split),
+                            *place,
+                            result.scale,
+                            result.level,
+                            *origin,
+                            digest,
+                            source.labels,
                         )
                     )
                     file.write(result.samples.tobytes())
@@ -118,12 +132,16 @@ def prepare(
                     committed = _commit(file, target, header, utterances, left_out)
             _commit(file, target, header, utterances, left_out)
     except OSError as error:
-        raise CorpusError(target, f"cannot be written ({error.strerror or error}); check the folder and the free space") from error
+        raise CorpusError(
+            target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
+        ) from error
     return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new)
 
 
 def find_sound_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder whose suffix says sound, those that cannot be decoded among them; hidden ones are passed over."""
+    """All files below a folder whose suffix says sound, those that cannot be decoded among them; hidden ones are passed
+    over.
+    """
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -140,7 +158,9 @@ def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[U
     for name in ("source", "sample_rate", "trimmed", "layout"):
         if getattr(old, name) != getattr(header, name):
             raise CorpusError(
-                target, f"holds a corpus with {name} {getattr(old, name)!r}, not {getattr(header, name)!r}; --overwrite replaces it"
+                target,
+                f"holds a corpus with {name} {getattr(old, name)!r}, not {getattr(header, name)!r}; --overwrite "
+                "replaces it",
             )
     current = {source.id: source for source in found if source.left_out is None}
     path = target / packed.SAMPLES
@@ -223,7 +243,9 @@ def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Proces
 
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
-    """Add the labels of a table, whose column "file" holds paths below the folder and whose other columns are named by label."""
+    """Add the labels of a table, whose column "file" holds paths below the folder and whose other columns are named by
+    label.
+    """
     if table is None:
         return found
     try:

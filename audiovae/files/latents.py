@@ -88,7 +88,9 @@ class LatentsFile:
                 if version > LATENTS_FORMAT_VERSION:
                     raise ModelError(path, f"was written by a newer audiovae (format {version}); update audiovae")
                 if version < LATENTS_FORMAT_VERSION:
-                    raise ModelError(path, f"was written by an older audiovae (format {version}); encode the sound again")
+                    raise ModelError(
+                        path, f"was written by an older audiovae (format {version}); encode the sound again"
+                    )
                 return cls._of(fields)
         except FileNotFoundError as error:
             raise ModelError(path, "no such file") from error
@@ -108,7 +110,9 @@ class LatentsFile:
         whole = latents.ndim == 3 and len(latents) == int(fields["n_channels"]) > 0
         whole = whole and 1 < len(tensors) == int(fields["n_arrays"])
         sound = all(
-            tensor.dtype == torch.float32 and tensor.shape[:1] == latents.shape[:1] and bool(torch.isfinite(tensor).all())
+            tensor.dtype == torch.float32
+            and tensor.shape[:1] == latents.shape[:1]
+            and bool(torch.isfinite(tensor).all())
             for tensor in tensors
         )
         aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
@@ -171,7 +175,9 @@ def decode_file(
         raise ModelError(source, f"was encoded by another model ({encoded.model[:12]}); give that one with --model")
     z = encoded.latents
     # What was encoded: its format is not kept, so the target's suffix names one.
-    info = AudioInfo(Path(source).with_suffix(".npz"), encoded.sample_rate, encoded.n_samples, len(z), container="", subtype="")
+    info = AudioInfo(
+        Path(source).with_suffix(".npz"), encoded.sample_rate, encoded.n_samples, len(z), container="", subtype=""
+    )
     recording = Recording(prior.front, info, encoded.level)
     if z.shape[1:] != (prior.stft.n_frames(recording.n_samples), prior.vae.latent_dim):
         raise ModelError(source, "is damaged: its latents do not fit its number of samples; encode it again")

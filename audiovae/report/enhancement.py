@@ -1,4 +1,6 @@
-"""A page for one enhanced recording: its sounds and pictures, what the model says of speech and noise, and how that was found."""
+"""A page for one enhanced recording: its sounds and pictures, what the model says of speech and noise, and how that was
+found.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _HEARD_CHANNELS = 2  # a player has no more
 
 
 @torch.no_grad()
-def write_enhancement_report(target: str | Path, first: FirstBlock, enhancer: Separator, title: str | None = None) -> None:
+def write_enhancement_report(
+    target: str | Path, first: FirstBlock, enhancer: Separator, title: str | None = None
+) -> None:
     """Write a self-contained page of the first block of a sound file, as it was inferred.
 
     Args:
@@ -61,7 +65,7 @@ def write_enhancement_report(target: str | Path, first: FirstBlock, enhancer: Se
     sounds = {"noisy": noisy, "enhanced": enhanced, "residual: what was taken away": residual}
     body = (
         players({name: wave[:_HEARD_CHANNELS] for name, wave in sounds.items()}, front.sample_rate, keep_levels=True)
-        + '<p class="note">One gain for the three, so that their levels compare; enhanced and residual sum to noisy.</p>'
+        + '<p class="note">One gain for the three: their levels compare, and enhanced and residual sum to noisy.</p>'
         + image(
             picture,
             "spectrograms of the three sounds, variances of speech and noise, Wiener gain, activity and gain over time",
@@ -106,7 +110,9 @@ def _note(info: AudioInfo, sample_rate: int, seconds: float) -> str:
     """What of the file is shown."""
     sentences = [str(info.path) + "."]
     if seconds < info.seconds - 1 / sample_rate:
-        sentences.append(f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once.")
+        sentences.append(
+            f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once."
+        )
     if info.n_channels > 1:
         sentences.append(f"Its {info.n_channels} channels share one gain.")
     if info.sample_rate != sample_rate:

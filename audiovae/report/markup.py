@@ -17,17 +17,16 @@ _LISTENING_LEVEL = 0.05  # RMS of what is heard: a louder sound always seems bet
 _LARGEST_SAMPLE = 0.99
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fdfcfa }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere } h2 { font-size: 1.3rem; margin-top: 2.6rem }
-h3 { font-size: 1.1rem; margin-top: 2rem; overflow-wrap: anywhere }
-img { max-width: 100%; display: block; margin: .6rem 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { white-space: nowrap; padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222;
+background: #fdfcfa } h1 { font-size: 1.6rem; overflow-wrap: anywhere } h2 { font-size: 1.3rem; margin-top: 2.6rem } h3
+{ font-size: 1.1rem; margin-top: 2rem; overflow-wrap: anywhere } img { max-width: 100%; display: block; margin: .6rem 0
+} table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th { white-space: nowrap; padding: .2rem
+.7rem; text-align: right; border-bottom: 1px solid #ddd }
 
-td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere } .mean td { font-weight: 600 }
-.scroll { overflow-x: auto }
-.players { display: flex; flex-wrap: wrap; gap: 1.5rem } .players label { display: flex; flex-direction: column }
-.warning { background: #fff0d9; padding: .5rem .8rem; border-left: 4px solid #d9622b } .note { color: #666 }
+td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere } .mean td {
+font-weight: 600 } .scroll { overflow-x: auto } .players { display: flex; flex-wrap: wrap; gap: 1.5rem } .players label
+{ display: flex; flex-direction: column } .warning { background: #fff0d9; padding: .5rem .8rem; border-left: 4px solid
+#d9622b } .note { color: #666 }
 """
 
 
@@ -72,7 +71,10 @@ def players(sounds: dict[str, NDArray[np.float32]], sample_rate: int, keep_level
     if keep_levels:
         loudest = max(float(np.abs(wave).max()) for wave in sounds.values())
         gains = [min(gains[0], _LARGEST_SAMPLE / max(loudest, 1e-9))] * len(gains)
-    labels = (f"<label>{name}{_player(gain * wave, sample_rate)}</label>" for (name, wave), gain in zip(sounds.items(), gains, strict=True))
+    labels = (
+        f"<label>{name}{_player(gain * wave, sample_rate)}</label>"
+        for (name, wave), gain in zip(sounds.items(), gains, strict=True)
+    )
     return f'<div class="players">{"".join(labels)}</div>'
 
 
@@ -84,4 +86,5 @@ def _listening_gain(wave: NDArray[np.float32]) -> float:
 def _player(wave: NDArray[np.float32], sample_rate: int) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.T, sample_rate, format="FLAC")
-    return f'<audio controls preload="none" src="data:audio/flac;base64,{base64.b64encode(buffer.getvalue()).decode()}"></audio>'
+    sound = base64.b64encode(buffer.getvalue()).decode()
+    return f'<audio controls preload="none" src="data:audio/flac;base64,{sound}"></audio>'

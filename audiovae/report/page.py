@@ -68,10 +68,16 @@ def _evaluation(evaluation: Evaluation, headed: bool) -> str:
     if kls:
         mean_kl = torch.stack(kls).mean(0)
         warning = None if evaluation.prior.vae.latents.name == "point" else collapse_warning(mean_kl)
-        information = "<h3>Information in the latents</h3>" + image(plots.kl_per_dimension(mean_kl), "KL per latent dimension")
+        information = "<h3>Information in the latents</h3>" + image(
+            plots.kl_per_dimension(mean_kl), "KL per latent dimension"
+        )
         information += f'<p class="warning">{html.escape(warning)}</p>' if warning else ""
     n = len(evaluation.files)
-    more = f'<p class="note">Pictures and sound of the first {SHOWN_RECORDINGS} of {n} files.</p>' if n > SHOWN_RECORDINGS else ""
+    more = (
+        f'<p class="note">Pictures and sound of the first {SHOWN_RECORDINGS} of {n} files.</p>'
+        if n > SHOWN_RECORDINGS
+        else ""
+    )
     heading = f"<h2>{html.escape(evaluation.name)}</h2>" if headed else ""
     return heading + _table(evaluation.files) + information + more + "".join(sections)
 
@@ -86,11 +92,15 @@ def _recording(prior: AudioVAE, file: ReportedFile, condition: torch.Tensor | No
     latents = prior.encode(samples, level, condition)
     kl = kl_per_dimension(prior.vae, power(spectrogram), condition).cpu()
     psd = prior.decode(latents, condition=condition) / level**2
-    picture = plots.spectrogram_and_psd(power(spectrogram), psd, latents.inference.latents, kl, prior.sample_rate, prior.stft.hop_length)
+    picture = plots.spectrogram_and_psd(
+        power(spectrogram), psd, latents.inference.latents, kl, prior.sample_rate, prior.stft.hop_length
+    )
     sounds = {
         "original": mono,
         "resynthesis, posterior mean": prior.resynthesize(samples, level=level, condition=condition).numpy(force=True),
-        "resynthesis, sampled latents": prior.resynthesize(samples, latents="sample", level=level, condition=condition).numpy(force=True),
+        "resynthesis, sampled latents": prior.resynthesize(
+            samples, latents="sample", level=level, condition=condition
+        ).numpy(force=True),
     }
     values = ", ".join(f"{METRICS[name].heading} {number(value)}" for name, value in file.values.items())
     alt = "spectrogram beside decoded PSD, latents over time, KL per dimension"
@@ -105,7 +115,9 @@ def _table(files: Sequence[ReportedFile]) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(str(file.path))}</td>"
         + "".join(
-            f"<td>{number(file.values[name])}</td>" if name in file.values else f"<td>{html.escape(file.reasons.get(name, '-'))}</td>"
+            f"<td>{number(file.values[name])}</td>"
+            if name in file.values
+            else f"<td>{html.escape(file.reasons.get(name, '-'))}</td>"
             for name in names
         )
         + "</tr>"

@@ -44,7 +44,8 @@ def spectrogram_and_psd(
     Args:
         power, psd: of one recording.
         latents: posterior means.
-        kl: nats per dimension over the recording; where there is no such split, latents are ranked by how much they move.
+        kl: nats per dimension over the recording; where there is no such split, latents are ranked by how much they
+            move.
     """
     figure, axes = _figure(2, 2, (13.0, 6.4), [1.5, 1.0])
     seconds = len(power) * hop_length / sample_rate
@@ -54,7 +55,9 @@ def spectrogram_and_psd(
     figure.colorbar(image, ax=list(axes[0]), label="dB below the loudest bin", pad=0.01)
     order = torch.argsort(kl if len(kl) == latents.shape[-1] else latents.std(0, correction=0), descending=True).cpu()
     shown = latents.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
-    image = axes[1][0].imshow(shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5))
+    image = axes[1][0].imshow(
+        shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5)
+    )
     axes[1][0].set(
         title="Latents over time (posterior mean, most informative first)",
         xlabel="time (s)",
@@ -117,7 +120,9 @@ def separation(
     times = (np.arange(len(wiener)) + 0.5) * hop_length / sample_rate
     gain_db = 10 * torch.log10(gain).double().numpy(force=True)
     axes[3, 0].plot(times, activity.double().numpy(force=True), color=_ACTIVE_COLOUR, linewidth=1)
-    axes[3, 0].set(title="Activity: the speech's share of the variance", xlabel="time (s)", ylabel="share", ylim=(-0.03, 1.03))
+    axes[3, 0].set(
+        title="Activity: the speech's share of the variance", xlabel="time (s)", ylabel="share", ylim=(-0.03, 1.03)
+    )
     axes[3, 1].plot(times, gain_db, color=_ACTIVE_COLOUR, linewidth=1)
     limits = (min(-10.0, gain_db.min() - 1), max(10.0, gain_db.max() + 1))
     axes[3, 1].set(title="Gain g of the speech's variance", xlabel="time (s)", ylabel="gain (dB)", ylim=limits)
@@ -136,7 +141,9 @@ def objective(values: Float[Tensor, " iteration"], converged: bool) -> bytes:
     return _png(figure)
 
 
-def _spectrogram(axis: Any, name: str, values: NDArray[np.float64], seconds: float, sample_rate: int, **colours: Any) -> Any:
+def _spectrogram(
+    axis: Any, name: str, values: NDArray[np.float64], seconds: float, sample_rate: int, **colours: Any
+) -> Any:
     """Draw `[frame, freq]`, low frequencies at the bottom."""
     axis.set(title=name, ylabel="frequency (kHz)")
     return axis.imshow(values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, sample_rate / 2000), **colours)
@@ -156,7 +163,9 @@ def _kl_bars(axis: Any, kl: Tensor) -> None:
     )
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], heights: list[float], sharex: bool = False) -> tuple[Any, Any]:
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], heights: list[float], sharex: bool = False
+) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -15,7 +15,7 @@ OVERLAP_FRAMES = 100  # of two blocks, across which the images of one fade into 
 
 
 def overlapping(blocks: Iterator[Block], hop_length: int) -> Iterator[tuple[Block, bool]]:
-    """Cut a stream of blocks into longer ones that overlap; says which is the last. No block but a lone first is short."""
+    """Cut a stream into longer blocks that overlap; says which is the last. No block but a lone first is short."""
     frames: Tensor | None = None
     wave: Tensor | None = None
     for block in blocks:

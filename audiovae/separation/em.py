@@ -23,7 +23,9 @@ from audiovae.stft import Front, power
 _AUDITION_ITERATIONS = 3  # after which the labels of a source are chosen
 
 Finish = Callable[[Mixture, Tensor], Tensor]
-"""Makes better images of a mixture and its images, `[source, recording, frame, freq, channel]`, that sum to the mixture too."""
+"""Makes better images of a mixture and its images, `[source, recording, frame, freq, channel]`, that sum to the mixture
+too.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,12 @@ class EMSettings:
 
     Attributes:
         n_iterations: at most.
-        annealing: the priors' weight in the first iteration, as a multiple; falls to 1 over the first half. So shallow sources are
-            fitted before a deep one can bend to them.
-        tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last once the priors have
-            their weight; 0: none is.
-        padding: frames beyond the end of the longest recording, so that a model with context sees the same of every recording.
+        annealing: the priors' weight in the first iteration, as a multiple; falls to 1 over the first half. So shallow
+            sources are fitted before a deep one can bend to them.
+        tolerance: an iteration that changes a recording's objective by less, in nats per frame, is its last once the
+            priors have their weight; 0: none is.
+        padding: frames beyond the end of the longest recording, so that a model with context sees the same of every
+            recording.
 
     Raises:
         ValueError: no iteration.
@@ -59,10 +62,10 @@ class EMSettings:
 class Separator:
     """x_ft ~ N_C(0, sum_n lambda_nft H_nf): sources lambda_n with a spatial model H, fitted to each recording alone.
 
-    One iteration: the E-step of every source; the M-steps of shallow sources, each its own number; those of deep ones; that of
-    the spatial model. Recordings run side by side, each as it would alone. Deep sources whose labels are not known try all their
-    combinations for a few iterations, one source after another, and go on with those of the lowest objective. Where there are
-    several starts, that of the lowest objective at the end counts.
+    One iteration: the E-step of every source; the M-steps of shallow sources, each its own number; those of deep ones;
+    that of the spatial model. Recordings run side by side, each as it would alone. Deep sources whose labels are not
+    known try all their combinations for a few iterations, one source after another, and go on with those of the lowest
+    objective. Where there are several starts, that of the lowest objective at the end counts.
 
     Args:
         front: the STFT and sample rate of the mixtures.
@@ -105,18 +108,26 @@ class Separator:
             mixtures: the front's STFT of each, `[frame, freq]` or `[frame, freq, channel]`, at any level.
             seeds: of each one's random numbers; default 0 for all.
             levels: of each; measured where not given.
-            states: `Finding.state` of the sources of each at the end of the block before; None for a recording that begins.
+            states: `Finding.state` of the sources of each at the end of the block before; None for a recording that
+                begins.
             waves: of each, `[channel, sample]`: starts and finishes that use another window need them.
         """
         if not mixtures:
             return []
         whole = [x if x.ndim == 3 else x.unsqueeze(-1) for x in mixtures]
-        mixture = Mixture.of(whole, self._levels(whole, levels), seeds or [0] * len(whole), self.settings.padding, states, waves)
-        with torch.autocast(whole[0].device.type, enabled=False):  # a prior's own calls alone, which share its casts, may differ
+        mixture = Mixture.of(
+            whole, self._levels(whole, levels), seeds or [0] * len(whole), self.settings.padding, states, waves
+        )
+        with torch.autocast(
+            whole[0].device.type, enabled=False
+        ):  # a prior's own calls alone, which share its casts, may differ
             tried = [self._from(mixture, start(mixture)) for start in self.starts]
         found = [min(runs, key=lambda run: float(run.objective[-1])) for runs in zip(*tried, strict=True)]
         found = found if self.finish is None else self._finished(self.finish, mixture, found)
-        return [run if x.ndim == 3 else replace(run, images=run.images.squeeze(-1)) for run, x in zip(found, mixtures, strict=True)]
+        return [
+            run if x.ndim == 3 else replace(run, images=run.images.squeeze(-1))
+            for run, x in zip(found, mixtures, strict=True)
+        ]
 
     def _levels(self, mixtures: Sequence[Tensor], levels: Sequence[float] | None) -> Float[Tensor, " recording"]:
         if levels is not None:
@@ -155,7 +166,9 @@ class Separator:
         for i, run in enumerate(found):
             images[:, i, : run.images.shape[1]] = run.images / mixture.level[i]
         better = finish(mixture, images)
-        return [replace(run, images=better[:, i, : run.images.shape[1]] * mixture.level[i]) for i, run in enumerate(found)]
+        return [
+            replace(run, images=better[:, i, : run.images.shape[1]] * mixture.level[i]) for i, run in enumerate(found)
+        ]
 
 
 class _Run:
@@ -213,7 +226,9 @@ class _Run:
                 source.update(view, heat)
 
     def _objective(self) -> list[float]:
-        """-log p(x) less the weighted log priors, of every recording, at heat 1 and up to a constant, in nats per frame."""
+        """-log p(x) less the weighted log priors, of every recording, at heat 1 and up to a constant, in nats per
+        frame.
+        """
         nll = self.spatial.nll(self._psds())
         log_prior = total([source.log_prior() for source in self.sources])
         return self.mixture.mean_over_frames(nll - log_prior).tolist()

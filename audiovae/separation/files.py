@@ -1,4 +1,4 @@
-"""Enhancement of sound files of any length, rate and channel count, in constant memory; several of them side by side."""
+"""Sound files of any rate, length and channel count, several of them side by side, to files of their sources."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class NoisyFile:
 
     Attributes:
         source: what to enhance.
-        target: receives the speech, with the source's rate, length, level and channels, which share one gain. It appears complete, and
-            after the residual. None: nothing is written; the file only runs along, so that those beside it come out to the last bit
-            as if it were written.
-        residual: receives what was taken away; the two sum to the source, except where the residual is cut at full scale.
+        target: receives the speech, with the source's rate, length, level and channels, which share one gain. It
+            appears complete, and after the residual. None: nothing is written; the file only runs along, so that those
+            beside it come out to the last bit as if it were written.
+        residual: receives what was taken away; the two sum to the source, except where the residual is cut at full
+            scale.
         seed: of everything random.
         keep_first: hold on to the first block, for a page on it.
     """
@@ -98,18 +99,20 @@ def enhance_file(
 def enhance_files(
     enhancer: Separator, files: Sequence[NoisyFile], progress: Callable[[float], None] = lambda seconds: None
 ) -> list[Enhanced | AudiovaeError | None]:
-    """Write the speech of sound files, all of them side by side; each comes out as it would alone, to 1e-4 of full scale.
+    """Write the speech of sound files, all of them side by side; each comes out as it would alone, to 1e-4 of full
+    scale.
 
-    A file longer than half a minute is taken in blocks that overlap; the noise at the end of one is where the next one's begins. So memory follows
-    from the number of files and not from their lengths: cut many files into groups by `groups_by_length`. What lies above the prior's
-    highest frequency is counted as noise.
+    A file longer than half a minute is taken in blocks that overlap; the noise at the end of one is where the next
+    one's begins. So memory follows
+    from the number of files and not from their lengths: cut many files into groups by `groups_by_length`. What lies
+    above the prior's highest frequency is counted as noise.
 
     Args:
         progress: is told how many seconds of sound were just done.
 
     Returns:
-        what became of each: None for one without a target; an error for one that cannot be read or written, of which nothing is left
-        behind and which the others do not mind.
+        what became of each: None for one without a target; an error for one that cannot be read or written, of which
+        nothing is left behind and which the others do not mind.
     """
     runs = [_enhance(enhancer.front, file, progress) for file in files]
     results: list[Enhanced | AudiovaeError | None] = [None] * len(files)
@@ -127,7 +130,9 @@ def enhance_files(
         for i in range(len(files)):
             resume(i, None)
         while asked:
-            n_channels = next(iter(asked.values())).spectrogram.shape[-1]  # a mixture's recordings have as many as each other
+            n_channels = next(iter(asked.values())).spectrogram.shape[
+                -1
+            ]  # a mixture's recordings have as many as each other
             places = [i for i, block in asked.items() if block.spectrogram.shape[-1] == n_channels]
             blocks = [asked.pop(i) for i in places]
             start = time.perf_counter()
@@ -148,7 +153,9 @@ def enhance_files(
 
 
 @torch.no_grad()
-def separate_file(source: str | Path, targets: Sequence[str | Path], seed: int = 0, device: str = "cpu") -> list[Writer]:
+def separate_file(
+    source: str | Path, targets: Sequence[str | Path], seed: int = 0, device: str = "cpu"
+) -> list[Writer]:
     """Write the image of each of as many sources as there are targets, at all microphones, the loudest first.
 
     The whole file is taken at once, at its own rate. The images sum to it.
@@ -163,14 +170,18 @@ def separate_file(source: str | Path, targets: Sequence[str | Path], seed: int =
     wave, info = audio.read(source)
     images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed).numpy(force=True)
     with ExitStack() as opened:
-        writers = [opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info)) for target in targets]
+        writers = [
+            opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info))
+            for target in targets
+        ]
         for writer, image in zip(writers, images, strict=True):
             writer.write(image)
     return writers
 
 
 def groups_by_length(sources: Sequence[str | Path], size: int) -> list[list[int]]:
-    """Cut files into groups of `size` that are about as long as each other, the longest first; groups of one stay in their order.
+    """Cut files into groups of `size` that are about as long as each other, the longest first; groups of one stay in
+    their order.
 
     The groups follow from the files alone, in whatever order they are given; one that cannot be read counts as empty.
 

@@ -78,7 +78,8 @@ def enhancer(
         method: one of METHODS.
         noise: bands that change slowly, NMF, or one spectrum for the whole recording.
         rank: components of a slow or NMF noise.
-        condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from; default all.
+        condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from;
+            default all.
         mixed_precision: see `DeepSettings`; None: where the processor multiplies bfloat16.
 
     Raises:
@@ -96,7 +97,9 @@ def enhancer(
     if noise not in noises:
         raise ValueError(f"noise must be one of {', '.join(noises)}, got {noise!r}")
     mixed = multiplies_bfloat16(prior.device) if mixed_precision is None else mixed_precision
-    speech = DeepSource.of(prior, chosen.e_step, DeepSettings(PRIOR_WEIGHT, GAIN_DEVIATION, COLOUR_DEVIATION, mixed), condition)
+    speech = DeepSource.of(
+        prior, chosen.e_step, DeepSettings(PRIOR_WEIGHT, GAIN_DEVIATION, COLOUR_DEVIATION, mixed), condition
+    )
     settings = EMSettings(chosen.n_iterations, ANNEALING, TOLERANCE, min(prior.vae.lookahead, _LONGEST_PADDING))
     return Separator(prior.front, [speech, noises[noise]], [quiet_start], settings=settings)
 
@@ -125,7 +128,9 @@ def separate(
         AudiovaeError: a single channel, or fewer than two sources.
     """
     if len(wave) < 2 or n_sources < 2:
-        raise AudiovaeError(f"separation in space needs at least two channels and two sources, got {len(wave)} and {n_sources}")
+        raise AudiovaeError(
+            f"separation in space needs at least two channels and two sources, got {len(wave)} and {n_sources}"
+        )
     front = Front(STFT(ROOM_WINDOW, ROOM_WINDOW // 4, "hann").to(wave.device, wave.dtype), sample_rate)
     (found,) = fast_mnmf2(front, n_sources)([front.stft(wave).movedim(0, -1)], [seed], waves=[wave])
     images = front.stft.inverse(found.images.movedim(-1, 1), wave.shape[-1])

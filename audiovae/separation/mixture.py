@@ -22,8 +22,8 @@ class Mixture:
         inside: is this frame one of the recording's own?
         level: what the spectrograms were divided by; 1 for digital silence.
         generators: one for each recording, on its device: its random numbers are its own, whatever stands beside it.
-        states: of each recording, the spectrum with which every source ended the block before, `[freq]` at unit level; None for a
-            source without one, and for a recording that begins here.
+        states: of each recording, the spectrum with which every source ended the block before, `[freq]` at unit level;
+            None for a source without one, and for a recording that begins here.
         waves: the same sound over the same level, zero beyond its end; None where it was not given.
     """
 
@@ -51,8 +51,10 @@ class Mixture:
             spectrograms: of each, `[frame, freq, channel]`, as it is.
             levels: of each; 0 for silence.
             seeds: of each one's random numbers.
-            padding: frames beyond the end of the longest one, so that a model with context sees the same of every recording.
-            states: of each, the spectra with which its sources ended the block before, as they are; None where there was none.
+            padding: frames beyond the end of the longest one, so that a model with context sees the same of every
+                recording.
+            states: of each, the spectra with which its sources ended the block before, as they are; None where there
+                was none.
             waves: of each, `[channel, sample]`, as it is.
         """
         device = spectrograms[0].device

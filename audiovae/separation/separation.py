@@ -16,8 +16,8 @@ class Separation:
     """One recording taken apart.
 
     Attributes:
-        images: each source as the microphones hear it, `[source, frame, freq, channel]`; they sum to the mixture. Without the
-            channel where the mixture came without one.
+        images: each source as the microphones hear it, `[source, frame, freq, channel]`; they sum to the mixture.
+            Without the channel where the mixture came without one.
         psds: their variances at the mixture's level, the mean over channels.
         objective: of every iteration, in nats per frame; lower is better.
         converged: did it stop by itself, before the last iteration?
@@ -32,7 +32,8 @@ class Separation:
 
     @property
     def wiener(self) -> Float[Tensor, "frame freq *channel"]:
-        """The gain from 0 to 1 that makes the first source of the mixture of one microphone, or of channels that share it.
+        """The gain from 0 to 1 that makes the first source of the mixture of one microphone, or of channels that share
+        it.
 
         Where the mixture is zero, that of the variances.
         """

@@ -14,7 +14,9 @@ from torch.nn import functional
 from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.separation.mixture import Mixture
 
-_OVERSUBTRACTION = 3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
+_OVERSUBTRACTION = (
+    3.0  # of the quiet spectrum, in the first guess of the speech: rather too little than noise taken for speech
+)
 _SMALLEST_FIRST_GAIN = 0.1
 _QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
 _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is free of speech at times, a second apart
@@ -37,7 +39,9 @@ Start = Callable[[Mixture], Beginning]
 
 
 def quiet_start(mixture: Mixture) -> Beginning:
-    """Speech and noise: the noise is the quiet spectrum, followed over time; the speech what spectral subtraction leaves."""
+    """Speech and noise: the noise is the quiet spectrum, followed over time; the speech what spectral subtraction
+    leaves.
+    """
     quiet = torch.full_like(mixture.power, VARIANCE_FLOOR)
     for i, (power, inside, state) in enumerate(zip(mixture.power, mixture.inside, mixture.states, strict=True)):
         n_frames = int(inside.sum())
@@ -49,7 +53,9 @@ def quiet_start(mixture: Mixture) -> Beginning:
 
 
 def even_start(n_sources: int) -> Start:
-    """Every source has the same share of the mean power of its recording: they part by their random numbers and in space."""
+    """Every source has the same share of the mean power of its recording: they part by their random numbers and in
+    space.
+    """
 
     def start(mixture: Mixture) -> Beginning:
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT / n_sources + VARIANCE_FLOOR
@@ -58,7 +64,9 @@ def even_start(n_sources: int) -> Start:
     return start
 
 
-def quiet_track(power: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None) -> Float[Tensor, "frame freq"]:
+def quiet_track(
+    power: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None
+) -> Float[Tensor, "frame freq"]:
     """The quiet spectrum of windows of four seconds, and between their centres along a straight line.
 
     Args:

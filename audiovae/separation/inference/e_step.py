@@ -18,8 +18,9 @@ class Draws:
     Attributes:
         latents: that stand for it, zeros or anything in the padding.
         acceptance: share of the proposals that were accepted; None where nothing can be refused.
-        effective_samples: how many independent draws the steps of a chain are worth, on average over frames and latents; None where
-            there is no chain. Of a path of a few steps, which is measured against its own mean, it says little.
+        effective_samples: how many independent draws the steps of a chain are worth, on average over frames and
+            latents; None where there is no chain. Of a path of a few steps, which is measured against its own mean, it
+            says little.
     """
 
     latents: Float[Tensor, "sample recording frame latent"]

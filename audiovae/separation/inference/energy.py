@@ -16,8 +16,10 @@ from audiovae.separation.spatial.spatial import View
 LARGEST_LOG_VARIANCE = 21.0  # of speech at unit level: 20 dB above the loudest bin of the training recordings (16.3)
 
 Energy = Callable[[Tensor], Tensor]
-"""U(z): latents `[*sample, recording, frame, latent]` to the nats of every frame, `[*sample, recording, frame]`, whose sum over a recording
-is -log p(z | x) + constant. Its gradient drives point estimates and Langevin, and its differences accept or refuse."""
+"""U(z): latents `[*sample, recording, frame, latent]` to the nats of every frame, `[*sample, recording, frame]`, whose
+sum over a recording is -log p(z | x) + constant. Its gradient drives point estimates and Langevin, and its differences
+accept or refuse.
+"""
 
 
 class LatentPrior:
@@ -30,7 +32,9 @@ class LatentPrior:
         mixed_precision: matrix products in bfloat16.
     """
 
-    def __init__(self, vae: VAE, mixture: Mixture, condition: Tensor | None = None, mixed_precision: bool = False) -> None:
+    def __init__(
+        self, vae: VAE, mixture: Mixture, condition: Tensor | None = None, mixed_precision: bool = False
+    ) -> None:
         self.vae, self.condition = vae, condition
         self._inside, self._device = mixture.inside.unsqueeze(-1), mixture.power.device.type
         self._mixed_precision = mixed_precision
@@ -47,18 +51,24 @@ class LatentPrior:
         with self._autocast():
             return self.masked(self.vae.infer(power, self.condition, mean=True).latents)
 
-    def variance(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame freq"]:
+    def variance(
+        self, latents: Float[Tensor, "*sample recording frame latent"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
         """v_f(z_t): what the decoder says of clean speech at unit level, at most exp(LARGEST_LOG_VARIANCE)."""
         with self._autocast():
             return clamped_variance(self.vae.likelihood(self.masked(latents), self.condition))
 
-    def log_prob(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
+    def log_prob(
+        self, latents: Float[Tensor, "*sample recording frame latent"]
+    ) -> Float[Tensor, "*sample recording frame"]:
         """Log p(z_t | z_<t)."""
         latents = self.masked(latents)
         with self._autocast():
             return self.vae.prior(latents, self.condition).log_prob(latents)
 
-    def precision(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame latent"]:
+    def precision(
+        self, latents: Float[Tensor, "*sample recording frame latent"]
+    ) -> Float[Tensor, "*sample recording frame latent"]:
         """Of p(z_t | z_<t), as if z_<t were fixed; 1 where it is no Gaussian."""
         with self._autocast():
             prior = self.vae.prior(self.masked(latents), self.condition)
@@ -68,8 +78,8 @@ class LatentPrior:
 class LatentEnergy:
     """U_t(z) = nll_t(scale v(z)) - prior_weight log p(z_t | z_<t), zero in the padding; see `View.nll`.
 
-    The frames of an STFT overlap (fourfold at a quarter's hop) and its bins leak, so that the sum over all of them counts every
-    sample several times; a `prior_weight` above one takes that back.
+    The frames of an STFT overlap (fourfold at a quarter's hop) and its bins leak, so that the sum over all of them
+    counts every sample several times; a `prior_weight` above one takes that back.
 
     Args:
         prior: of the source.
@@ -89,12 +99,18 @@ class LatentEnergy:
     ) -> None:
         self.prior, self.mixture, self.view, self.scale, self.prior_weight = prior, mixture, view, scale, prior_weight
 
-    def __call__(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame"]:
+    def __call__(
+        self, latents: Float[Tensor, "*sample recording frame latent"]
+    ) -> Float[Tensor, "*sample recording frame"]:
         misfit = self.view.nll(self.scale * self.prior.variance(latents))
         return (misfit - self.prior_weight * self.prior.log_prob(latents)) * self.mixture.inside
 
-    def slope(self, latents: Float[Tensor, "*sample recording frame latent"]) -> Float[Tensor, "*sample recording frame latent"]:
-        """The gradient of the energy's sum: that of `gradient`, without the energy and in fewer passes over the spectrogram."""
+    def slope(
+        self, latents: Float[Tensor, "*sample recording frame latent"]
+    ) -> Float[Tensor, "*sample recording frame latent"]:
+        """The gradient of the energy's sum: that of `gradient`, without the energy and in fewer passes over the
+        spectrogram.
+        """
         with torch.enable_grad():
             z = latents.detach().requires_grad_()
             speech, log_prior = self.prior.variance(z), self.prior.log_prob(z)
@@ -106,16 +122,18 @@ class LatentEnergy:
     def curvature(
         self, latents: Float[Tensor, "recording frame latent"], signs: Float[Tensor, "recording frame freq"]
     ) -> Float[Tensor, "recording frame latent"]:
-        """One unbiased estimate of the diagonal of the expected Hessian: the Fisher information and the precision of the prior.
+        """One unbiased estimate of the diagonal of the expected Hessian: the Fisher information and the precision of
+        the prior.
 
-        The Fisher information of z is J' diag(i) J with J = d lambda / d z and i = `View.information`, whose diagonal is the mean
-        of (J' r sqrt(i))^2 over random signs r. The prior is taken as if z_<t were fixed.
+        The Fisher information of z is J' diag(i) J with J = d lambda / d z and i = `View.information`, whose diagonal
+        is the mean of (J' r sqrt(i))^2 over random signs r. The prior is taken as if z_<t were fixed.
 
         Args:
             signs: +1 or -1, independent.
 
-        Reference: M. Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in Statistics 18(3),
-            1989; for the diagonal: C. Bekas, E. Kokiopoulou, Y. Saad, "An estimator for the diagonal of a matrix", 2007.
+        Reference: M. Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in
+            Statistics 18(3), 1989; for the diagonal: C. Bekas, E. Kokiopoulou, Y. Saad, "An estimator for the diagonal
+            of a matrix", 2007.
         """
         with torch.enable_grad():
             z = latents.detach().requires_grad_()

@@ -18,10 +18,12 @@ Kernel = Literal["metropolis-hastings", "langevin", "mala"]
 
 
 class MarkovChain:
-    """An E-step by chains that go on from one E-step to the next: some steps to burn in, which adapt their size, then those that count.
+    """An E-step by chains that go on from one E-step to the next: some steps to burn in, which adapt their size, then
+    those that count.
 
     Args:
-        kernel: "metropolis-hastings" (MCEM), "langevin" (unadjusted, whose step stays as given), or "mala" (Metropolis-adjusted).
+        kernel: "metropolis-hastings" (MCEM), "langevin" (unadjusted, whose step stays as given), or "mala"
+            (Metropolis-adjusted).
         n_chains: side by side.
         n_burn: steps that are dropped at the beginning of an E-step.
         n_keep: steps after these, of which every third (all of fewer than three) stands for the posterior.
@@ -30,8 +32,9 @@ class MarkovChain:
     Raises:
         ValueError: an unknown kernel, or a number that is not positive.
 
-    Reference: G. Wei, M. Tanner, "A Monte Carlo implementation of the EM algorithm", JASA 85, 1990; S. Leglaive, L. Girin, R. Horaud,
-        "A variance modeling framework based on variational autoencoders for speech enhancement", MLSP 2018.
+    Reference: G. Wei, M. Tanner, "A Monte Carlo implementation of the EM algorithm", JASA 85, 1990; S. Leglaive, L.
+        Girin, R. Horaud, "A variance modeling framework based on variational autoencoders for speech enhancement", MLSP
+        2018.
     """
 
     def __init__(
@@ -45,7 +48,10 @@ class MarkovChain:
         if kernel not in ("metropolis-hastings", "langevin", "mala"):
             raise ValueError(f"kernel must be 'metropolis-hastings', 'langevin' or 'mala', got {kernel!r}")
         if min(n_chains, n_keep) < 1 or n_burn < 0 or step <= 0:
-            raise ValueError(f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, {n_burn}")
+            raise ValueError(
+                f"n_chains, n_keep and step must be positive, n_burn not negative; got {n_chains}, {n_keep}, {step}, "
+                f"{n_burn}"
+            )
         self.kernel, self.n_chains, self.n_burn, self.n_keep, self.step = kernel, n_chains, n_burn, n_keep, step
 
     def begin(self, latents: Float[Tensor, "recording frame latent"], frames_are_independent: bool) -> None:
@@ -60,7 +66,9 @@ class MarkovChain:
         assert acceptance is not None
         return Draws(
             path[:: 3 if self.n_keep >= 3 else 1].flatten(0, 1),
-            None if self.kernel == "langevin" else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
+            None
+            if self.kernel == "langevin"
+            else mixture.mean_over_frames(acceptance.mean(0).expand_as(mixture.inside)),
             mixture.mean_over_frames(effective_sample_size(path).mean((0, -1))),
         )
 

@@ -22,7 +22,8 @@ class PointEstimate:
         step: share of the way to the minimum of the quadratic model.
         momentum: share of the last move that is made again.
         refresh: gradient steps from one estimate of the curvature to the next.
-        trust: the longest move in a coordinate before the momentum, in units of the latents, whose prior is of unit size.
+        trust: the longest move in a coordinate before the momentum, in units of the latents, whose prior is of unit
+            size.
 
     Raises:
         ValueError: a number out of its range.
@@ -30,10 +31,13 @@ class PointEstimate:
     Reference: B. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964 (momentum).
     """
 
-    def __init__(self, n_steps: int = 2, step: float = 0.2, momentum: float = 0.85, refresh: int = 4, trust: float = 0.6) -> None:
+    def __init__(
+        self, n_steps: int = 2, step: float = 0.2, momentum: float = 0.85, refresh: int = 4, trust: float = 0.6
+    ) -> None:
         if min(n_steps, refresh) < 1 or min(step, trust) <= 0 or not 0 <= momentum < 1:
             raise ValueError(
-                f"n_steps, step, refresh and trust must be positive and momentum from 0 to below 1, got {n_steps}, {step}, {refresh}, "
+                f"n_steps, step, refresh and trust must be positive and momentum from 0 to below 1, got {n_steps}, "
+                f"{step}, {refresh}, "
                 f"{trust} and {momentum}"
             )
         self.n_steps, self.step, self.momentum, self.refresh, self.trust = n_steps, step, momentum, refresh, trust

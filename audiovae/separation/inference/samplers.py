@@ -1,8 +1,9 @@
-"""Markov chains that draw latents from exp(-U): random-walk Metropolis-Hastings, and Langevin with or without a Metropolis step.
+"""Markov chains that draw latents from exp(-U): random-walk Metropolis-Hastings, and Langevin with or without a
+Metropolis step.
 
-Chains stand side by side. What is accepted or refused together is a block: a frame where frames are independent, else a whole
-recording. Step sizes adapt on request towards the acceptance rate that is best for long chains; while they do, a chain is not yet
-one of exp(-U).
+Chains stand side by side. What is accepted or refused together is a block: a frame where frames are independent, else a
+whole recording. Step sizes adapt on request towards the acceptance rate that is best for long chains; while they do, a
+chain is not yet one of exp(-U).
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from audiovae.separation.inference.energy import Energy, gradient
 
-RANDOM_WALK_ACCEPTANCE = 0.234  # G. Roberts, A. Gelman, W. Gilks, "Weak convergence and optimal scaling of random walk Metropolis", 1997
-LANGEVIN_ACCEPTANCE = 0.574  # G. Roberts, J. Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions", 1998
+RANDOM_WALK_ACCEPTANCE = (
+    0.234  # G. Roberts, A. Gelman, W. Gilks, "Weak convergence and optimal scaling of random walk Metropolis", 1997
+)
+LANGEVIN_ACCEPTANCE = (
+    0.574  # G. Roberts, J. Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions", 1998
+)
 
 Random = Callable[[], tuple[Tensor, Tensor]]
 """Fresh normal numbers of the latents' shape, and uniform ones `[*sample, recording, frame]`."""
@@ -30,8 +35,8 @@ class Chain:
 
     Attributes:
         latents: `[*sample, recording, frame, latent]`.
-        step: size of a proposal of each block, `[*sample, recording, block]`: a standard deviation for Metropolis-Hastings, the
-            factor of the gradient for Langevin.
+        step: size of a proposal of each block, `[*sample, recording, block]`: a standard deviation for
+            Metropolis-Hastings, the factor of the gradient for Langevin.
         by_frame: is a block one frame, or a whole recording?
         acceptance: share of the last call's proposals that each block accepted; all where none is refused.
     """
@@ -46,17 +51,22 @@ class Chain:
         n_blocks = latents.shape[-2] if by_frame else 1
         return cls(latents, latents.new_full((*latents.shape[:-2], n_blocks), step), by_frame)
 
-    def per_block(self, per_frame: Float[Tensor, "*sample recording frame"]) -> Float[Tensor, "*sample recording block"]:
+    def per_block(
+        self, per_frame: Float[Tensor, "*sample recording frame"]
+    ) -> Float[Tensor, "*sample recording block"]:
         """Sums over what is accepted together."""
         return per_frame if self.by_frame else per_frame.sum(-1, keepdim=True)
 
 
-def metropolis_hastings(energy: Energy, chain: Chain, n_steps: int, random: Random, adapt: bool = False) -> list[Tensor]:
+def metropolis_hastings(
+    energy: Energy, chain: Chain, n_steps: int, random: Random, adapt: bool = False
+) -> list[Tensor]:
     """Random walk: z' = z + step * normal, accepted with probability min(1, exp(U(z) - U(z'))).
 
     Moves the chain; returns its latents after every step.
 
-    Reference: N. Metropolis et al., "Equation of state calculations by fast computing machines", J. Chem. Phys. 21, 1953.
+    Reference: N. Metropolis et al., "Equation of state calculations by fast computing machines", J. Chem. Phys. 21,
+        1953.
     """
     here = chain.per_block(energy(chain.latents))
     path, accepted = [], torch.zeros_like(here)
@@ -88,18 +98,20 @@ def langevin(
     """Langevin dynamics: z' = z - step grad U(z) + sqrt(2 step) normal.
 
     With `metropolis` z' is accepted or refused, so that the chain is one of exp(-U) exactly.
-    Without it the chain keeps every proposal, and its distribution is off by the order of the step: a Gaussian of variance s^2
-    becomes one of s^2 / (1 - step / (2 s^2)).
+    Without it the chain keeps every proposal, and its distribution is off by the order of the step: a Gaussian of
+    variance s^2 becomes one of s^2 / (1 - step / (2 s^2)).
 
     Moves the chain; returns its latents after every step.
 
     Args:
         metropolis: accept or refuse.
         adapt: the steps, where proposals are refused.
-        tamed: divide a frame's gradient g by 1 + step |g|, so that no step is longer than one where the energy is steep.
+        tamed: divide a frame's gradient g by 1 + step |g|, so that no step is longer than one where the energy is
+            steep.
 
-    Reference: G. Roberts, R. Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations",
-        Bernoulli 2(4), 1996; the taming: N. Brosse et al., "The tamed unadjusted Langevin algorithm", Stoch. Proc. Appl. 129(10), 2019.
+    Reference: G. Roberts, R. Tweedie, "Exponential convergence of Langevin distributions and their discrete
+        approximations", Bernoulli 2(4), 1996; the taming: N. Brosse et al., "The tamed unadjusted Langevin algorithm",
+        Stoch. Proc. Appl. 129(10), 2019.
     """
     per_frame, slope = gradient(energy, chain.latents)
     path, accepted = [], torch.zeros_like(chain.step)
@@ -148,7 +160,8 @@ def _adapted(step: Tensor, log_ratio: Tensor, target: float, i: int) -> Tensor:
 def effective_sample_size(path: Float[Tensor, "draw *batch latent"]) -> Float[Tensor, "*batch latent"]:
     """How many independent draws the steps of a chain are worth for its mean.
 
-    n / (1 + 2 sum_k rho_k), the autocorrelations summed in pairs as long as these are positive; 1 for a chain that never moved.
+    n / (1 + 2 sum_k rho_k), the autocorrelations summed in pairs as long as these are positive; 1 for a chain that
+    never moved.
 
     Reference: C. Geyer, "Practical Markov chain Monte Carlo", Statistical Science 7(4), 1992.
     """

@@ -12,9 +12,11 @@ from audiovae.separation.mixture import Mixture
 
 
 class FreePosterior:
-    """An E-step of VEM: Adam on the mean and the deviation of q(z_t) = N(m_t, s_t^2), free for every frame, by reparameterised samples.
+    """An E-step of VEM: Adam on the mean and the deviation of q(z_t) = N(m_t, s_t^2), free for every frame, by
+    reparameterised samples.
 
-    Minimises E_q[U(z)] - prior_weight H[q]: the entropy has the weight of the log prior, so that both make their KL divergence.
+    Minimises E_q[U(z)] - prior_weight H[q]: the entropy has the weight of the log prior, so that both make their KL
+    divergence.
 
     Args:
         n_steps: gradient steps in one E-step, a sample each.
@@ -25,12 +27,14 @@ class FreePosterior:
     Raises:
         ValueError: a number that is not positive.
 
-    Reference: D. Kingma, M. Welling, "Auto-encoding variational Bayes", ICLR 2014; as an E-step: X. Bie, S. Leglaive, X. Alameda-Pineda,
-        L. Girin, "Unsupervised speech enhancement using dynamical variational autoencoders", IEEE/ACM TASLP 30, 2022, which tunes
-        the encoder instead.
+    Reference: D. Kingma, M. Welling, "Auto-encoding variational Bayes", ICLR 2014; as an E-step: X. Bie, S. Leglaive,
+        X. Alameda-Pineda, L. Girin, "Unsupervised speech enhancement using dynamical variational autoencoders",
+        IEEE/ACM TASLP 30, 2022, which tunes the encoder instead.
     """
 
-    def __init__(self, n_steps: int = 4, n_samples: int = 2, learning_rate: float = 0.1, deviation: float = 0.1) -> None:
+    def __init__(
+        self, n_steps: int = 4, n_samples: int = 2, learning_rate: float = 0.1, deviation: float = 0.1
+    ) -> None:
         if min(n_steps, n_samples) < 1 or min(learning_rate, deviation) <= 0:
             raise ValueError(f"all options must be positive, got {n_steps}, {n_samples}, {learning_rate}, {deviation}")
         self.n_steps, self.n_samples, self.learning_rate, self.deviation = n_steps, n_samples, learning_rate, deviation

@@ -29,8 +29,8 @@ class DeepSettings:
     Attributes:
         prior_weight: see `LatentEnergy`; the priors of gain and colour have the same.
         gain_deviation, colour_deviation: of log g_t, and of log c_f in each of 20 bands (powers); 0 fixes them to 1.
-        mixed_precision: matrix products of the prior in bfloat16: faster where the processor has them, and not the same to the
-            last digits.
+        mixed_precision: matrix products of the prior in bfloat16: faster where the processor has them, and not the same
+            to the last digits.
     """
 
     prior_weight: float = 1.0
@@ -42,8 +42,8 @@ class DeepSettings:
 class DeepSource(Source):
     """lambda_ft = g_t c_f v_f(z_t): latents z of a prior, a gain of every frame and a colour of the recording.
 
-    Logarithms of gain and colour are normal around 0 at the mixture's level: free, they grow until this source takes the others.
-    The colour is a microphone's, or a voice's that the prior has not heard.
+    Logarithms of gain and colour are normal around 0 at the mixture's level: free, they grow until this source takes
+    the others. The colour is a microphone's, or a voice's that the prior has not heard.
 
     Args:
         mixture: the recordings.
@@ -123,9 +123,9 @@ class DeepSource(Source):
     def update(self, view: View, heat: float) -> None:
         """Gain, then colour, each with the others fixed.
 
-        For a PSD that is r times as strong the nll is at most fall / r + rise r + constant, with fall = lambda y' H y and
-        rise = lambda tr(Y^-1 H). The logarithm of the colour lies on straight lines between centres of bands; exp is convex, so
-        that the bound of every frequency is at most its bands' with the shares that it has in them.
+        For a PSD that is r times as strong the nll is at most fall / r + rise r + constant, with fall = lambda y' H y
+        and rise = lambda tr(Y^-1 H). The logarithm of the colour lies on straight lines between centres of bands; exp
+        is convex, so that the bound of every frequency is at most its bands' with the shares that it has in them.
         """
         settings, weight = self._settings, heat * self._settings.prior_weight
         if settings.gain_deviation:
@@ -173,12 +173,17 @@ def check_prior(prior: AudioVAE) -> None:
     if vae.predicts != "sound":
         raise AudiovaeError(f"{name} predicts labels: it has no PSD of speech")
     if vae.needs_past:
-        raise AudiovaeError(f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone")
+        raise AudiovaeError(
+            f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone"
+        )
     if vae.settings.likelihood not in ("complex-gaussian", "complex-student-t"):
-        raise AudiovaeError(f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance")
+        raise AudiovaeError(
+            f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance"
+        )
     if vae.lookahead >= EVERYTHING:
         raise AudiovaeError(
-            f"{name} has one latent vector for a whole sequence, and no recording is one; use a prior with latents of frames alone"
+            f"{name} has one latent vector for a whole sequence, and no recording is one; use a prior with latents of "
+            "frames alone"
         )
     if vae.latents.name == "point":
         raise AudiovaeError(f"{name} has no prior on its latents, so nothing tells speech from noise")

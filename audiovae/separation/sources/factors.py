@@ -24,7 +24,9 @@ def sum_to_one(
 
 
 def bands(n_bands: int, like: Float[Tensor, "*batch freq"]) -> Float[Tensor, "freq band"]:
-    """Overlapping triangles that sum to one at every frequency, narrower at low ones: their centres go with its square root."""
+    """Overlapping triangles that sum to one at every frequency, narrower at low ones: their centres go with its square
+    root.
+    """
     place, centres = (torch.linspace(0, 1, n, dtype=like.dtype, device=like.device) for n in (like.shape[-1], n_bands))
     distance = (place.sqrt()[:, None] - centres).abs()
     triangles = (1 - distance * max(1, n_bands - 1)).clamp(min=0.0)
@@ -32,7 +34,7 @@ def bands(n_bands: int, like: Float[Tensor, "*batch freq"]) -> Float[Tensor, "fr
 
 
 def log_normal_update(u: Tensor, fall: Tensor, rise: Tensor, stiffness: float) -> Tensor:
-    """The minimum over u' of the convex fall exp(u - u') + rise exp(u' - u) + stiffness u'^2 / 2, by Newton's method."""
+    """The minimum over u' of fall exp(u - u') + rise exp(u' - u) + stiffness u'^2 / 2, by Newton's method: convex."""
     new = u
     for _ in range(_NEWTON_STEPS):
         down, up = fall * torch.exp(u - new), rise * torch.exp(new - u)

@@ -17,15 +17,16 @@ from audiovae.separation.sources.source import ShallowSource, Statistics
 class NMF(ShallowSource):
     """lambda_ft = sum_k W_fk H_kt, W and H non-negative.
 
-    Starts near the mean of `first` over time: every component is that, a share each, times random numbers from 0.5 to 1.5.
+    Starts near the mean of `first` over time: every component is that, a share each, times random numbers from 0.5 to
+        1.5.
 
     Args:
         mixture: the recordings.
         first: a guess of lambda.
         rank: number of components.
         n_steps: updates in one iteration of EM.
-        together: update W and H from one pair of statistics, as FastMNMF2 does: half the passes over the spectrogram, without
-            the guarantee that the nll never rises.
+        together: update W and H from one pair of statistics, as FastMNMF2 does: half the passes over the spectrogram,
+            without the guarantee that the nll never rises.
 
     Attributes:
         spectra: W, `[recording, freq, component]`.

@@ -16,10 +16,11 @@ _LEAST_SHARE = 0.2
 
 
 class SlowBands(ShallowSource):
-    """lambda_ft = q_ft / 5 + sum_k W_fk H_kt with slow activations: H = B A, B the overlapping triangles of a linear spline in time.
+    """lambda_ft = q_ft / 5 + sum_k W_fk H_kt with slow activations: H = B A, B the overlapping triangles of a linear
+    spline in time.
 
-    q is the first guess: a fifth of it stays noise, whatever the speech would take. Components start as bands of it, so that each
-    part of it may rise and fall by itself.
+    q is the first guess: a fifth of it stays noise, whatever the speech would take. Components start as bands of it, so
+    that each part of it may rise and fall by itself.
 
     Args:
         mixture: the recordings.

@@ -28,8 +28,8 @@ class Finding:
         acceptance, effective_samples: of the last E-step, see `Draws`; None where nothing was sampled.
         condition: its labels, `[label]`, given or inferred; None for a prior without.
         labels: the same by name.
-        state: its spectrum at the end, `[freq]` at the recording's own level, with which the next block of a long recording
-            begins; None where nothing is handed on.
+        state: its spectrum at the end, `[freq]` at the recording's own level, with which the next block of a long
+            recording begins; None where nothing is handed on.
     """
 
     latents: Float[Tensor, "sample frame latent"] | None = None
@@ -76,7 +76,8 @@ MakeSource = Callable[[Mixture, Tensor], Source]
 class ShallowSource(Source, ABC):
     """A source without anything random: lambda_ft is fitted to the recording alone, by multiplicative updates.
 
-    Each factor is multiplied by the square root of the ratio of the gradient's two parts, so that no update increases the nll.
+    Each factor is multiplied by the square root of the ratio of the gradient's two parts, so that no update increases
+    the nll.
 
     Args:
         mixture: the recordings.
@@ -85,9 +86,10 @@ class ShallowSource(Source, ABC):
     Raises:
         ValueError: no update.
 
-    Reference: C. Fevotte, N. Bertin, J.-L. Durrieu, "Nonnegative matrix factorization with the Itakura-Saito divergence",
-        Neural Computation 21(3), 2009; the majorisation, which gives the square root: C. Fevotte, J. Idier, "Algorithms for
-        nonnegative matrix factorization with the beta-divergence", Neural Computation 23(9), 2011.
+    Reference: C. Fevotte, N. Bertin, J.-L. Durrieu, "Nonnegative matrix factorization with the Itakura-Saito
+        divergence", Neural Computation 21(3), 2009; the majorisation, which gives the square root: C. Fevotte, J.
+        Idier, "Algorithms for nonnegative matrix factorization with the beta-divergence", Neural Computation 23(9),
+        2011.
     """
 
     def __init__(self, mixture: Mixture, n_steps: int = 1) -> None:

@@ -78,6 +78,8 @@ class DiagonalView:
             parts.append(mean_over_draws(row.per_psd(precision * (1 - row.power * precision)), psd.ndim))
         return sum(parts[1:], start=parts[0]) * self._inside
 
-    def information(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
+    def information(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
         parts = [mean_over_draws(row.per_psd(1 / row.variance(psd)).square(), psd.ndim) for row in self._rows]
         return sum(parts[1:], start=parts[0]) * self._inside

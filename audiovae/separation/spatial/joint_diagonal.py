@@ -21,23 +21,27 @@ State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "sour
 
 
 class JointDiagonal(Spatial):
-    """H_nf = Q_f^-1 diag(g_nf) Q_f^-', so that the rows of Q_f x_ft are independent, of variance sum_n lambda_nft g_nfm.
+    """H_nf = Q_f^-1 diag(g_nf) Q_f^-', so that the rows of Q_f x_ft are independent, of variance sum_n lambda_nft
+    g_nfm.
 
     g and H carry the scale between lambda and x; only `powers` takes it out. Q is fitted by iterative projection, g by
-    multiplicative updates with the square root: no update increases the nll. That is of the mixture in a little independent
-    noise: x x' counts as x x' + dither I, so that all stays finite in silence, with a dead microphone, or with one twice.
+    multiplicative updates with the square root: no update increases the nll. That is of the mixture in a little
+        independent
+    noise: x x' counts as x x' + dither I, so that all stays finite in silence, with a dead microphone, or with one
+        twice.
 
     Args:
         mixture: recordings of several channels.
         space: Q and g to begin with; None is Q = I and a row for each source in turn.
         n_sources: how many there are.
         per_frequency: g for every frequency, instead of one that they share.
-        white: sources that are as strong at every microphone and independent between them, such as their own noise: their g
-            is |q_m|^2, which is the identity H but for what Q would need to be unitary for. As g moves with Q, an update of Q
-            may then increase the nll.
+        white: sources that are as strong at every microphone and independent between them, such as their own noise:
+            their g is |q_m|^2, which is the identity H but for what Q would need to be unitary for. As g moves with Q,
+            an update of Q may then increase the nll.
 
-    Reference: K. Sekiguchi, Y. Bando, A. Nugraha, K. Yoshii, T. Kawahara, "Fast multichannel nonnegative matrix factorization with
-        directivity-aware jointly-diagonalizable spatial covariance matrices for blind source separation", IEEE/ACM TASLP 28, 2020;
+    Reference: K. Sekiguchi, Y. Bando, A. Nugraha, K. Yoshii, T. Kawahara, "Fast multichannel nonnegative matrix
+        factorization with directivity-aware jointly-diagonalizable spatial covariance matrices for blind source
+        separation", IEEE/ACM TASLP 28, 2020;
         the projection: N. Ono, "Stable and fast update rules for independent vector analysis", WASPAA 2011.
     """
 
@@ -67,7 +71,7 @@ class JointDiagonal(Spatial):
         self._rotate()
 
     def _rotate(self) -> None:
-        """What follows from Q: |Q x|^2 `[row, recording, frame, freq]`, log |det Q Q'| and the gains of white sources."""
+        """What follows from Q: |Q x|^2, `[row, recording, frame, freq]`; log |det Q Q'|; the gains of white sources."""
         rows = self.q @ self._x
         dither = (self.q.abs().square().sum(-1) * self._dither.unsqueeze(-1)).unsqueeze(-1)
         self._power = (rows.real.square() + rows.imag.square() + dither).permute(2, 0, 3, 1).contiguous()
@@ -163,7 +167,9 @@ class JointDiagonal(Spatial):
 
 
 def _real(vectors: Complex[Tensor, "*batch channel"]) -> Float[Tensor, "*batch square"]:
-    """Outer products x x' as M^2 real numbers whose inner product is tr(A B): a sum over frames of them is one real product of matrices."""
+    """Outer products x x' as M^2 real numbers whose inner product is tr(A B): a sum over frames of them is one real
+    product of matrices.
+    """
     i, j = torch.triu_indices(vectors.shape[-1], vectors.shape[-1], 1)
     pairs = 2**0.5 * vectors[..., i] * vectors[..., j].conj()
     return torch.cat([vectors.real.square() + vectors.imag.square(), pairs.real, pairs.imag], dim=-1)

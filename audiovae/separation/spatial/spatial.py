@@ -15,9 +15,9 @@ from torch import Tensor
 class View(Protocol):
     """The mixture as one source sees it, the others and the space as they are.
 
-    Y_ft = sum_n lambda_nft H_nf is the covariance of the mixture and lambda_ft the PSD of the own source, `[*sample, recording,
-    frame, freq]`; its sample axes are its own, such as chains, and what comes back has them too. Where the others have several
-    draws, the statistics are means over these.
+    Y_ft = sum_n lambda_nft H_nf is the covariance of the mixture and lambda_ft the PSD of the own source, `[*sample,
+    recording, frame, freq]`; its sample axes are its own, such as chains, and what comes back has them too. Where the
+    others have several draws, the statistics are means over these.
     """
 
     def nll(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame"]:
@@ -36,15 +36,17 @@ class View(Protocol):
     ) -> Float[Tensor, "*sample recording frame freq"]:
         """Their difference d nll / d lambda, with less rounding and in fewer passes."""
 
-    def information(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame freq"]:
+    def information(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
         """The Fisher information of lambda, tr((Y^-1 H)^2); zeros in the padding."""
 
 
 class Spatial(ABC):
     """x_ft ~ N_C(0, sum_n lambda_nft H_nf) for recordings side by side: H, and all that is asked about it.
 
-    PSDs come as a list, one of each source, `[sample, recording, frame, freq]`. Draws of a single source count one by one and
-    those of several by their means, so that chains of different lengths need not fit together.
+    PSDs come as a list, one of each source, `[sample, recording, frame, freq]`. Draws of a single source count one by
+    one and those of several by their means, so that chains of different lengths need not fit together.
     """
 
     @abstractmethod
@@ -69,7 +71,9 @@ class Spatial(ABC):
     def powers(
         self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
     ) -> Float[Tensor, "source chosen frame freq"]:
-        """Variances of the images, the mean over microphones (tr(H) / M is what H adds to a PSD), of the `chosen` recordings."""
+        """Variances of the images, the mean over microphones (tr(H) / M is what H adds to a PSD), of the `chosen`
+        recordings.
+        """
 
 
 def without_draws(psd: Float[Tensor, "sample recording frame freq"]) -> Float[Tensor, "recording frame freq"]:
