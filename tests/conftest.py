@@ -142,3 +142,27 @@ def packed(toy_corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     target = tmp_path_factory.mktemp("packed") / "corpus"
     audiovae.prepare(toy_corpus_folder, target, audiovae.PrepareSettings(validation=0.25))
     return target
+
+
+@pytest.fixture(scope="session")
+def frame() -> audiovae.AudioVAE:
+    """See `mixtures.frame_prior`; read only."""
+    from mixtures import frame_prior
+
+    return frame_prior()
+
+
+@pytest.fixture(scope="session")
+def dynamic() -> audiovae.AudioVAE:
+    """See `mixtures.dynamic_prior`; read only."""
+    from mixtures import dynamic_prior
+
+    return dynamic_prior()
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """New tensors are of float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

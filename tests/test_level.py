@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import soundfile
 import torch
 from conftest import RATE, speech_like
+from mixtures import noisy, white
 from numpy.typing import NDArray
 
 from audiovae import STFT
-from audiovae.level import FramePower, LevelMeter, active_level, trim_bounds
+from audiovae.level import FramePower, LevelMeter, active_level, spectrogram_level, trim_bounds
+from audiovae.stft import power
 
 LENGTHS = (1, 2, 255, 256, 257, 1023, 1024, 5000, 40000)
 
@@ -190,3 +193,25 @@ def test_the_channels_of_a_recording_are_trimmed_together() -> None:
     start, end = trim_bounds(wave)
     assert 5000 - 2048 < start <= 5000
     assert 15000 <= end < 15000 + 2048
+
+
+SETTINGS: list[dict[str, Any]] = [{}, {"n_fft": 512, "hop_length": 128}, {"window": "hann"}, {"n_fft": 1000, "hop_length": 250}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_level_of_a_spectrogram_is_that_of_the_wave(settings: dict[str, Any]) -> None:
+    stft = STFT(**settings)
+    for wave in (0.02 * white(3 * RATE), noisy(3), torch.from_numpy(speech_like(3, 120, 2))):
+        found = spectrogram_level(power(stft(wave)), stft.window)
+        assert float(found) == pytest.approx(active_level(wave.numpy(), RATE), rel=0.03)
+
+
+def test_the_level_of_the_spectrogram_of_speech_is_that_of_the_wave(speech: torch.Tensor) -> None:
+    stft = STFT()
+    found = spectrogram_level(power(stft(speech)), stft.window)
+    assert float(found) == pytest.approx(active_level(speech.numpy(), RATE), rel=1e-4)  # the frames are the same
+
+
+def test_the_level_of_the_spectrogram_of_silence_is_0() -> None:
+    stft = STFT()
+    assert float(spectrogram_level(power(stft(torch.zeros(4000))), stft.window)) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiovae.separation.samplers import (
+from audiovae.separation.inference.samplers import (
     LANGEVIN_ACCEPTANCE,
     RANDOM_WALK_ACCEPTANCE,
     Chain,

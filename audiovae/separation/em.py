@@ -115,15 +115,12 @@ class Separator:
         if not mixtures:
             return []
         whole = [x if x.ndim == 3 else x.unsqueeze(-1) for x in mixtures]
-        mixture = Mixture.of(
-            whole, self._levels(whole, levels), seeds or [0] * len(whole), self.settings.padding, states, waves
-        )
-        with torch.autocast(
-            whole[0].device.type, enabled=False
-        ):  # a prior's own calls alone, which share its casts, may differ
+        with torch.autocast(whole[0].device.type, enabled=False):  # within, a prior's own calls alone may differ
+            at_levels = self._levels(whole, levels)
+            mixture = Mixture.of(whole, at_levels, seeds or [0] * len(whole), self.settings.padding, states, waves)
             tried = [self._from(mixture, start(mixture)) for start in self.starts]
-        found = [min(runs, key=lambda run: float(run.objective[-1])) for runs in zip(*tried, strict=True)]
-        found = found if self.finish is None else self._finished(self.finish, mixture, found)
+            found = [min(runs, key=lambda run: float(run.objective[-1])) for runs in zip(*tried, strict=True)]
+            found = found if self.finish is None else self._finished(self.finish, mixture, found)
         return [
             run if x.ndim == 3 else replace(run, images=run.images.squeeze(-1))
             for run, x in zip(found, mixtures, strict=True)

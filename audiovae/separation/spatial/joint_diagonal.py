@@ -57,8 +57,8 @@ class JointDiagonal(Spatial):
         self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = self._x.shape
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
-        self._dither = max(_DITHER, 10 * torch.finfo(mean.dtype).eps) * mean + _LEAST_DITHER  # [recording, freq]
-        self._outer = _real(self._x.mT)  # x x' + dither, [recording, freq, frame, channel^2]
+        self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
+        self._outer = _real(self._x.mT.to(torch.complex128))  # x x' + dither, [recording, freq, frame, channel^2]
         self._outer[..., :n_channels] += self._dither[..., None, None]
         if space is not None:
             self.q, self.gains = space[0], space[1].clone()  # the start's own is used again
@@ -130,7 +130,7 @@ class JointDiagonal(Spatial):
         inside = self._mixture.inside.unsqueeze(-1)
         share = inside / inside.sum(1, keepdim=True)
         weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))])
-        v = _hermitian(weights.permute(1, 3, 0, 2) @ self._outer).to(torch.complex128)  # [recording, freq, row, M, M]
+        v = _hermitian(weights.permute(1, 3, 0, 2).double() @ self._outer)  # [recording, freq, row, M, M]
         eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
         q = self.q.to(v.dtype).clone()
         for m in range(v.shape[2]):
