@@ -19,11 +19,9 @@ from audiovae.atomic import atomic_path
 from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
 from audiovae.errors import ModelError
 from audiovae.level import LevelMeter
-from audiovae.models import Inference
-from audiovae.models.latents import standard_normal
+from audiovae.models import Factor, Inference
 from audiovae.phase import StreamingGriffinLim
 from audiovae.prior import AudioVAE, LatentChoice, Phase, check_choice
-from audiovae.saved import model_hash
 from audiovae.stft import StreamingAnalysis, StreamingSynthesis, power
 
 LATENTS_FORMAT_VERSION = 2
@@ -220,12 +218,15 @@ def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = 
     for stretch in stretches(spectrogram_blocks(prior, info, level), prior.vae.context):
         inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
         latents.append(inference.latents[:, stretch.kept].cpu())
-        for name, tensor in prior.vae.latents.tensors(inference.posterior).items():
-            posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
-        if inference.sequence_posterior is not None and not sequence:
-            sequence = {name: tensor.cpu() for name, tensor in prior.vae.latents.tensors(inference.sequence_posterior).items()}
+        first = not sequence
+        for factor in inference.factors:
+            for name, tensor in prior.vae.latents.tensors(factor.posterior).items():
+                if factor.per_frame:
+                    posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
+                elif first:
+                    sequence[name] = tensor.cpu()
     joined = {name: torch.cat(tensors, dim=1) for name, tensors in posterior.items()}
-    return LatentsFile(torch.cat(latents, dim=1), joined, sequence, level, info.sample_rate, info.n_samples, model_hash(prior))
+    return LatentsFile(torch.cat(latents, dim=1), joined, sequence, level, info.sample_rate, info.n_samples, prior.model_hash())
 
 
 @torch.no_grad()
@@ -240,7 +241,7 @@ def decode_file(
     """
     check_choice(latents)
     encoded = LatentsFile.load(source)
-    if encoded.model != model_hash(prior):
+    if encoded.model != prior.model_hash():
         raise ModelError(source, f"was encoded by another model ({encoded.model[:12]}); give that one with --model")
     length = resampled_length(encoded.n_samples, encoded.sample_rate, prior.sample_rate)
     if encoded.latents.shape[1:] != (prior.stft.n_frames(length), prior.vae.latent_dim):
@@ -250,8 +251,9 @@ def decode_file(
         prior.vae.latents.check(z)
         if latents == "sample":
             build = prior.vae.latents.build
-            of_frames = build(**encoded.posterior) if encoded.posterior else standard_normal(z[..., :0])
-            z = Inference(z, of_frames, of_frames, build(**encoded.sequence) if encoded.sequence else None).sample()
+            stored = [(encoded.posterior, True), (encoded.sequence, False)]
+            factors = tuple(Factor(build(**tensors), None, per_frame) for tensors, per_frame in stored if tensors)
+            z = Inference(z, factors).sample()
     except (ValueError, KeyError, RuntimeError) as error:
         raise ModelError(source, f"is damaged: {error}; encode it again") from error
 

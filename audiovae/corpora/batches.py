@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import CorpusError
-from audiovae.stft import STFT
 
 _SHARE_OF_DEVICE = 0.5  # of the free memory that a corpus may take on a GPU; a larger one stays on the disk
 
@@ -24,19 +23,20 @@ class SegmentSampler:
     Args:
         corpus: the packed recordings.
         split: "train", "validation" or "test".
-        stft: whose frames are counted; a segment has no frame that reaches beyond it.
-        segment_frames: frames per segment. A recording too short for that is followed by zeros.
+        segment_samples: length of a segment. A recording too short for that is followed by zeros.
         device: where the batches are wanted.
 
     Raises:
         CorpusError: no recording in that split.
     """
 
-    def __init__(self, corpus: PackedCorpus, split: str, stft: STFT, segment_frames: int, device: torch.device) -> None:
+    def __init__(self, corpus: PackedCorpus, split: str, segment_samples: int, device: torch.device) -> None:
         self.utterances = corpus.split(split)
         if not self.utterances:
-            raise CorpusError(corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more")
-        self.segment_samples = (segment_frames - 1) * stft.hop_length + stft.n_fft
+            raise CorpusError(
+                corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more"
+            )
+        self.segment_samples = segment_samples
         lengths = np.array([u.n_samples for u in self.utterances])
         self._starts = np.array([u.start for u in self.utterances])
         self._last = np.maximum(lengths - self.segment_samples, 0)  # latest start within a recording
@@ -48,7 +48,9 @@ class SegmentSampler:
         missing = self.segment_samples - len(samples)
         self._samples = functional.pad(samples, (0, missing)) if missing > 0 else samples
 
-    def draw(self, n_segments: int, seed: int, step: int, rank: int = 0) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
+    def draw(
+        self, n_segments: int, seed: int, step: int, rank: int = 0
+    ) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
         """Segments at unit level, `[segment, sample]`, and the recordings that they are from."""
         generator = np.random.default_rng((seed, step, rank))
         position = generator.integers(self._ends[-1], size=n_segments)
@@ -64,7 +66,9 @@ class SegmentSampler:
 
     def _gather(self, starts: NDArray[np.int64]) -> Tensor:
         beyond = np.maximum(starts + self.segment_samples - len(self._samples), 0)  # only a short last recording
-        rows = self._samples.unfold(0, self.segment_samples, 1)[torch.from_numpy(starts - beyond).to(self._samples.device)]
+        rows = self._samples.unfold(0, self.segment_samples, 1)[
+            torch.from_numpy(starts - beyond).to(self._samples.device)
+        ]
         for i in np.flatnonzero(beyond):
             rows[i] = rows[i].roll(-int(beyond[i]))
         return rows.to(self._device).float()
@@ -86,7 +90,9 @@ def _as_tensor(samples: NDArray[np.int16]) -> Tensor:
         return torch.from_numpy(samples)
 
 
-def random_equaliser(n_segments: int, n_freqs: int, deviation_db: float, seed: tuple[int, ...]) -> Float[Tensor, "segment 1 freq"]:
+def random_equaliser(
+    n_segments: int, n_freqs: int, deviation_db: float, seed: tuple[int, ...]
+) -> Float[Tensor, "segment 1 freq"]:
     """Power gains of smooth random equalisers, one a segment: another microphone, another room, another voice's tilt.
 
     The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 + k).

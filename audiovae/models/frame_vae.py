@@ -7,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from audiovae.models.frame_wise import FrameWise
+from audiovae.models.latents import latent_family
 from audiovae.networks.mlp import mlp, start_small
 from audiovae.settings import FrameVAESettings
 
@@ -33,7 +34,7 @@ class FrameVAE(FrameWise):
     """
 
     def __init__(self, n_freqs: int, settings: FrameVAESettings = FrameVAESettings()) -> None:
-        super().__init__(n_freqs, settings)
+        super().__init__(n_freqs, settings, latent_family(settings), settings.labels)
         options = (settings.activation, settings.dropout, settings.residual)
         y = self.conditions.size
         self.encoder = mlp([n_freqs + y, *settings.hidden, self.latents.n_outputs], *options)

@@ -16,6 +16,7 @@ from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR
 from audiovae.settings import LikelihoodName
 
 _RANGE = (0.001, 0.999)  # quantiles of the log power that become 0 and 1 in a scaled spectrogram
+DENSITIES = ("complex-gaussian", "complex-student-t")  # of the complex STFT
 _CALIBRATION_VALUES = 2**20  # of a training corpus that the quantiles are taken from
 _FIRST_DF = 10.0
 
@@ -81,7 +82,7 @@ class Observation(nn.Module):
         else:
             self.bias.copy_(mean + EULER_GAMMA)  # E[log |x|^2] = log variance - gamma
 
-    def forward(self, output: Float[Tensor, "*batch freq"]) -> Distribution:
+    def forward(self, output: Float[Tensor, "*batch freq"]) -> Independent:
         """Batch `[..., frame]`, event `[freq]`; its `variance` is the PSD, or what stands for it. Takes over the output's memory."""
         value = output.to(self.bias.dtype).add_(self.bias)  # back from mixed precision
         of_bins: Distribution

@@ -92,7 +92,7 @@ def score(prior: AudioVAE, wave: NDArray[np.float32]) -> tuple[Scores, NDArray[n
     active = (energy > 1e-3 * energy.max()).numpy()
     log_power = torch.log(frame_power + VARIANCE_FLOOR)
     reference = {REFERENCE: log_power.mean(-1).double().numpy()}
-    nll = -elbo(prior.vae, spectrogram).bound
+    nll = -elbo(prior.vae, frame_power).bound
     if not prior.vae.is_density:
         return {"error": nll.double().numpy(), **reference}, active
     best = (-math.log(math.pi) - 1 - log_power).sum(-1)

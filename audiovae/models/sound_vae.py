@@ -1,0 +1,69 @@
+"""What all models of sound share: standardised log power in, a likelihood of the spectrum out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Independent
+
+from audiovae.models.conditions import Conditions
+from audiovae.models.latents import LatentFamily
+from audiovae.models.observation import DENSITIES, Observation
+from audiovae.models.vae import VAE
+from audiovae.networks.log_power import LogPower
+from audiovae.settings import SoundSettings
+
+
+class SoundVAE(VAE, ABC):
+    """p(x | z) is an `Observation` of what a decoder gives; its subclasses are the networks on both sides of the latents.
+
+    Args:
+        n_freqs: frequency bins per frame.
+        settings: the sizes.
+        latents: the family of all coordinates of the latents.
+        labels: names and classes of the labels that condition the model.
+
+    Raises:
+        ValueError: a label with less than two classes.
+    """
+
+    def __init__(
+        self,
+        n_freqs: int,
+        settings: SoundSettings,
+        latents: LatentFamily,
+        labels: Mapping[str, Sequence[str]] = {},
+    ) -> None:
+        super().__init__()
+        self.n_freqs, self.settings = n_freqs, settings
+        self.latents, self.latent_dim = latents, latents.dim
+        self.conditions = Conditions(labels)
+        self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
+        self.is_density = settings.likelihood in DENSITIES
+
+    @abstractmethod
+    def decode(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        """What the decoder says of the spectrum: the log PSD less the constants of `Observation`, for most likelihoods."""
+
+    def likelihood(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Independent:
+        self.latents.check(latents)
+        return self.observation(self.decode(latents, condition, past))
+
+    def log_likelihood(
+        self,
+        latents: Float[Tensor, "*batch frame latent"],
+        power: Float[Tensor, "*batch frame freq"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "*batch frame"]:
+        return self.likelihood(latents, condition, self.past(power)).base_dist.summed_log_prob_of_power(power)
+
+    def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:
+        return power if self.needs_past or (self.training and self.own_past is not None) else None
