@@ -113,7 +113,7 @@ def bench_resynthesize(prior: AudioVAE, folder: Path) -> list[list[str]]:
         for block in blocks:
             spectrogram, times["STFT"] = accumulate(times["STFT"], lambda block=block: stft(block))
             frame_power = power(spectrogram)
-            latents, times["encoder"] = accumulate(times["encoder"], lambda p=frame_power: prior.vae.infer(p).posterior.mean)
+            latents, times["encoder"] = accumulate(times["encoder"], lambda p=frame_power: prior.vae.infer(p).factors[0].posterior.mean)
             _, times["decoder"] = accumulate(times["decoder"], lambda z=latents: prior.vae.likelihood(z).variance)
             _, times["inverse"] = accumulate(times["inverse"], lambda x=spectrogram, n=len(block): stft.inverse(x, n))
     seconds |= times

@@ -22,8 +22,8 @@ import torch
 from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, TrainingSettings, fit
 from audiovae.cli.progress import print_table
 from audiovae.corpora.packed import Header, Utterance, write_index
+from audiovae.objectives import Objective, training_loss
 from audiovae.stft import power
-from audiovae.training.loop import Batch, TrainingLoss
 
 BATCH, STEPS, ROUNDS = 4096, 500, 3
 SEGMENT = TrainingSettings().segment_frames
@@ -120,10 +120,9 @@ def optimiser() -> Callable[[], object]:
 def bare_step(frame_power: torch.Tensor) -> Callable[[], object]:
     vae, adam = new_model()
     vae.calibrate(frame_power.flatten(0, 1))
-    objective = TrainingLoss(vae, TrainingSettings())
 
     def run() -> None:
-        loss = objective(Batch(frame_power, None), 1.0)[0]
+        loss = training_loss(vae, frame_power, None, Objective())[0]
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audiovae import STFT, VAE, AudioVAE, Conditions, FrameVAE, FrameVAESettings, LabelVAE, LabelVAESettings, label_log_probs
+from audiovae import STFT, VAE, AudioVAE, Conditions, FrameVAE, FrameVAESettings, LabelVAE, LabelVAESettings, elbo, label_log_probs
 from audiovae.errors import AudiovaeError, ConditionError
 from audiovae.models import MODELS
-from audiovae.objectives import elbo_of_power
 from audiovae.stft import power
 
 N_FREQS = 9
@@ -189,8 +188,8 @@ class OneSpectrumEach(FrameVAE):
     def log_variance(self, condition: Tensor) -> Tensor:
         return (condition @ self.slopes)[..., None] * torch.linspace(-1, 1, N_FREQS)
 
-    def likelihood(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> torch.distributions.Distribution:
-        return self.observation(self.log_variance(self.conditions.per_frame(condition, latents)))
+    def decode(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> Tensor:
+        return self.log_variance(self.conditions.per_frame(condition, latents))
 
 
 def sound_of(vae: OneSpectrumEach, which: list[int], n_frames: int, seed: int = 0) -> Tensor:
@@ -209,7 +208,7 @@ def test_a_soft_label_is_drawn_to_the_true_class_by_its_gradient() -> None:
     torch.manual_seed(0)
     for _ in range(20):
         optimizer.zero_grad()
-        (-elbo_of_power(vae, x, logits.softmax(-1)).bound.sum()).backward()
+        (-elbo(vae, x, logits.softmax(-1)).bound.sum()).backward()
         optimizer.step()
     found = logits.detach().softmax(-1)
     # Slopes mix linearly: that of the middle class is also the mean of the others, so a label is told by its slope there.
@@ -221,7 +220,7 @@ def test_a_soft_label_of_a_frame_moves_its_own_frame_alone() -> None:
     vae, x = conditional(), torch.rand(4, N_FREQS) + 0.1
     condition = conditions().every()[torch.tensor([0, 3, 5, 2])].requires_grad_()
     torch.manual_seed(0)
-    bound = elbo_of_power(vae, x, condition).bound
+    bound = elbo(vae, x, condition).bound
     for t in range(4):
         (gradient,) = torch.autograd.grad(bound[t], condition, retain_graph=True)
         assert gradient[t].abs().min() > 0
@@ -256,7 +255,7 @@ def test_log_probabilities_of_labels_compare_bounds_of_all_combinations(name: st
         assert torch.equal(found_conditions[i], condition)
         with torch.no_grad():
             for _ in range(n_samples):
-                bounds[:, i] += elbo_of_power(vae, x, condition.expand(3, 5)).bound.sum(-1) / n_samples
+                bounds[:, i] += elbo(vae, x, condition.expand(3, 5)).bound.sum(-1) / n_samples
     torch.testing.assert_close(log_probs.exp(), torch.softmax(bounds, -1), atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3))
 
@@ -283,14 +282,16 @@ def test_a_prediction_knows_nothing_of_the_true_label(pool: bool) -> None:
     for permutation in ([0, 1, 2, 0], [2, 0, 1, 1]):
         condition = torch.eye(3)[permutation]
         torch.manual_seed(0)
-        posteriors.append(vae.infer(x, condition, mean=True).posterior.mean)
+        posteriors.append(vae.infer(x, condition, mean=True).factors[0].posterior.mean)
         torch.manual_seed(0)
         predictions.append(vae.predict(x, 5))
     assert torch.equal(predictions[0], predictions[1])
     assert (posteriors[0] - posteriors[1]).abs().max() > 1e-4  # which does see it
     inference = vae.infer(x)
-    torch.testing.assert_close(inference.posterior.mean, inference.prior.mean)
-    torch.testing.assert_close(inference.posterior.stddev, inference.prior.stddev)
+    (factor,) = inference.factors
+    assert factor.prior is not None
+    torch.testing.assert_close(factor.posterior.mean, factor.prior.mean)
+    torch.testing.assert_close(factor.posterior.stddev, factor.prior.stddev)
 
 
 @pytest.mark.parametrize("pool", [True, False])
@@ -320,13 +321,13 @@ def test_a_predictor_learns_labels_that_the_sound_tells_and_no_others() -> None:
         condition = torch.eye(2)[labels]
         for _ in range(60):
             noise = torch.exp(0.5 * torch.randn_like(x))  # so that no single recording can be learnt by heart
-            loss = -elbo_of_power(vae, x * noise, condition).bound.mean()
+            loss = -elbo(vae, x * noise, condition).bound.mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
             fresh = x * torch.exp(0.5 * torch.randn_like(x))
-            bounds.append(float(elbo_of_power(vae, fresh, condition).bound.mean()))
+            bounds.append(float(elbo(vae, fresh, condition).bound.mean()))
             accuracy = float((vae.predict(fresh)[:, 0].argmax(-1) == labels).float().mean())
         if labels is told:
             assert accuracy == 1.0

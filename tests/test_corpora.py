@@ -740,9 +740,7 @@ def test_the_fingerprint_tells_samples_splits_levels_and_rate(packed: Path, tmp_
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing segments
 
-SMALL_STFT = STFT(64, 16)
-SEGMENT_FRAMES = 5
-SEGMENT_SAMPLES = 4 * 16 + 64  # first sample of the first frame to the last one of the fifth
+SEGMENT_SAMPLES = 128
 
 
 def _ramp_corpus(folder: Path, *lengths: int, level: float = 1.0) -> PackedCorpus:
@@ -759,7 +757,7 @@ def _ramp_corpus(folder: Path, *lengths: int, level: float = 1.0) -> PackedCorpu
 
 
 def _sampler(corpus: PackedCorpus, split: str = "train") -> SegmentSampler:
-    return SegmentSampler(corpus, split, SMALL_STFT, SEGMENT_FRAMES, CPU)
+    return SegmentSampler(corpus, split, SEGMENT_SAMPLES, CPU)
 
 
 def test_a_draw_depends_on_seed_step_and_rank_alone(packed: Path) -> None:
@@ -777,7 +775,7 @@ def test_a_draw_depends_on_seed_step_and_rank_alone(packed: Path) -> None:
 def test_segments_are_slices_of_their_recording_over_its_level(packed: Path) -> None:
     corpus = PackedCorpus(packed)
     stft = STFT()
-    waves, utterances = SegmentSampler(corpus, "train", stft, 16, CPU).draw(4, 0, 0)
+    waves, utterances = SegmentSampler(corpus, "train", 15 * 256 + 1024, CPU).draw(4, 0, 0)
     assert waves.shape == (4, 15 * 256 + 1024)
     assert stft.frames(waves).shape == (4, 16, 513)
     for wave, utterance in zip(waves.numpy(), utterances, strict=True):

@@ -270,7 +270,7 @@ def test_the_bound_is_that_of_an_offline_computation(certain: AudioVAE, n_channe
         n_frames = 1 + math.ceil(x.shape[1] / 256)
         x = torch.nn.functional.pad(x, (512, n_frames * 256 + 1024))
         x = torch.stft(x, 1024, 256, window=torch.from_numpy(window), center=False, return_complex=True).mT[:, :n_frames]
-        posterior = certain.vae.infer((x.abs() / level).square().float()).posterior
+        posterior = certain.vae.infer((x.abs() / level).square().float()).factors[0].posterior
         variance = certain.vae.likelihood(posterior.mean).variance.double() * level**2  # of x itself
         nll = (math.log(math.pi) + variance.log() + x.abs().square() / variance).sum(-1)
         kl = kl_divergence(Normal(posterior.mean.double(), posterior.stddev.double()), Normal(0.0, 1.0)).sum(-1)

@@ -118,7 +118,7 @@ def test_a_given_level_is_used_for_all_channels(prior: AudioVAE) -> None:
 def test_resynthesis_is_the_magnitude_of_the_model_with_the_phase_of_the_wave(level: float, prior: AudioVAE) -> None:
     x = wave()
     spectrogram = prior.stft(x)
-    posterior = prior.vae.infer(power(spectrogram) / level**2).posterior
+    posterior = prior.vae.infer(power(spectrogram) / level**2).factors[0].posterior
     psd = prior.vae.likelihood(posterior.mean).variance * level**2
     torch.testing.assert_close(prior.decode(prior.encode(x, level)), psd, rtol=1e-3, atol=0)
     expected = prior.stft.inverse(psd.sqrt() * torch.polar(torch.ones_like(psd), spectrogram.angle()), len(x))
@@ -134,7 +134,7 @@ def test_the_bound_is_that_of_the_wave_as_it_is(level: float | None) -> None:
     torch.manual_seed(0)
     inference = prior.vae.infer(power(spectrogram) / used**2)
     likelihood = ComplexNormal(prior.vae.likelihood(inference.latents).variance * used**2)
-    expected = likelihood.log_prob(spectrogram).sum(-1) - kl_divergence(inference.posterior, inference.prior)
+    expected = likelihood.log_prob(spectrogram).sum(-1) - kl_divergence(inference.factors[0].posterior, inference.factors[0].prior)
     torch.manual_seed(0)
     actual = prior.log_likelihood(x, level=level)
     assert actual.shape == (prior.stft.n_frames(len(x)),)

@@ -200,7 +200,7 @@ def test_a_prior_without_information_in_its_latents_is_warned_of(prior: AudioVAE
         spread = next(p for p in reversed(list(collapsed.vae.encoder.parameters())) if p.ndim == 1)[collapsed.vae.latent_dim :]
         for candidate in torch.linspace(-3, 3, 2001):  # whatever maps it to a scale: take the one that is nearest to 1
             spread.copy_(candidate)
-            scale = collapsed.vae.infer(torch.ones(1, 513)).posterior.stddev
+            scale = collapsed.vae.infer(torch.ones(1, 513)).factors[0].posterior.stddev
             if abs(float(scale[0, 0]) - 1) < 2e-3:
                 break
     write_report(tmp_path / "r.html", [Evaluation("m", collapsed, [reported(toy_corpus_folder / "speaker1" / "0.wav")])], "t")

@@ -19,7 +19,7 @@ from conftest import RATE, build_prior
 
 from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, saved
 from audiovae.errors import ModelError, PathError
-from audiovae.saved import CARD, CONFIG, TENSORS, model_hash, read_config
+from audiovae.saved import CARD, CONFIG, TENSORS, read_config
 
 
 def digest(config: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def test_a_model_loads_without_its_card(model_folder: Path) -> None:
 
 def test_a_model_can_be_saved_over_another(model_folder: Path) -> None:
     build_prior(seed=1).save_pretrained(model_folder)
-    assert model_hash(AudioVAE.from_pretrained(model_folder)) == model_hash(build_prior(seed=1))
+    assert AudioVAE.from_pretrained(model_folder).model_hash() == build_prior(seed=1).model_hash()
 
 
 def test_an_interrupted_save_is_never_taken_for_a_model(prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +138,12 @@ def test_the_hash_is_that_of_the_fields_and_through_them_of_the_tensors(model_fo
     config = json.loads((model_folder / CONFIG).read_text())
     assert config["tensors_sha256"] == hashlib.sha256((model_folder / TENSORS).read_bytes()).hexdigest()
     assert config["config_sha256"] == digest(config)
-    assert model_hash(prior) == config["config_sha256"]
+    assert prior.model_hash() == config["config_sha256"]
 
 
 def test_the_hash_is_the_same_each_time_and_after_loading(model_folder: Path, prior: AudioVAE) -> None:
-    assert model_hash(prior) == model_hash(prior) == model_hash(build_prior()) == model_hash(AudioVAE.from_pretrained(model_folder))
-    assert model_hash(build_prior().train()) == model_hash(prior)
+    assert prior.model_hash() == prior.model_hash() == build_prior().model_hash() == AudioVAE.from_pretrained(model_folder).model_hash()
+    assert build_prior().train().model_hash() == prior.model_hash()
 
 
 def test_the_hash_changes_with_every_size_and_weight(prior: AudioVAE) -> None:
@@ -156,7 +156,7 @@ def test_the_hash_changes_with_every_size_and_weight(prior: AudioVAE) -> None:
         bias = nudged.vae.encoder[-1].bias
         bias[3] = torch.nextafter(bias[3], torch.tensor(1.0))
     others.append(nudged)
-    hashes = [model_hash(other) for other in [prior, *others]]
+    hashes = [other.model_hash() for other in [prior, *others]]
     assert len(set(hashes)) == len(hashes)
 
 
@@ -321,7 +321,7 @@ def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
 def test_a_model_folder_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_prior(seed=1).save_pretrained(tmp_path / "here" / "speech-16k")
     monkeypatch.chdir(tmp_path / "here")
-    assert model_hash(AudioVAE.from_pretrained("speech-16k")) == model_hash(build_prior(seed=1))
+    assert AudioVAE.from_pretrained("speech-16k").model_hash() == build_prior(seed=1).model_hash()
 
 
 def test_every_shipped_model_loads() -> None:

@@ -113,10 +113,10 @@ class LogVarianceVAE(VAE):
 
     def infer(self, power: Tensor, condition: Tensor | None = None, mean: bool = False) -> object:  # type: ignore[override]
         from audiovae.models.latents import standard_normal
-        from audiovae.models.vae import Inference
+        from audiovae.models.vae import Factor, Inference
 
         z = torch.zeros_like(power)
-        return Inference(z, standard_normal(z), standard_normal(z))
+        return Inference(z, (Factor(standard_normal(z), standard_normal(z)),))
 
     def prior(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> object:  # type: ignore[override]
         from audiovae.models.latents import standard_normal
@@ -129,6 +129,11 @@ class LogVarianceVAE(VAE):
         from audiovae import ComplexNormal
 
         return Independent(ComplexNormal(log_variance=latents), 1)
+
+    def log_likelihood(self, latents: Tensor, power: Tensor, condition: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def past(self, power: Tensor) -> None: ...
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Tensor:
         return torch.zeros(n_frames, self.n_freqs)

@@ -122,8 +122,8 @@ def test_the_trained_prior_is_the_one_in_the_folder(packed: Path, tmp_path: Path
 def test_settings_versions_and_data_are_recorded(packed: Path, uninterrupted: Path) -> None:
     found = json.loads((uninterrupted / "training" / "run.json").read_text())
     assert found["settings"]["learning_rate"] == SETTINGS.learning_rate
-    assert found["model"]["hidden"] == [16]
-    assert found["model"]["hop_length"] == 64
+    assert found["model"]["vae.settings.hidden"] == [16]
+    assert found["model"]["stft.hop_length"] == 64
     assert found["versions"]["torch"] == torch.__version__
     assert found["data"]["train"] == found["data"]["validation"] == PackedCorpus(packed).fingerprint()
     assert "12 recordings of 6 speakers" in found["data"]["description"]
@@ -239,7 +239,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("place", "nth"),
     [
-        ("audiovae.training.record.save", 2),
+        ("audiovae.saved.write", 2),
         ("audiovae.training.loop.save_checkpoint", 2),
         ("audiovae.training.record.Record.validation", 3),
     ],
@@ -382,9 +382,9 @@ def test_a_run_with_other_settings_is_refused_by_their_name(begun: Path, packed:
 @pytest.mark.parametrize(
     ("prior", "difference"),
     [
-        (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another latent_dim \(model\): 4 there, 5 now"),
-        (lambda: build(sizes=replace(SIZES, hidden=(16, 16))), r"another hidden \(model\): \[16\] there, \[16, 16\] now"),
-        (lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000), r"another hop_length \(model\): 64 there, 32 now"),
+        (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another vae\.settings\.latent_dim \(model\): 4 there, 5 now"),
+        (lambda: build(sizes=replace(SIZES, hidden=(16, 16))), r"another vae\.settings\.hidden \(model\): \[16\] there, \[16, 16\] now"),
+        (lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000), r"another stft\.hop_length \(model\): 64 there, 32 now"),
     ],
 )
 def test_a_run_with_another_model_is_refused_by_the_difference(
@@ -448,12 +448,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_utterances_and_keeps_the_
 
     with pytest.raises(TrainingError, match=r"the loss is nan at step 12, in a batch from .*; the checkpoint of step 10 is kept") as caught:
         run(packed, folder, prior=prior, progress=spoil)
-    _, utterances = SegmentSampler(corpus, "train", prior.stft, 8, torch.device("cpu")).draw(8, SETTINGS.seed, 12, 0)
+    _, utterances = SegmentSampler(corpus, "train", prior.segment_samples(8), torch.device("cpu")).draw(8, SETTINGS.seed, 12, 0)
     assert f"in a batch from {', '.join(sorted({u.id for u in utterances}))};" in str(caught.value)
     state = load_checkpoint(folder / "training")
     assert state is not None
     assert state["step"] == 10
-    assert all_finite({name: state[name] for name in ("vae", "optimizer", "average", "best")})
+    assert all_finite({name: state[name] for name in ("model", "optimizer", "average", "best")})
     run(packed, folder)  # without what spoilt it, it goes on as if nothing had been
     assert results(folder) == results(uninterrupted)
 
@@ -481,7 +481,7 @@ def test_weights_that_became_nan_just_before_a_checkpoint_do_not_replace_the_las
         run(packed, folder, prior=prior)
     state = load_checkpoint(folder / "training")
     assert state is not None
-    assert all_finite({name: state[name] for name in ("vae", "optimizer", "average", "best")})
+    assert all_finite({name: state[name] for name in ("model", "optimizer", "average", "best")})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def prescribed_elbos(monkeypatch: pytest.MonkeyPatch, elbos: list[float]) -> lis
         seen.append(copy.deepcopy(prior.vae.state_dict()))
         return elbos[len(seen) - 1] + 1.0, 1.0
 
-    monkeypatch.setattr(loop, "_validate", validate)
+    monkeypatch.setattr(loop, "_score", validate)
     return seen
 
 
@@ -615,10 +615,10 @@ def test_the_reported_elbo_is_that_of_the_saved_model(packed: Path, tmp_path: Pa
     fitted = run(packed, tmp_path / "model")
     prior = AudioVAE.from_pretrained(tmp_path / "model")
     corpus = PackedCorpus(packed)
-    waves, _ = SegmentSampler(corpus, "validation", prior.stft, 8, torch.device("cpu")).draw(2500, seed=5, step=0)
+    waves, _ = SegmentSampler(corpus, "validation", prior.segment_samples(8), torch.device("cpu")).draw(2500, seed=5, step=0)
     with torch.no_grad():
         x = prior.stft.frames(waves)
-        q = prior.vae.infer(x.abs().square()).posterior
+        q = prior.vae.infer(x.abs().square()).factors[0].posterior
         z = q.rsample()
         g = prior.vae.likelihood(z).variance
         log_p = (-math.log(math.pi) - g.log() - x.abs().square() / g).sum(-1)
@@ -664,7 +664,7 @@ def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrup
 def test_what_tensorboard_shows_is_made_without_dropout(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[bool] = []
     monkeypatch.setattr(
-        loop.Record, "validation", lambda record, step, log_likelihood, kl, prior, wave, condition: modes.append(prior.training)
+        loop.Record, "illustration", lambda record, step, model, wave, condition: modes.append(model.training)
     )
     run(packed, tmp_path / "model")
     assert modes == [False] * 6
@@ -789,7 +789,7 @@ def test_labels_reach_the_model_with_their_recordings(digits: Path, tmp_path: Pa
     run(digits, tmp_path / "model", replace(BRIEF, steps=3, equaliser_db=0.0), prior=prior)
     assert len(seen) == 3
     for step, (_, condition) in enumerate(seen):
-        _, utterances = SegmentSampler(corpus, "train", prior.stft, 8, torch.device("cpu")).draw(4, BRIEF.seed, step, 0)
+        _, utterances = SegmentSampler(corpus, "train", prior.segment_samples(8), torch.device("cpu")).draw(4, BRIEF.seed, step, 0)
         expected = [[u.labels["digit"] == "0", u.labels["digit"] == "1", u.speaker == "ann", u.speaker == "bob"] for u in utterances]
         assert condition.tolist() == [[float(value) for value in row] for row in expected]
     assert len({str(condition.tolist()) for _, condition in seen}) > 1
@@ -833,9 +833,9 @@ def test_mixed_precision_scores_the_power_in_full_precision(packed: Path, tmp_pa
     seen: dict[str, torch.Tensor] = {}
     forward = loop.TrainingLoss.forward
 
-    def spy(self: loop.TrainingLoss, batch: loop.Batch, beta: float) -> torch.Tensor:
-        seen.setdefault(precision, batch.frame_power)
-        return forward(self, batch, beta)
+    def spy(self: loop.TrainingLoss, batch: loop.Batch) -> torch.Tensor:
+        seen.setdefault(precision, batch.observed)
+        return forward(self, batch)
 
     monkeypatch.setattr(loop.TrainingLoss, "forward", spy)
     corpus = PackedCorpus(packed)

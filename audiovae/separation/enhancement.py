@@ -228,7 +228,7 @@ def check_prior(prior: AudioVAE) -> None:
     if vae.needs_past:
         raise AudiovaeError(f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone")
     if not vae.is_density:
-        raise AudiovaeError(f"the likelihood {vars(vae.settings)['likelihood']!r} is no density of the STFT, so its PSD stands for no variance")
+        raise AudiovaeError(f"the likelihood {vars(vae.settings)['likelihood']!r} is no density of the STFT: its PSD is no variance")
     if vae.lookahead >= EVERYTHING:
         raise AudiovaeError(
             f"{name} has one latent vector for a whole sequence, and no recording is one; use a prior with latents of frames alone"
