@@ -89,9 +89,11 @@ def fit(
         progress: called now and then.
 
     Raises:
-        TrainingError: another run (other settings, data or model) stands in `folder`; a loss that is not finite.
+        TrainingError: the model cannot be trained so; another run (other settings, data or model) stands in `folder`; a loss
+            that is not finite.
         CorpusError: a split without recordings.
     """
+    model.check(settings)
     fabric = _engine(settings, device)
     model.to(fabric.device).train()
     data = _Data(model, corpus, validation, settings, fabric)
