@@ -664,6 +664,75 @@ def test_what_a_recurrence_remembers_fades_within_its_context(case: str) -> None
         assert far.max() < 1e-3 * moved.max()
 
 
+# Export --------------------------------------------------------------------------------------------------------------
+
+IN_TURN = ("RVAE", "DKF", "VRNN", "SRNN")
+ON_PAST = ("STORN", "VRNN", "SRNN")
+
+
+@every_model
+def test_the_path_and_the_psd_for_export_are_those_of_the_distributions(case: str) -> None:
+    vae, x, condition = stirred(case), power(spectrograms(2, 6)), labels_for(stirred(case), 2)
+    name = CASES[case][0]
+    latents = vae.infer(x, condition, mean=True).latents
+    if name in IN_TURN:
+        with pytest.raises(LatentError, match=f"{name} infers each latent vector from the one before it"):
+            vae.mean_path(x, condition)
+    else:
+        found, _ = vae.mean_path(x, condition)
+        torch.testing.assert_close(found, latents)
+    if name in ON_PAST or not vae.has_psd:
+        with pytest.raises(LatentError, match="LabelVAE predicts labels" if not vae.has_psd else f"{name} feeds on the sound before"):
+            vae.log_psd(latents, condition)
+    else:
+        torch.testing.assert_close(vae.log_psd(latents, condition).exp(), vae.likelihood(latents, condition).variance)
+
+
+@every_model
+def test_a_causal_encoder_goes_on_from_its_state(case: str) -> None:
+    """Blocks of any length, one frame and none among them, give what the whole gives."""
+    vae = stirred(case)
+    if CASES[case][0] in IN_TURN or CASES[case][0] == "SequenceVAE":
+        return
+    x, condition = power(spectrograms(2, 25)), labels_for(vae, 2)
+    whole, last = vae.mean_path(x, condition)
+    assert (last is not None) == (bool(vae.context) and not vae.lookahead and vae.frames_are_independent)
+    if last is None:
+        return
+    state, parts = None, []
+    for block in x.split([1, 7, 0, 2, 15], dim=-2):
+        part, state = vae.mean_path(block, condition, state)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, dim=-2), whole)
+    assert state is not None
+    torch.testing.assert_close(state, last)
+    assert state.shape == (2, vae.context, vae.settings.width)  # its size does not grow
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] in ("FrameVAE", "Autoencoder", "ContextVAE")])
+def test_frame_wise_models_are_exported_as_graphs(case: str) -> None:
+    vae = stirred(case)
+    if vae.conditions.labels:
+        return  # conditions are checked by their values
+
+    class Path(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, power: Tensor) -> tuple[Tensor, Tensor]:
+            latents, _ = self.vae.mean_path(power)
+            return latents, self.vae.log_psd(latents)
+
+    with torch.no_grad():
+        graph = torch.export.export(Path(), (power(spectrograms(6)),), dynamic_shapes=({0: torch.export.Dim("frame")},)).module()
+        x = power(spectrograms(9, seed=3))
+        latents, log_psd = graph(x)
+        expected = vae.infer(x, mean=True).latents
+        torch.testing.assert_close(latents, expected)
+        torch.testing.assert_close(log_psd.exp(), vae.likelihood(expected).variance)
+
+
 # Free running and generation -----------------------------------------------------------------------------------------
 
 

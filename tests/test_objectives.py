@@ -58,6 +58,12 @@ class Toy(VAE):
     def past(self, power: Tensor) -> None:
         return None
 
+    def mean_path(self, power: Tensor, condition: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, None]:
+        raise NotImplementedError
+
+    def log_psd(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
     def log_likelihood(self, latents: Tensor, power: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.likelihood(latents).base_dist.summed_log_prob_of_power(power)  # type: ignore[attr-defined]
 

@@ -135,6 +135,12 @@ class LogVarianceVAE(VAE):
 
     def past(self, power: Tensor) -> None: ...
 
+    def mean_path(self, power: Tensor, condition: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, None]:
+        raise NotImplementedError
+
+    def log_psd(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+        return latents
+
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Tensor:
         return torch.zeros(n_frames, self.n_freqs)
 

@@ -64,7 +64,7 @@ class DKF(Dynamical):
     Reference: R. Krishnan, U. Shalit, D. Sontag, "Deep Kalman filters", 2015, and "Structured inference networks", AAAI 2017.
     """
 
-    factorised_posterior = False
+    factorised_posterior, draws_in_turn = False, True
 
     def __init__(self, n_freqs: int, settings: DKFSettings = DKFSettings()) -> None:
         super().__init__(n_freqs, settings)

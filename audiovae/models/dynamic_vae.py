@@ -76,6 +76,11 @@ class DynamicVAE(SoundVAE):
     ) -> Float[Tensor, "*batch frame freq"]:
         return cast(Tensor, self.decoder(self.conditions.join(latents, condition)))
 
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        return self.infer(power, condition, mean=True).latents, None
+
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         drawn = self.log_power.mean.new_zeros(n_frames, self.latent_dim)
         if condition is not None and condition.ndim == 2 and len(condition) != n_frames:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent
 
-from audiovae.errors import ConditionError
+from audiovae.errors import ConditionError, LatentError
 from audiovae.models.latents import Gaussian, normal
 from audiovae.models.sound_vae import SoundVAE
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -26,9 +26,13 @@ class Dynamical(SoundVAE, ABC):
         n_freqs: frequency bins per frame.
         settings: the sizes.
         latent_dim: width of a frame's latents, where it is not that of the settings.
+
+    Attributes:
+        draws_in_turn: is each latent vector inferred from the one drawn before it, in a recurrence?
     """
 
     context = lookahead = RECURRENT_CONTEXT
+    draws_in_turn: bool = False
 
     def __init__(self, n_freqs: int, settings: SoundSettings, latent_dim: int | None = None) -> None:
         super().__init__(n_freqs, settings, Gaussian(settings.latent_dim if latent_dim is None else latent_dim))
@@ -36,6 +40,13 @@ class Dynamical(SoundVAE, ABC):
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)
         self.observation.calibrate(power, cautious=True)
+
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        if self.draws_in_turn:
+            raise LatentError(f"{type(self).__name__} infers each latent vector from the one before it: it has no graph to export")
+        return self.infer(power, condition, mean=True).latents, None
 
     def _inputs(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None

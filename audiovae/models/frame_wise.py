@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.sound_vae import SoundVAE
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.temporal import stream
 
 
 class FrameWise(SoundVAE, ABC):
@@ -36,6 +37,16 @@ class FrameWise(SoundVAE, ABC):
         posterior = self.latents.from_outputs(outputs.to(power.dtype))  # back from mixed precision
         latents = self.latents.centre(posterior) if mean else posterior.rsample()
         return Inference(latents, (Factor(posterior, self.prior(latents) if self.has_prior else None),))
+
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        x = self.conditions.join(self.log_power(power), condition)
+        if self.context and not self.lookahead:
+            outputs, state = stream(self.encoder, x, state)
+        else:
+            outputs, state = self.encoder(x), None
+        return self.latents.centre(self.latents.from_outputs(outputs.to(power.dtype))), state
 
     def prior(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None

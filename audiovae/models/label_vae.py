@@ -140,6 +140,16 @@ class LabelVAE(VAE):
     def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor:
         return power  # p(z | x) and p(y | x, z) see the sound itself
 
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        return self.infer(power, condition, mean=True).latents, None
+
+    def log_psd(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        raise LatentError("a LabelVAE predicts labels: it has no PSD")
+
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         raise LatentError("a LabelVAE has no latents without a sound; it predicts the label of one")
 

@@ -145,7 +145,7 @@ class PointFamily(_Euclidean):
         self.n_outputs = dim
 
     def from_outputs(self, outputs: Float[Tensor, "*batch output"]) -> Distribution:
-        return Point(outputs)
+        return Point(outputs, validate_args=False)
 
     def build(self, **parameters: Tensor) -> Distribution:
         return Point(parameters["location"])

@@ -37,7 +37,7 @@ class RVAE(Dynamical):
         ICASSP 2020.
     """
 
-    factorised_posterior = False
+    factorised_posterior, draws_in_turn = False, True
 
     def __init__(self, n_freqs: int, settings: RVAESettings = RVAESettings()) -> None:
         super().__init__(n_freqs, settings)

@@ -108,6 +108,11 @@ class SequenceVAE(SoundVAE):
                 hidden = block(hidden, y)
         return cast(Tensor, self.to_spectrum(hidden[..., :n_frames, :]))
 
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        return self.infer(power, condition, mean=True).latents, None
+
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         self._check_length(n_frames)
         v = self.latents.prior(self.log_power.mean.new_zeros(self.latent_dim)).sample()

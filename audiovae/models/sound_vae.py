@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent
 
+from audiovae.errors import LatentError
 from audiovae.models.conditions import Conditions
 from audiovae.models.latents import LatentFamily
 from audiovae.models.observation import DENSITIES, Observation
@@ -64,6 +65,13 @@ class SoundVAE(VAE, ABC):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "*batch frame"]:
         return self.likelihood(latents, condition, self.past(power)).base_dist.summed_log_prob_of_power(power)
+
+    def log_psd(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        if self.needs_past or self.own_past is not None:
+            raise LatentError(f"{type(self).__name__} feeds on the sound before, so its PSD has no graph of its own to export")
+        return self.observation(self.decode(latents, condition, None)).variance.log()
 
     def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:
         return power if self.needs_past or (self.training and self.own_past is not None) else None

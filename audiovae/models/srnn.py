@@ -44,7 +44,7 @@ class SRNN(Dynamical):
         parallel: D. Duckworth et al., "Parallel scheduled sampling", 2019.
     """
 
-    factorised_posterior = False
+    factorised_posterior, draws_in_turn = False, True
 
     def __init__(self, n_freqs: int, settings: SRNNSettings = SRNNSettings()) -> None:
         super().__init__(n_freqs, settings)

@@ -163,6 +163,33 @@ class VAE(nn.Module, ABC):
         """What prior and likelihood may see of the true x: None where they see latents alone."""
 
     @abstractmethod
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        """The latents of `infer(power, mean=True)`, tensors in and out: what is exported as a graph.
+
+        Args:
+            state: of a causal encoder with context, what it gave back with the frames before; None at the start.
+
+        Returns:
+            the latents, and the state from which the next frames go on; None where frames are independent or the future
+            is needed.
+
+        Raises:
+            LatentError: a model that draws its latents one after another.
+        """
+
+    @abstractmethod
+    def log_psd(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        """The logarithm of `likelihood(latents).variance`, tensors in and out, the latents unchecked: see `mean_path`.
+
+        Raises:
+            LatentError: a model that feeds on the sound before, or that has no PSD.
+        """
+
+    @abstractmethod
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         """Ancestral sampling: latents of `n_frames` frames from p(z).
 

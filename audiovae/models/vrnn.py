@@ -41,7 +41,7 @@ class VRNN(Dynamical):
     """
 
     needs_past = True
-    factorised_posterior = False
+    factorised_posterior, draws_in_turn = False, True
 
     def __init__(self, n_freqs: int, settings: VRNNSettings = VRNNSettings()) -> None:
         super().__init__(n_freqs, settings)
