@@ -1,4 +1,4 @@
-"""What training maximises and evaluation quotes: bounds on log p(x), in nats per frame, from the power |x|^2 of an STFT."""
+"""What training maximises and evaluation quotes: bounds on log p(x), in nats per frame, from the power |x|^2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class ELBO:
 
     Attributes:
         log_likelihood: log p(x_t | z) at one sample z ~ q(z | x), `[..., frame]`.
-        kl: KL[q(z_t | ...) || p(z_t | ...)] along that sample, `[..., frame]`; that of a whole sequence is shared by its frames.
+        kl: KL[q(z_t | ...) || p(z_t | ...)] along that sample, `[..., frame]`; that of a whole sequence is shared by
+            its frames.
     """
 
     log_likelihood: Float[Tensor, "*batch frame"]
@@ -41,9 +42,9 @@ class ELBO:
 def elbo(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> ELBO:
     """One-sample estimate of E_q[log p(x | z)] - KL[q(z | x) || p(z)].
 
-    The likelihood term of the complex Gaussian is minus the Itakura-Saito divergence d_IS(|x|^2, variance) up to terms of x
-    alone, so maximising the one minimises the other. A model that needs past x is given the true one (teacher forcing):
-    that is its density.
+    The likelihood term of the complex Gaussian is minus the Itakura-Saito divergence d_IS(|x|^2, variance) up to terms
+    of x alone, so maximising the one minimises the other. A model that needs past x is given the true one (teacher
+    forcing): that is its density.
 
     Raises:
         ValueError: a complex spectrogram instead of its power.
@@ -56,7 +57,7 @@ def elbo(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor 
 
 
 def kl(inference: Inference) -> Float[Tensor, "*batch frame"]:
-    """KL[q(z | x) || p(z)] along a path of latents; what is of the whole sequence is divided evenly among its frames."""
+    """KL[q(z | x) || p(z)] along a path of latents; that of a whole sequence is divided evenly among its frames."""
     n_frames = inference.latents.shape[-2]
     total = inference.latents.new_zeros(inference.latents.shape[:-1])
     for factor in inference.factors:
@@ -81,8 +82,8 @@ def importance_weighted_bound(
 ) -> Float[Tensor, "*batch frame"]:
     """Log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x) with K = `n_samples`, `[..., frame]`, in nats.
 
-    A lower bound of log p(x_t) that rises with K in expectation. Where frames are independent the weights are per frame; else
-    they are per sequence, and every frame gets an equal share of its bound.
+    A lower bound of log p(x_t) that rises with K in expectation. Where frames are independent the weights are per
+    frame; else they are per sequence, and every frame gets an equal share of its bound.
 
     Raises:
         ValueError: n_samples < 1, a model without a prior, or a complex spectrogram instead of its power.
@@ -111,14 +112,15 @@ def importance_weighted_surrogate(
 ) -> Float[Tensor, "*batch frame"]:
     """The importance-weighted bound, whose gradient is the doubly reparameterised one, `[..., frame]`.
 
-    Decoder and prior get sum_k w_k d log w_k with the normalised weights w; the encoder gets sum_k w_k^2 (d log w_k / d z_k)
-    (d z_k / d phi) with log q(z | x) held fixed, whose variance does not grow with K.
+    Decoder and prior get sum_k w_k d log w_k with the normalised weights w; the encoder gets sum_k w_k^2 (d log w_k / d
+    z_k) (d z_k / d phi) with log q(z | x) held fixed, whose variance does not grow with K.
 
     Raises:
-        ValueError: a model without a prior, or a posterior that does not factorise over frames: its density cannot be held
-            fixed along a path.
+        ValueError: a model without a prior, or a posterior that does not factorise over frames: its density cannot be
+            held fixed along a path.
 
-    Reference: G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019, eq. 8.
+    Reference: G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019, eq.
+        8.
     """
     check_importance_training(vae)
     drawn, y = power.expand(n_samples, *power.shape), _repeated(condition, n_samples)
@@ -139,8 +141,8 @@ def check_importance_training(vae: VAE) -> None:
     _check_weights(vae)
     if not vae.factorised_posterior:
         raise ValueError(
-            "importance_samples above 1 needs a q(z | x) whose factors do not depend on each other's draws, as they do in "
-            f"{type(vae).__name__}"
+            "importance_samples above 1 needs a q(z | x) whose factors do not depend on each other's draws, as they do "
+            f"in {type(vae).__name__}"
         )
 
 
@@ -215,7 +217,7 @@ class Objective:
 def training_loss(
     vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
 ) -> Float[Tensor, 2]:
-    """The loss -log p(x | z) + beta KL (or minus the importance-weighted bound) and the KL alone, means over frames, in nats."""
+    """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over frames, in nats."""
     if vae.own_past is not None:
         vae.own_past = objective.own_past
     if objective.importance_samples > 1:
@@ -233,7 +235,8 @@ def free_bits(inference: Inference, nats: float) -> Float[Tensor, ""]:
 
     Where the KL does not split into dimensions the floor is that of all of them together.
 
-    Reference: D. Kingma et al., "Improved variational inference with inverse autoregressive flow", NeurIPS 2016, eq. 15.
+    Reference: D. Kingma et al., "Improved variational inference with inverse autoregressive flow", NeurIPS 2016, eq.
+        15.
     """
     of_dimensions = kl_by_dimension(inference)
     if of_dimensions is None:
@@ -280,8 +283,8 @@ def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
     if active > max(1, len(kl) // 20) or active == len(kl):
         return None
     return (
-        f"the posterior has collapsed: {active} of {len(kl)} latent dimensions carry more than {ACTIVE_NATS} nats, so the "
-        "decoder ignores its input; lower beta, warm it up longer, or lower the learning rate"
+        f"the posterior has collapsed: {active} of {len(kl)} latent dimensions carry more than {ACTIVE_NATS} nats, so "
+        "the decoder ignores its input; lower beta, warm it up longer, or lower the learning rate"
     )
 
 

@@ -61,9 +61,9 @@ class Latents:
 class AudioVAE(Trainable):
     """A prior of clean audio: a distribution over STFT frames, at any level.
 
-    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided by
-    its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is that
-    of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
+    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided
+    by its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is
+    that of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
 
     Args:
         stft: the front end.
@@ -122,7 +122,7 @@ class AudioVAE(Trainable):
         }
 
     def model_hash(self) -> str:
-        """SHA-256 that identifies sizes and weights: the `config_sha256` that saving this prior writes; latents carry it."""
+        """SHA-256 that identifies sizes and weights: the `config_sha256` of a saved prior, which latents carry."""
         return saved.model_hash(self.config(), self.state_dict())
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
@@ -137,7 +137,7 @@ class AudioVAE(Trainable):
         return self.stft.window.device
 
     def measure_level(self, wave: Float[Tensor, "*batch sample"]) -> Float[Tensor, "*batch"]:
-        """Level of each wave alone, see `audiovae.level`; for the shared one of a recording, give its channels to that."""
+        """Level of each wave alone, see `audiovae.level`; for that of a recording, give its channels to it."""
         flat = wave.detach().reshape(-1, wave.shape[-1]).numpy(force=True)
         levels = np.array([active_level(row, self.sample_rate) for row in flat])
         return torch.from_numpy(levels).to(wave.device, wave.dtype).reshape(wave.shape[:-1])
@@ -166,7 +166,8 @@ class AudioVAE(Trainable):
     ) -> Float[Tensor, "*batch frame freq"]:
         """PSD of the encoded wave at its own level, from the posterior's centre or a sample.
 
-        A sample is drawn from the distributions along the path of the centres: frame by frame, where they follow each other.
+        A sample is drawn from the distributions along the path of the centres: frame by frame, where they follow each
+        other.
         """
         check_choice(choice)
         z = latents.inference.latents if choice == "mean" else latents.inference.sample()
@@ -189,8 +190,8 @@ class AudioVAE(Trainable):
                 "griffin-lim" estimates it.
             latents: decode the posterior's centre or a sample.
             level: see the class.
-            teacher_forcing: show the true past to a model that needs it: the prediction of each frame, no resynthesis from
-                latents. Others ignore it.
+            teacher_forcing: show the true past to a model that needs it: the prediction of each frame, no resynthesis
+                from latents. Others ignore it.
 
         Raises:
             ValueError: another phase or choice of latents.
@@ -215,8 +216,8 @@ class AudioVAE(Trainable):
     ) -> Float[Tensor, "*batch frame"]:
         """A lower bound of log p(x_t) for every frame of the wave's STFT, in nats.
 
-        The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log pi
-        included): dividing by the level adds -2 n_freqs log(level), so scaling a wave by 10 moves it by exactly
+        The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log
+        pi included): dividing by the level adds -2 n_freqs log(level), so scaling a wave by 10 moves it by exactly
         -2 n_freqs log 10. Digital silence is scored at level 1.
 
         Args:
@@ -254,7 +255,7 @@ class AudioVAE(Trainable):
         return self.vae.likelihood(latents, condition, past).variance
 
     def condition(self, **labels: str) -> Float[Tensor, " label"]:
-        """The condition of one class for every label of the model, on its device: `prior.condition(digit="7", speaker="theo")`.
+        """The condition of one class for every label, on the device: `prior.condition(digit="7", speaker="theo")`.
 
         Raises:
             ConditionError: a label is missing or unknown, or has no such class.

@@ -1,7 +1,7 @@
 """Saved models: a folder of config.json, model.safetensors and README.md, laid out as a Hugging Face hub repository.
 
-`config.json` holds the sizes, the SHA-256 of the tensors' file and the SHA-256 of all its other fields, both verified at
-load. The second one identifies the model: latents carry it.
+`config.json` holds the sizes, the SHA-256 of the tensors' file and the SHA-256 of all its other fields, both verified
+at load. The second one identifies the model: latents carry it.
 """
 
 from __future__ import annotations

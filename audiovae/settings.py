@@ -62,7 +62,8 @@ class LabelledSettings(SoundSettings):
     """Those of a model of sound that labels may condition.
 
     Attributes:
-        labels: names and classes of the labels that condition the model, such as {"digit": ("0", "1"), "speaker": ("a", "b")}.
+        labels: names and classes of the labels that condition the model, such as {"digit": ("0", "1"), "speaker": ("a",
+            "b")}.
     """
 
     fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5}
@@ -268,7 +269,8 @@ class SRNNSettings(SoundSettings):
     Attributes:
         width: of both LSTMs.
         features: width of the layers next to the spectrum.
-        own_past: the model that needs no past x, for it feeds on its own predictions; see `TrainingSettings.scheduled_sampling`.
+        own_past: the model that needs no past x, for it feeds on its own predictions; see
+            `TrainingSettings.scheduled_sampling`.
     """
 
     width: int = 128
@@ -294,8 +296,8 @@ class DSAESettings(SoundSettings):
 MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
     kind.__name__.removesuffix("Settings"): kind
     for kind in (
-        FrameVAESettings, AutoencoderSettings, ContextVAESettings, DynamicVAESettings, SequenceVAESettings, LabelVAESettings, RVAESettings,
-        DKFSettings, STORNSettings, VRNNSettings, SRNNSettings, DSAESettings,
+        FrameVAESettings, AutoencoderSettings, ContextVAESettings, DynamicVAESettings, SequenceVAESettings,
+        LabelVAESettings, RVAESettings, DKFSettings, STORNSettings, VRNNSettings, SRNNSettings, DSAESettings,
     )
 }  # fmt: skip
 
@@ -348,7 +350,8 @@ class PrepareSettings:
         validation_speakers: file that names speakers to hold out for validation, one a line.
         test_speakers: file that names speakers to hold out for testing, one a line.
         speeds: pack every training recording once more at each of these speeds, such as [0.9, 1.1].
-        labels: CSV or TSV file with a column "file" (paths below the folder) and a column for every label of the recordings.
+        labels: CSV or TSV file with a column "file" (paths below the folder) and a column for every label of the
+            recordings.
     """
 
     sample_rate: int = 16000
@@ -377,21 +380,26 @@ class TrainingSettings:
     Attributes:
         steps: optimiser steps; the learning rate follows one cosine over them.
         batch_frames: STFT frames per step and device.
-        segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames segments.
+        segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames
+            segments.
         learning_rate: highest learning rate (Adam).
         warmup: share of the steps over which the learning rate rises from zero.
         weight_decay: decoupled weight decay (AdamW).
         beta: weight of the KL term; 1 maximises the ELBO, less buys sound with bits.
         beta_warmup: share of the steps (of each cycle) over which beta rises linearly from zero.
         beta_cycles: how often beta starts again from zero; 1 is a plain warm-up.
-        free_bits: KL per latent dimension, in nats averaged over a batch, below which a dimension costs this much: no reason to
-            collapse it. Where the KL does not split into dimensions it is per frame, latent_dim times as much.
-        importance_samples: above 1, train the importance-weighted bound of so many samples, with the doubly reparameterised gradient.
-        scheduled_sampling: shares of the steps between which a model that feeds on past frames changes over from the true ones to
-            its own predictions, such as [0.3, 0.8]; empty keeps the true ones.
+        free_bits: KL per latent dimension, in nats averaged over a batch, below which a dimension costs this much: no
+            reason to collapse it. Where the KL does not split into dimensions it is per frame, latent_dim times as
+            much.
+        importance_samples: above 1, train the importance-weighted bound of so many samples, with the doubly
+            reparameterised gradient.
+        scheduled_sampling: shares of the steps between which a model that feeds on past frames changes over from the
+            true ones to its own predictions, such as [0.3, 0.8]; empty keeps the true ones.
         clip_norm: gradients are scaled down to this norm.
-        averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last weights.
-        equaliser_db: each drawn segment passes a smooth random equaliser; standard deviation of its lowest cosine in dB.
+        averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last
+            weights.
+        equaliser_db: each drawn segment passes a smooth random equaliser; standard deviation of its lowest cosine in
+            dB.
         validate_every: steps between validations; each also writes a checkpoint.
         patience: validations without a better ELBO before training stops; 0 never stops early.
         log_every: steps between lines of the loss trace.
@@ -449,7 +457,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.importance_samples > 1 and (self.beta != 1 or self.beta_warmup or self.free_bits):
             raise ValueError(
-                "importance_samples above 1 trains a bound of its own: leave beta at 1, without beta_warmup or free_bits"
+                "importance_samples above 1 trains a bound of its own: leave beta at 1, without beta_warmup or "
+                "free_bits"
             )
         if self.scheduled_sampling and not (
             len(self.scheduled_sampling) == 2 and 0 <= self.scheduled_sampling[0] < self.scheduled_sampling[1] <= 1

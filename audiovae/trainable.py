@@ -46,7 +46,11 @@ class Trainable(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, waves: Float[Tensor, "segment *channel sample"], equaliser: Equaliser | None = None) -> Tensor:
-        """What the model is trained on, in its own precision, one entry per segment: another microphone's with `equaliser`."""
+        """What the model is trained on, in its own precision, one entry per segment.
+
+        Args:
+            equaliser: what is heard is that of another microphone.
+        """
 
     @abstractmethod
     def calibrate(self, observed: Tensor) -> None:
@@ -70,7 +74,7 @@ class Trainable(nn.Module, ABC):
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """All that tells it from other models but for its weights, as JSON can hold it: what a saved model's config says."""
+        """All but the weights that tells it from other models, as JSON can hold it: the config of a saved model."""
 
     @abstractmethod
     def illustrate(self, wave: Float[Tensor, "*channel sample"], condition: Tensor | None) -> dict[str, Tensor]:

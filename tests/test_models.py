@@ -612,7 +612,8 @@ def test_the_structure_of_a_model_is_that_of_its_attributes(case: str) -> None:
     torch.manual_seed(1)
     first, second = vae.infer(x, condition), vae.infer(x, condition)
     same = all(
-        torch.equal(ours, theirs) for ours, theirs in zip(parameters_of(posterior_of(first)), parameters_of(posterior_of(second)), strict=True)
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(*(parameters_of(posterior_of(inference)) for inference in (first, second)), strict=True)
     )
     assert vae.factorised_posterior == same  # its parameters do not depend on what is drawn
     if not vae.has_psd:

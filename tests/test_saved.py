@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ from conftest import RATE, build_prior
 from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, saved
 from audiovae.errors import ModelError, PathError
 from audiovae.saved import CARD, CONFIG, TENSORS, read_config
+from audiovae.settings import MODEL_SETTINGS, settings_from_config, settings_to_config
 
 
 def digest(config: dict[str, Any]) -> str:
@@ -158,6 +160,60 @@ def test_the_hash_changes_with_every_size_and_weight(prior: AudioVAE) -> None:
     others.append(nudged)
     hashes = [other.model_hash() for other in [prior, *others]]
     assert len(set(hashes)) == len(hashes)
+
+
+def test_the_hash_of_every_shipped_model_is_that_of_its_file() -> None:
+    for name in saved.shipped_names():
+        assert AudioVAE.from_pretrained(name).model_hash() == read_config(saved.find(name))["config_sha256"]
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+# What a user may choose of what every config states: all else follows from the class.
+CHOICES = {
+    "FrameVAE": {"latent", "dirichlet_concentration", "likelihood", "labels"},
+    "ContextVAE": {"latent", "dirichlet_concentration", "likelihood", "labels"},
+    "SequenceVAE": {"latent", "dirichlet_concentration", "likelihood", "labels"},
+    "DynamicVAE": {"likelihood", "labels"},
+    "LabelVAE": {"labels"},
+    **{kind: {"likelihood"} for kind in ("Autoencoder", "RVAE", "DKF", "STORN", "VRNN", "SRNN", "DSAE")},
+}
+STATED = ["latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels"]  # first, and in this order
+
+
+@pytest.mark.parametrize("kind", MODEL_SETTINGS)
+def test_settings_hold_what_a_model_takes_and_configs_state_the_rest_too(kind: str) -> None:
+    settings = MODEL_SETTINGS[kind]()
+    names = {field.name for field in dataclasses.fields(settings)}
+    assert names & set(STATED) == CHOICES[kind] | {"latent_dim"}
+    config = settings_to_config(settings)
+    assert list(config)[:5] == STATED
+    assert config.keys() == names | set(STATED)
+    assert config["latent"] == ("point" if kind == "Autoencoder" else "gaussian")
+    assert config["dirichlet_concentration"] == 0.5
+    assert settings_from_config(kind, json.loads(json.dumps(config))) == settings
+    assert settings_from_config(kind, {name: config[name] for name in names}) == settings
+
+
+REFUSED_SETTINGS = [
+    ("RVAE", {"latent": "dirichlet"}, "latent is always 'gaussian' in a model of type RVAE, got 'dirichlet'"),
+    ("DynamicVAE", {"dirichlet_concentration": 0.7}, "dirichlet_concentration is always 0.5 in a model of type DynamicVAE, got 0.7"),
+    ("DKF", {"labels": {"digit": ["0", "1"]}}, "labels is always {} in a model of type DKF"),
+    ("LabelVAE", {"likelihood": "bernoulli"}, "likelihood is always 'complex-gaussian' in a model of type LabelVAE"),
+    ("Autoencoder", {"latent": "gaussian"}, "latent is always 'point' in a model of type Autoencoder"),
+    ("FrameVAE", {"depth": 3, "colour": 1}, "a model of type FrameVAE has no setting colour, depth"),
+    ("FlowVAE", {}, "the type of the model must be one of FrameVAE, .*, got 'FlowVAE'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), REFUSED_SETTINGS)
+def test_a_saved_choice_that_a_class_does_not_give_is_refused_with_the_reason(
+    kind: str, changes: dict[str, Any], message: str, model_folder: Path
+) -> None:
+    settings = settings_to_config(MODEL_SETTINGS.get(kind, FrameVAESettings)())
+    rewrite(model_folder, vae={"type": kind, "settings": {**settings, **changes}})
+    with pytest.raises(ModelError, match=rf"does not describe a model that this version can build \({message}"):
+        AudioVAE.from_pretrained(model_folder)
 
 
 # Damage --------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from audiovae import (
     STFT,
@@ -40,6 +41,8 @@ from audiovae.cli.main import main
 from audiovae.corpora.batches import SegmentSampler
 from audiovae.errors import CorpusError, PathError, TrainingError
 from audiovae.models import MODELS
+from audiovae.objectives import ELBO, Objective
+from audiovae.trainable import Trainable
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
@@ -122,8 +125,8 @@ def test_the_trained_prior_is_the_one_in_the_folder(packed: Path, tmp_path: Path
 def test_settings_versions_and_data_are_recorded(packed: Path, uninterrupted: Path) -> None:
     found = json.loads((uninterrupted / "training" / "run.json").read_text())
     assert found["settings"]["learning_rate"] == SETTINGS.learning_rate
-    assert found["model"]["vae.settings.hidden"] == [16]
-    assert found["model"]["stft.hop_length"] == 64
+    assert found["model"]["hidden"] == [16]
+    assert found["model"]["hop_length"] == 64
     assert found["versions"]["torch"] == torch.__version__
     assert found["data"]["train"] == found["data"]["validation"] == PackedCorpus(packed).fingerprint()
     assert "12 recordings of 6 speakers" in found["data"]["description"]
@@ -382,9 +385,9 @@ def test_a_run_with_other_settings_is_refused_by_their_name(begun: Path, packed:
 @pytest.mark.parametrize(
     ("prior", "difference"),
     [
-        (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another vae\.settings\.latent_dim \(model\): 4 there, 5 now"),
-        (lambda: build(sizes=replace(SIZES, hidden=(16, 16))), r"another vae\.settings\.hidden \(model\): \[16\] there, \[16, 16\] now"),
-        (lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000), r"another stft\.hop_length \(model\): 64 there, 32 now"),
+        (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another latent_dim \(model\): 4 there, 5 now"),
+        (lambda: build(sizes=replace(SIZES, hidden=(16, 16))), r"another hidden \(model\): \[16\] there, \[16, 16\] now"),
+        (lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000), r"another hop_length \(model\): 64 there, 32 now"),
     ],
 )
 def test_a_run_with_another_model_is_refused_by_the_difference(
@@ -802,6 +805,93 @@ def test_a_recording_without_a_label_of_the_model_is_named(packed: Path, tmp_pat
     ):
         run(packed, tmp_path / "model", BRIEF, prior=prior)
     assert not (tmp_path / "model").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Anything that keeps the contract
+
+
+class Loudness(Trainable):
+    """x_n ~ N(0, exp(theta)) for the samples of two channels, the second a tenth of the first: nothing spectral, nothing latent.
+
+    Its best weights are known: theta_c = log E x_c^2.
+    """
+
+    sample_rate = 16000
+    labels, kind, unit = {}, "Loudness", "nats per sample"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(2, 1))
+        self.register_buffer("calibrated", torch.zeros(()))
+
+    def segment_samples(self, n_frames: int) -> int:
+        return 100 * n_frames
+
+    def observe(self, waves: torch.Tensor, equaliser: Any = None) -> torch.Tensor:
+        assert equaliser is None
+        return torch.stack([waves, 0.1 * waves], dim=-2)  # [segment, channel, sample]
+
+    def calibrate(self, observed: torch.Tensor) -> None:
+        self.calibrated += observed.shape[1]
+
+    def elbo(self, observed: torch.Tensor, condition: torch.Tensor | None) -> ELBO:
+        density = -0.5 * (math.log(2 * math.pi) + self.theta + observed.square() / self.theta.exp())
+        return ELBO(density.mean(-2), torch.zeros_like(density.mean(-2)))
+
+    def loss(self, observed: torch.Tensor, condition: torch.Tensor | None, objective: Objective) -> torch.Tensor:
+        terms = self.elbo(observed, condition)
+        return torch.stack([-terms.bound.mean(), terms.kl.mean()])
+
+    def check(self, settings: TrainingSettings) -> None:
+        if settings.free_bits:
+            raise TrainingError("Loudness has no latents")
+
+    def warning(self, observed: torch.Tensor, condition: torch.Tensor | None) -> str:
+        return f"heard {observed.shape[1]} channels"
+
+    def config(self) -> dict[str, Any]:
+        return {"channels": 2}
+
+    def illustrate(self, wave: torch.Tensor, condition: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        return {"heard": wave, "map": torch.rand(3, 5, 4)}
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        saved.write(folder, self.config(), self.state_dict(), str(card))
+
+
+def test_what_keeps_the_contract_is_trained_to_its_known_best_and_shown(packed: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, steps=300, learning_rate=0.1, equaliser_db=0.0, validate_every=100)
+    corpus, model = PackedCorpus(packed), Loudness()
+    fitted = fit(model, corpus, corpus, tmp_path / "model", settings)
+    waves, _ = SegmentSampler(corpus, "train", 800, torch.device("cpu")).draw(2000, seed=3, step=0)
+    expected = waves.square().mean().log() + torch.tensor([[0.0], [2 * math.log(0.1)]])
+    torch.testing.assert_close(model.theta.detach(), expected, atol=0.2, rtol=0)
+    assert fitted.warning == "heard 2 channels"
+    config, tensors = saved.read(tmp_path / "model")
+    assert config["channels"] == 2
+    assert torch.equal(tensors["theta"], model.theta.detach())
+    assert float(tensors["calibrated"]) == 2
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "A Loudness of 2 weights" in card
+    assert "nats per sample" in card
+    board = EventAccumulator(str(tmp_path / "model" / "training"))
+    board.Reload()
+    assert board.Tags()["audio"] == ["validation/heard"]
+    assert board.Tags()["images"] == ["validation/map"]
+    with pytest.raises(TrainingError, match="Loudness has no latents"):
+        fit(Loudness(), corpus, corpus, tmp_path / "other", replace(settings, free_bits=0.1))
+
+
+def test_a_run_of_an_older_version_is_refused_with_the_reason(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "model")
+    before = json.loads((folder / "training" / "run.json").read_text())
+    del before["format"]
+    (folder / "training" / "run.json").write_text(json.dumps(before))
+    with pytest.raises(TrainingError, match=r"holds a run of another version of audiovae, whose checkpoints .*; --overwrite starts anew"):
+        run(packed, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def _kind(given: Sequence[str], config: str | None) -> str:
-    """The type of the model, which decides what other options there are: as typed, or of the YAML file, or the default."""
+    """The type of the model, which decides what other options there are: as typed, of the YAML file, or the default."""
     words = [part for text in given for part in (text.split("=", 1) if text.startswith("--type=") else [text])]
     kind = next((words[i + 1] for i, text in enumerate(words[:-1]) if text == "--type"), None)
     if kind is None and config is not None:
@@ -125,6 +125,7 @@ def run(options: Any) -> int:
         print_json({"model": str(output), **asdict(fitted)})
     elif not options.quiet:
         print(
-            f"{output}: validation ELBO {fitted.elbo:.1f} {prior.unit}, reached at step {fitted.best_step} of {fitted.steps}"
+            f"{output}: validation ELBO {fitted.elbo:.1f} {prior.unit}, reached at step {fitted.best_step} of "
+            f"{fitted.steps}"
         )
     return 0

@@ -95,8 +95,9 @@ def random_equaliser(
 ) -> Float[Tensor, "segment 1 freq"]:
     """Power gains of smooth random equalisers, one a segment: another microphone, another room, another voice's tilt.
 
-    The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 + k).
-    Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of sound.
+    The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 +
+    k). Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of
+    sound.
     """
     order = np.arange(7)
     weights = np.random.default_rng(seed).standard_normal((n_segments, 7)) * deviation_db / np.sqrt(1 + order)

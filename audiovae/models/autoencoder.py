@@ -13,8 +13,9 @@ from audiovae.settings import AutoencoderSettings
 
 
 class Autoencoder(FrameWise):
-    """z_t = f(x_t), trained on log p(x_t | z_t) alone: squared error on the log power, cross-entropy on a scaled spectrogram, or a density.
+    """z_t = f(x_t), trained on log p(x_t | z_t) alone.
 
+    That is squared error on the log power, cross-entropy on a scaled spectrogram, or a density.
     Its KL is zero, for there is no prior: it can be neither sampled nor plugged into a separator as one.
 
     Args:

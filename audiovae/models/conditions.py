@@ -16,8 +16,8 @@ from audiovae.errors import ConditionError
 class Conditions:
     """Names and classes of labels, and the vectors that stand for them.
 
-    A condition is a vector of one block per label, each a distribution over its classes: one-hot for a known label, anything
-    on the simplex for a soft one, which has a gradient.
+    A condition is a vector of one block per label, each a distribution over its classes: one-hot for a known label,
+    anything on the simplex for a soft one, which has a gradient.
 
     Args:
         labels: classes by name.
@@ -101,7 +101,8 @@ class Conditions:
             return condition.unsqueeze(-2).expand(*batch, n_frames, -1)
         except RuntimeError as error:
             raise ConditionError(
-                f"a condition of shape {list(condition.shape)} fits neither {batch} sequences nor their {n_frames} frames"
+                f"a condition of shape {list(condition.shape)} fits neither {batch} sequences nor their {n_frames} "
+                "frames"
             ) from error
 
     def of_sequence(
@@ -127,7 +128,8 @@ class Conditions:
         """The condition, if it is one of this model.
 
         Raises:
-            ConditionError: it is missing, of another size, negative, not finite, or does not sum to one for every label.
+            ConditionError: it is missing, of another size, negative, not finite, or does not sum to one for every
+                label.
         """
         if condition is None:
             raise ConditionError(f"a condition is missing: this model {self}")
@@ -138,7 +140,8 @@ class Conditions:
             if not bool((block >= 0).all() & (off < 1e-3).all()):
                 worst = float(off.max())
                 raise ConditionError(
-                    f"the classes of {name!r} must be non-negative and sum to 1, got a sum that is {worst:.3g} off or a negative entry"
+                    f"the classes of {name!r} must be non-negative and sum to 1, got a sum that is {worst:.3g} off or "
+                    "a negative entry"
                 )
         return condition
 

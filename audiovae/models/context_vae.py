@@ -16,9 +16,9 @@ from audiovae.settings import ContextVAESettings
 class ContextVAE(FrameWise):
     """p(x, z) = prod_t p(x_t | z_t) p(z_t) and q(z | x) = prod_t q(z_t | x_{t-R:t+R}), or q(z_t | x_{t-R:t}) if causal.
 
-    The generative model is that of `FrameVAE`: separators use it as it is, and frames have importance weights of their own.
-    Only inference knows the neighbours, through dilated depthwise convolutions; R is `context`. Frames beyond the ends
-    count as mean spectra, so a sequence may be shorter than R.
+    The generative model is that of `FrameVAE`: separators use it as it is, and frames have importance weights of their
+    own. Only inference knows the neighbours, through dilated depthwise convolutions; R is `context`. Frames beyond the
+    ends count as mean spectra, so a sequence may be shorter than R.
 
     Args:
         n_freqs: frequency bins per frame.

@@ -23,10 +23,11 @@ _SMALLEST_VARIANCE = 1e-6
 class GatedTransition(nn.Module):
     """p(z_t | z_{t-1}) = N(mean, variance), between a linear and a nonlinear step by a learnt gate.
 
-    a = sigmoid(W2 relu(W1 z)), m = W4 relu(W3 z), mean = (1 - a) (W z + b) + a m, variance = softplus(W5 relu(m)), all of
-    them with biases; at z_0 = 0 these give the first frame's prior.
+    a = sigmoid(W2 relu(W1 z)), m = W4 relu(W3 z), mean = (1 - a) (W z + b) + a m, variance = softplus(W5 relu(m)), all
+    of them with biases; at z_0 = 0 these give the first frame's prior.
 
-    Reference: R. Krishnan, U. Shalit, D. Sontag, "Structured inference networks for nonlinear state space models", AAAI 2017.
+    Reference: R. Krishnan, U. Shalit, D. Sontag, "Structured inference networks for nonlinear state space models", AAAI
+        2017.
     """
 
     def __init__(self, dim: int) -> None:
@@ -51,8 +52,8 @@ class DKF(Dynamical):
     Generation: p(x, z) = prod_t p(x_t | z_t) p(z_t | z_{t-1}), causal, the decoder frame-wise.
     Inference: q(z | x) = prod_t q(z_t | z_{t-1}, x_{t:T}), from the present and the future, as in the exact posterior.
 
-    The likelihood needs no past x. In q the summaries of z_{t-1} and of x_{t:T} are added inside one layer, each by a matrix
-    of its own (elsewhere their mean goes through a common one).
+    The likelihood needs no past x. In q the summaries of z_{t-1} and of x_{t:T} are added inside one layer, each by a
+    matrix of its own (elsewhere their mean goes through a common one).
 
     Args:
         n_freqs: frequency bins per frame.
@@ -61,7 +62,8 @@ class DKF(Dynamical):
     Raises:
         ValueError: a size that makes no network.
 
-    Reference: R. Krishnan, U. Shalit, D. Sontag, "Deep Kalman filters", 2015, and "Structured inference networks", AAAI 2017.
+    Reference: R. Krishnan, U. Shalit, D. Sontag, "Deep Kalman filters", 2015, and "Structured inference networks", AAAI
+        2017.
     """
 
     factorised_posterior, draws_in_turn = False, True

@@ -22,9 +22,9 @@ _PRIOR_KERNEL = 3
 class DynamicVAE(SoundVAE):
     """p(x, z) = prod_t p(x_t | z_{t-R:t+R}) p(z_t | z_{t-S:t-1}) and q(z | x) = prod_t q(z_t | x_{t-R:t+R}).
 
-    Encoder and decoder are dilated depthwise convolutions that see R frames to both sides; the prior is a causal one that
-    sees the S latents before. Given x the posterior factorises, so nothing steps through time in training: all frames of
-    all distributions are one pass each. Generation does step, over the prior alone. It needs no past x.
+    Encoder and decoder are dilated depthwise convolutions that see R frames to both sides; the prior is a causal one
+    that sees the S latents before. Given x the posterior factorises, so nothing steps through time in training: all
+    frames of all distributions are one pass each. Generation does step, over the prior alone. It needs no past x.
 
     Args:
         n_freqs: frequency bins per frame.

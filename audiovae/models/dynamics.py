@@ -45,7 +45,9 @@ class Dynamical(SoundVAE, ABC):
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
         if self.draws_in_turn:
-            raise LatentError(f"{type(self).__name__} infers each latent vector from the one before it: it has no graph to export")
+            raise LatentError(
+                f"{type(self).__name__} infers each latent vector from the one before it: it has no graph to export"
+            )
         return self.infer(power, condition, mean=True).latents, None
 
     def _inputs(

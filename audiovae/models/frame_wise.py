@@ -15,7 +15,7 @@ from audiovae.networks.temporal import stream
 
 
 class FrameWise(SoundVAE, ABC):
-    """p(x, z | y) = prod_t p(x_t | z_t, y) p(z_t), with any latents and any likelihood; its subclasses are its encoders.
+    """p(x, z | y) = prod_t p(x_t | z_t, y) p(z_t), with any latents and likelihood; its subclasses are its encoders.
 
     Attributes:
         encoder: standardised log power of the frames (and labels y) to the parameters of q(z_t | ...).

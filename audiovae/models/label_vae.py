@@ -45,9 +45,10 @@ class SoftCategorical(Distribution):
 class LabelVAE(VAE):
     """p(y, z | x) = prod_t p(y | x, z_t) p(z_t | x) and q(z_t | x, y), y being one label of the sound.
 
-    The condition is what is predicted, so `infer` with it gives q(z | x, y), and without it draws z from p(z | x): all that is
-    known before the label is. With `pool` every frame sees the whole sequence, and a sequence's frames are as many draws of
-    one decision. Its likelihood is of labels: a categorical distribution, whose `mean` are the probabilities.
+    The condition is what is predicted, so `infer` with it gives q(z | x, y), and without it draws z from p(z | x): all
+    that is known before the label is. With `pool` every frame sees the whole sequence, and a sequence's frames are as
+    many draws of one decision. Its likelihood is of labels: a categorical distribution, whose `mean` are the
+    probabilities.
 
     Args:
         n_freqs: frequency bins per frame.
@@ -56,8 +57,8 @@ class LabelVAE(VAE):
     Raises:
         ValueError: a size that makes no network, or not one label.
 
-    Reference: K. Sohn, H. Lee, X. Yan, "Learning structured output representation using deep conditional generative models",
-        NeurIPS 2015.
+    Reference: K. Sohn, H. Lee, X. Yan, "Learning structured output representation using deep conditional generative
+        models", NeurIPS 2015.
     """
 
     has_psd = is_density = False
@@ -157,7 +158,7 @@ class LabelVAE(VAE):
     def predict(
         self, power: Float[Tensor, "*batch frame freq"], n_samples: int = 1
     ) -> Float[Tensor, "*batch frame label"]:
-        """p(y | x) by `n_samples` draws z ~ p(z | x); with `pool`, also averaged over the frames and the same in each."""
+        """p(y | x) by `n_samples` draws z ~ p(z | x); with `pool`, averaged over the frames too, the same in each."""
         draws = [self.likelihood(self.infer(power).latents, past=power).mean for _ in range(n_samples)]
         probabilities = torch.stack(draws).mean(0)
         return probabilities.mean(-2, keepdim=True).expand_as(probabilities) if self._pool else probabilities

@@ -155,7 +155,7 @@ class PointFamily(_Euclidean):
 
 
 class _Sphere(LatentFamily):
-    """Directions: loc = h / |h|, concentration = 1 + softplus of one more output, which keeps it from collapsing at the start."""
+    """Directions: loc = h / |h|, concentration = 1 + softplus of one more output, so as not to collapse at first."""
 
     parameters = ("loc", "concentration")
     distribution: ClassVar[type[VonMisesFisher | PowerSpherical]]
@@ -217,7 +217,8 @@ class DirichletFamily(LatentFamily):
             raise ValueError(f"Dirichlet latents need latent_dim of at least 2, got {dim}")
         if not SMALLEST_CONCENTRATION <= prior_concentration <= LARGEST_CONCENTRATION:
             raise ValueError(
-                f"dirichlet_concentration must be from {SMALLEST_CONCENTRATION} to {LARGEST_CONCENTRATION:g}, got {prior_concentration}"
+                f"dirichlet_concentration must be from {SMALLEST_CONCENTRATION} to {LARGEST_CONCENTRATION:g}, got "
+                f"{prior_concentration}"
             )
         super().__init__(dim)
         self.n_outputs = dim

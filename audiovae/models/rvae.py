@@ -21,7 +21,8 @@ from audiovae.settings import RVAESettings
 class RVAE(Dynamical):
     """Latents that are independent a priori, and a recurrent decoder of them.
 
-    Generation: p(x, z) = prod_t p(x_t | z_{1:t}) p(z_t) if causal, else prod_t p(x_t | z_{1:T}) p(z_t), with p(z_t) = N(0, I).
+    Generation: p(x, z) = prod_t p(x_t | z_{1:t}) p(z_t) if causal, else prod_t p(x_t | z_{1:T}) p(z_t), with p(z_t) =
+        N(0, I).
     Inference: q(z | x) = prod_t q(z_t | z_{1:t-1}, x_{t:T}) if causal, else prod_t q(z_t | z_{1:t-1}, x_{1:T}).
 
     "Causal" is said of generation: inference sees the future in both. The likelihood needs no past x.
@@ -33,8 +34,8 @@ class RVAE(Dynamical):
     Raises:
         ValueError: a size that makes no network.
 
-    Reference: S. Leglaive, X. Alameda-Pineda, L. Girin, R. Horaud, "A recurrent variational autoencoder for speech enhancement",
-        ICASSP 2020.
+    Reference: S. Leglaive, X. Alameda-Pineda, L. Girin, R. Horaud, "A recurrent variational autoencoder for speech
+        enhancement", ICASSP 2020.
     """
 
     factorised_posterior, draws_in_turn = False, True

@@ -24,8 +24,9 @@ _RESOLUTIONS = 4  # of time, each half of the one before
 class SequenceVAE(SoundVAE):
     """p(x, v | y) = p(v) prod_t p(x_t | v, y, t) and q(v | x_{1:T}, y): what is generated has an order in time.
 
-    All frames are decoded at once, from an eighth of their number upwards, by temporal convolutions that know y and, at the
-    last resolution, their place in time. A sequence shorter than `settings.n_frames` is seen as followed by mean spectra.
+    All frames are decoded at once, from an eighth of their number upwards, by temporal convolutions that know y and, at
+    the last resolution, their place in time. A sequence shorter than `settings.n_frames` is seen as followed by mean
+    spectra.
 
     Args:
         n_freqs: frequency bins per frame.

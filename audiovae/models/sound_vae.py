@@ -19,7 +19,7 @@ from audiovae.settings import SoundSettings
 
 
 class SoundVAE(VAE, ABC):
-    """p(x | z) is an `Observation` of what a decoder gives; its subclasses are the networks on both sides of the latents.
+    """p(x | z) is an `Observation` of what a decoder gives; its subclasses are the networks around the latents.
 
     Args:
         n_freqs: frequency bins per frame.
@@ -50,7 +50,7 @@ class SoundVAE(VAE, ABC):
     def decode(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
     ) -> Float[Tensor, "*batch frame freq"]:
-        """What the decoder says of the spectrum: the log PSD less the constants of `Observation`, for most likelihoods."""
+        """What the decoder says of the spectrum: for densities the log PSD less the constants of `Observation`."""
 
     def likelihood(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
@@ -70,7 +70,9 @@ class SoundVAE(VAE, ABC):
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None
     ) -> Float[Tensor, "*batch frame freq"]:
         if self.needs_past or self.own_past is not None:
-            raise LatentError(f"{type(self).__name__} feeds on the sound before, so its PSD has no graph of its own to export")
+            raise LatentError(
+                f"{type(self).__name__} feeds on the sound before, so its PSD has no graph of its own to export"
+            )
         return self.observation(self.decode(latents, condition, None)).variance.log()
 
     def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:

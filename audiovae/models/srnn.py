@@ -29,9 +29,10 @@ class SRNN(Dynamical):
     Inference: q(z | x) = prod_t q(z_t | z_{t-1}, x_{1:T}), which sees the future.
 
     Likelihood and prior need past x: teacher forcing where it is given, else the model feeds on its own variances. With
-    `settings.own_past` the model is one that always does: h_t then follows from z_{1:t-1}, the density needs no past x, and
-    only training still sees the true one, in fewer and fewer frames (`TrainingSettings.scheduled_sampling`). There the own past
-    is found in parallel: two passes over all frames, each on the (detached) predictions of the pass before, instead of one by one.
+    `settings.own_past` the model is one that always does: h_t then follows from z_{1:t-1}, the density needs no past x,
+    and only training still sees the true one, in fewer and fewer frames (`TrainingSettings.scheduled_sampling`). There
+    the own past is found in parallel: two passes over all frames, each on the (detached) predictions of the pass
+    before, instead of one by one.
 
     Args:
         n_freqs: frequency bins per frame.
@@ -40,8 +41,8 @@ class SRNN(Dynamical):
     Raises:
         ValueError: a size that makes no network.
 
-    Reference: M. Fraccaro et al., "Sequential neural models with stochastic layers", NeurIPS 2016; scheduled sampling in
-        parallel: D. Duckworth et al., "Parallel scheduled sampling", 2019.
+    Reference: M. Fraccaro et al., "Sequential neural models with stochastic layers", NeurIPS 2016; scheduled sampling
+        in parallel: D. Duckworth et al., "Parallel scheduled sampling", 2019.
     """
 
     factorised_posterior, draws_in_turn = False, True

@@ -23,8 +23,8 @@ class Factor:
     """One factor of q(z | x), and what the model expects in its place before it sees x.
 
     Attributes:
-        posterior: q(z_t | ...) along the path, batch `[..., frame]`, event `[latent]`; of a vector of the whole sequence
-            batch `[...]`.
+        posterior: q(z_t | ...) along the path, batch `[..., frame]`, event `[latent]`; of a vector of the whole
+            sequence batch `[...]`.
         prior: p(z_t | ...) along the path, of the same shape (or one that broadcasts to it); None where there is none.
         per_frame: one distribution for every frame; else one for the whole sequence.
     """
@@ -39,8 +39,8 @@ class Inference:
     """What an encoder says of a spectrogram: one path of latents, and the distributions along it.
 
     Attributes:
-        latents: one path z ~ q(z | x), reparameterised, `[..., frame, latent]`; the vector of a whole sequence stands in
-            every frame.
+        latents: one path z ~ q(z | x), reparameterised, `[..., frame, latent]`; the vector of a whole sequence stands
+            in every frame.
         factors: q(z | x) and p(z) in parts, in the order in which they lie in `latents`. At most one is per frame: its
             prior is what `VAE.prior` gives.
     """
@@ -71,8 +71,8 @@ def in_every_frame(sequence: Float[Tensor, "*batch latent"], n_frames: int) -> F
 class VAE(nn.Module, ABC):
     """p(x, z) = p(x | z) p(z) with the amortised posterior q(z | x), x being an STFT at unit level.
 
-    Encoders take the power |x|^2, which is all that a separator has of a source. Leading dimensions are free: one sequence
-    `[frame, freq]` is as good as a batch of them.
+    Encoders take the power |x|^2, which is all that a separator has of a source. Leading dimensions are free: one
+    sequence `[frame, freq]` is as good as a batch of them.
 
     Attributes:
         n_freqs: number of frequency bins.
@@ -82,7 +82,8 @@ class VAE(nn.Module, ABC):
         conditions: the labels y that condition the model; empty for most.
         has_prior: is there a p(z)? An autoencoder has none.
         has_psd: is the likelihood one of sound, whose `variance` is the PSD? A predictor of labels has none.
-        is_density: is the likelihood a density of the complex STFT, so that bounds in nats compare with those of other models?
+        is_density: is the likelihood a density of the complex STFT, so that bounds in nats compare with those of other
+            models?
         needs_past: does p(x_t | ...) see past x? Such a model cannot be plugged into a separator.
         frames_are_independent: do frames factorise, given x in the posterior and always in prior and likelihood? Their
             importance weights then are per frame, else per sequence.
@@ -156,7 +157,7 @@ class VAE(nn.Module, ABC):
         power: Float[Tensor, "*batch frame freq"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "*batch frame"]:
-        """Log p(x_t | z), `past` included: x with |x|^2 = `power`, or the label `condition` where that is what is predicted."""
+        """Log p(x_t | z) of an x with |x|^2 = `power`, or of the label `condition` where that is what is predicted."""
 
     @abstractmethod
     def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:

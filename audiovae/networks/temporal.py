@@ -24,7 +24,9 @@ class TemporalConvolution(nn.Module):
     def __init__(self, width: int, kernel_size: int, dilation: int, causal: bool = False) -> None:
         super().__init__()
         if min(width, kernel_size, dilation) < 1:
-            raise ValueError(f"width, kernel_size and dilations must be positive, got {width}, {kernel_size} and {dilation}")
+            raise ValueError(
+                f"width, kernel_size and dilations must be positive, got {width}, {kernel_size} and {dilation}"
+            )
         self.dilation = dilation
         before = kernel_size - 1 if causal else kernel_size // 2
         self.padding = (before * dilation, (kernel_size - 1 - before) * dilation)
@@ -36,7 +38,9 @@ class TemporalConvolution(nn.Module):
         self, hidden: Float[Tensor, "*batch frame width"], before: Float[Tensor, "*batch past width"] | None = None
     ) -> Float[Tensor, "*batch frame width"]:
         n_frames, weight = hidden.shape[-2], self.weight.to(hidden.dtype)
-        padded = functional.pad(hidden, (0, 0, *self.padding)) if before is None else torch.cat([before, hidden], dim=-2)
+        padded = (
+            functional.pad(hidden, (0, 0, *self.padding)) if before is None else torch.cat([before, hidden], dim=-2)
+        )
         result = padded[..., :n_frames, :] * weight[0]
         for i in range(1, len(weight)):
             start = i * self.dilation
@@ -45,7 +49,7 @@ class TemporalConvolution(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """h + silu(W conv(h) + b + U y): context by a depthwise convolution, features mixed by a matrix, a skip connection around both.
+    """h + silu(W conv(h) + b + U y): context by a depthwise convolution, features mixed by a matrix, both skipped.
 
     Args:
         n_labels: size of the condition y of the whole sequence; 0: there is none.
@@ -53,7 +57,13 @@ class TemporalBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, kernel_size: int, dilation: int = 1, causal: bool = False, n_labels: int = 0, dropout: float = 0.0
+        self,
+        width: int,
+        kernel_size: int,
+        dilation: int = 1,
+        causal: bool = False,
+        n_labels: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.convolution = TemporalConvolution(width, kernel_size, dilation, causal)
@@ -72,7 +82,13 @@ class TemporalBlock(nn.Module):
 
 
 def temporal_network(
-    n_inputs: int, width: int, n_outputs: int, kernel_size: int, dilations: tuple[int, ...], causal: bool = False, last_bias: bool = True
+    n_inputs: int,
+    width: int,
+    n_outputs: int,
+    kernel_size: int,
+    dilations: tuple[int, ...],
+    causal: bool = False,
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """Linear and silu into `width` features, a `TemporalBlock` for each dilation, linear out of them."""
     blocks = [TemporalBlock(width, kernel_size, dilation, causal) for dilation in dilations]

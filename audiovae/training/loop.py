@@ -73,11 +73,12 @@ def fit(
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Fitted:
-    """Train a model on the "train" split of a corpus; the best weights by validation ELBO end up in `model` and `folder`.
+    """Train a model on the "train" split of a corpus; the best weights by validation ELBO end up in both.
 
-    A run that was killed goes on from its last checkpoint in `folder` and ends, on a CPU with the same number of threads,
-    with the very weights and loss trace of an uninterrupted one: every step's batch and noise depend on the seed and the
-    step alone, and all else (weights, their average, the optimiser, best weights, patience, trace) is in the checkpoint.
+    A run that was killed goes on from its last checkpoint in `folder` and ends, on a CPU with the same number of
+    threads, with the very weights and loss trace of an uninterrupted one: every step's batch and noise depend on the
+    seed and the step alone, and all else (weights, their average, the optimiser, best weights, patience, trace) is in
+    the checkpoint.
 
     Args:
         model: such as an `AudioVAE`.
@@ -89,8 +90,8 @@ def fit(
         progress: called now and then.
 
     Raises:
-        TrainingError: the model cannot be trained so; another run (other settings, data or model) stands in `folder`; a loss
-            that is not finite.
+        TrainingError: the model cannot be trained so; another run (other settings, data or model) stands in `folder`; a
+            loss that is not finite.
         CorpusError: a split without recordings.
     """
     model.check(settings)
@@ -149,7 +150,7 @@ class Batch:
 
 
 class TrainingLoss(nn.Module):
-    """The training step's forward pass, which the engine wraps: it knows nothing of that. No other call has gradients."""
+    """The training step's forward pass, which the engine wraps. No other call has gradients."""
 
     def __init__(self, model: Trainable) -> None:
         super().__init__()
@@ -182,7 +183,8 @@ class _Data:
         for packed in (corpus, validation):
             if packed.header.sample_rate != model.sample_rate:
                 raise TrainingError(
-                    f"{packed.folder} was prepared at {packed.header.sample_rate} Hz, and the model has {model.sample_rate} Hz"
+                    f"{packed.folder} was prepared at {packed.header.sample_rate} Hz, and the model has "
+                    f"{model.sample_rate} Hz"
                 )
         self._model, self._settings = model, settings
         self._rank, self._device = fabric.global_rank, fabric.device
@@ -216,7 +218,7 @@ class _Data:
         return Batch(observed, self._condition_of(utterances), objective(settings, step)), utterances
 
     def held_out(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The same validation segments at every validation and in every run, as batches of what is observed and its condition."""
+        """The same validation segments in every run, as batches of what is observed and its condition."""
         n = max(1, _VALIDATION_BATCH // self._settings.segment_frames)
         waves = self._validation.split(n)
         of_waves = self._validation_condition
@@ -250,9 +252,9 @@ class _Labelled:
 def _describe(corpus: PackedCorpus, validation: PackedCorpus) -> dict[str, str]:
     train = corpus.split("train")
     hours = sum(u.n_samples for u in train) / corpus.header.sample_rate / 3600
-    n_speakers = len({u.speaker for u in train})
+    n_speakers, layout = len({u.speaker for u in train}), corpus.header.layout
     return {
-        "description": f"{len(train)} recordings of {n_speakers} speakers, {hours:.2f} h ({corpus.header.layout} layout)",
+        "description": f"{len(train)} recordings of {n_speakers} speakers, {hours:.2f} h ({layout} layout)",
         "train": corpus.fingerprint(),
         "validation": validation.fingerprint(),
     }
@@ -308,8 +310,8 @@ class _Run:
             names = ", ".join(sorted({utterance.id for utterance in utterances}))
             raise TrainingError(
                 f"the loss is {losses[0].item()} at step {step}, in a batch from {names}; the checkpoint of step "
-                f"{self.state.saved_step} is kept (gradient norm {norm}). Lower learning_rate or clip_norm, or leave these "
-                "recordings out"
+                f"{self.state.saved_step} is kept (gradient norm {norm}). Lower learning_rate or clip_norm, or leave "
+                "these recordings out"
             )
         self._optimizer.step()
         self.state.advance(losses, settings.averaging)
@@ -350,7 +352,7 @@ class _Run:
 
 @torch.no_grad()
 def _score(model: Trainable, held_out: list[tuple[Tensor, Tensor | None]], seed: int) -> tuple[float, float]:
-    """Log-likelihood and KL, means over all held-out frames, with the same noise each time. Every rank does all of it."""
+    """Log-likelihood and KL, means over all held-out frames, with the same noise each time; every rank does it all."""
     _seed(seed, _NO_STEP)
     terms = [model.elbo(*batch) for batch in held_out]
     parts = [t.log_likelihood for t in terms], [t.kl for t in terms]
@@ -375,7 +377,7 @@ def objective(settings: TrainingSettings, step: int) -> Objective:
 
 
 def beta(settings: TrainingSettings, step: int) -> float:
-    """Weight of the KL: a linear rise from zero over the first `beta_warmup` of the steps, or of each of `beta_cycles` parts of them.
+    """Weight of the KL: a linear rise from zero over the first `beta_warmup` of the steps, or of each of `beta_cycles`.
 
     Reference: H. Fu et al., "Cyclical annealing schedule: a simple approach to mitigating KL vanishing", NAACL 2019.
     """
@@ -384,7 +386,7 @@ def beta(settings: TrainingSettings, step: int) -> float:
 
 
 def own_past(settings: TrainingSettings, step: int) -> float:
-    """Share of the frames that see the model's own past: none, then a linear rise, then all; all, without a schedule."""
+    """Share of the frames that see the model's own past: none, a linear rise, then all; without a schedule all."""
     if not settings.scheduled_sampling:
         return 1.0
     start, end = settings.scheduled_sampling

@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder: settings, versions and data, loss trace, TensorBoard curves, the best model."""
+"""What a training run leaves in its folder: settings, versions and data, loss trace, curves, the best model."""
 
 from __future__ import annotations
 
@@ -97,16 +97,16 @@ class Record:
             raise TrainingError(f"{path}: is damaged; --overwrite starts anew") from error
         if found.get("format") != self._run["format"]:
             raise TrainingError(
-                f"{self.model_folder}: holds a run of another version of audiovae, whose checkpoints this one cannot continue; "
-                "--overwrite starts anew"
+                f"{self.model_folder}: holds a run of another version of audiovae, whose checkpoints this one cannot "
+                "continue; --overwrite starts anew"
             )
         for group in (name for name in self._run if name not in _MAY_DIFFER):
             for name in sorted({*self._run[group], *found.get(group, {})}):
                 there, here = found.get(group, {}).get(name), self._run[group].get(name)
                 if there != here:
                     raise TrainingError(
-                        f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} now; "
-                        "repeat its settings to continue it, or --overwrite to start anew"
+                        f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} "
+                        "now; repeat its settings to continue it, or --overwrite to start anew"
                     )
 
     def rewind(self, step: int, trace: list[TraceRow]) -> None:
@@ -141,7 +141,7 @@ class Record:
 
     @torch.no_grad()
     def illustration(self, step: int, model: Trainable, wave: Tensor, condition: Tensor | None) -> None:
-        """What the model shows of one recording, with the weights as they are: pictures of powers, and sounds on one scale."""
+        """What the model shows of one recording, weights as they are: pictures of powers, and sounds on one scale."""
         if not self._writes:
             return
         from audiovae.report.plots import decibel_image
@@ -196,10 +196,16 @@ A {model.kind} of {weights:,} weights, trained with audiovae {self._run["version
 """
 
 
-def _leaves(config: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """The innermost fields of a config, each by its path, such as "vae.settings.latent_dim"."""
-    leaves: dict[str, Any] = {}
+def _leaves(config: dict[str, Any]) -> dict[str, Any]:
+    """The innermost fields of a config by name, or by path, such as "vae.type", where several share a name."""
+    paths = _paths(config, "")
+    names = [path.rpartition(".")[2] for path in paths]
+    unique = [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    return dict(zip(unique, paths.values(), strict=True))
+
+
+def _paths(config: dict[str, Any], parent: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, value in config.items():
-        inner = isinstance(value, dict) and value
-        leaves |= _leaves(value, f"{path}{name}.") if inner else {path + name: value}
-    return leaves
+        found |= _paths(value, f"{parent}{name}.") if isinstance(value, dict) and value else {parent + name: value}
+    return found
