@@ -26,11 +26,10 @@ FORMAT_VERSION = 1
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 _NEWER = "was saved by a newer audiovae (format {found}, this one reads up to {known}); update audiovae"
 
-
 Tensors = Mapping[str, Tensor]
 
 
-def write(folder: str | Path, config: dict[str, Any], tensors: Tensors, card: str) -> None:
+def write(folder: str | Path, config: Mapping[str, Any], tensors: Tensors, card: str) -> None:
     """Write a model folder.
 
     Args:
@@ -41,11 +40,9 @@ def write(folder: str | Path, config: dict[str, Any], tensors: Tensors, card: st
         PathError: the folder cannot be written.
     """
     folder = Path(folder)
-    content, config = _serialise(config, tensors)
-    contents = {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), CARD: card.encode(), TENSORS: content}
-    with (
-        contextlib.ExitStack() as stack
-    ):  # all are written before any is renamed, the config last: never half of a model
+    content, signed = _serialise(config, tensors)
+    contents = {CONFIG: (json.dumps(signed, indent=2) + "\n").encode(), CARD: card.encode(), TENSORS: content}
+    with contextlib.ExitStack() as stack:  # all are written before any is renamed, the config last
         for name, content in contents.items():
             stack.enter_context(atomic_path(folder / name, durable=True)).write_bytes(content)
 
@@ -103,7 +100,7 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in shipped.glob(f"*/{CONFIG}"))
 
 
-def model_hash(config: dict[str, Any], tensors: Tensors) -> str:
+def model_hash(config: Mapping[str, Any], tensors: Tensors) -> str:
     """SHA-256 that identifies sizes and weights: the `config_sha256` that `write` writes."""
     return str(_serialise(config, tensors)[1]["config_sha256"])
 
@@ -131,10 +128,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _serialise(config: dict[str, Any], tensors: Tensors) -> tuple[bytes, dict[str, Any]]:
+def _serialise(config: Mapping[str, Any], tensors: Tensors) -> tuple[bytes, dict[str, Any]]:
     content = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-    config = {"format_version": FORMAT_VERSION, **config, "tensors_sha256": hashlib.sha256(content).hexdigest()}
-    return content, {**config, "config_sha256": _digest_of_fields(config)}
+    fields = {"format_version": FORMAT_VERSION, **config, "tensors_sha256": hashlib.sha256(content).hexdigest()}
+    return content, {**fields, "config_sha256": _digest_of_fields(fields)}
 
 
 def _digest_of_fields(config: dict[str, Any]) -> str:

@@ -1107,6 +1107,17 @@ def test_labels_that_a_model_does_not_know_are_refused_in_one_line(
     assert contents(here) == before
 
 
+@pytest.mark.parametrize(("kind", "offered"), [("RVAE", {"likelihood"}), ("DynamicVAE", {"likelihood"}), ("LabelVAE", set()),
+    ("Autoencoder", {"likelihood"}), ("FrameVAE", {"latent", "dirichlet_concentration", "likelihood"})])  # fmt: skip
+def test_the_help_of_a_type_offers_what_it_takes(kind: str, offered: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what only some models take; the point of an autoencoder is no choice, and labels have an option of their own."""
+    with pytest.raises(SystemExit):
+        main(["train", "--type", kind, "--help"])
+    options = set(re.findall(r"--vae\.(\w+)", capsys.readouterr().out))
+    assert "latent_dim" in options
+    assert options & {"latent", "dirichlet_concentration", "likelihood", "labels"} == offered
+
+
 WRONG_KINDS = [
     ("--type FlowVAE", r"--type.*FlowVAE"),
     ("--type RVAE --vae.hidden [4]", r"unknown option or key '--vae\.hidden'"),

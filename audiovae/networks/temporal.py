@@ -49,7 +49,7 @@ class TemporalConvolution(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """h + silu(W conv(h) + b + U y): context by a depthwise convolution, features mixed by a matrix, both skipped.
+    """h + silu(W conv(h) + b + U y): context by a depthwise convolution, features mixed by a matrix, and a skip.
 
     Args:
         n_labels: size of the condition y of the whole sequence; 0: there is none.
