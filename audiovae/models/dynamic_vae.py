@@ -52,10 +52,6 @@ class DynamicVAE(SoundVAE):
         self.context = 2 * reach(*sizes) + self._prior_reach
         start_small(*(cast(nn.Linear, network[-1]) for network in (self.encoder, self.decoder, self.transition)))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
     ) -> Inference:

@@ -32,14 +32,11 @@ class Dynamical(SoundVAE, ABC):
     """
 
     context = lookahead = RECURRENT_CONTEXT
+    cautious = True
     draws_in_turn: bool = False
 
     def __init__(self, n_freqs: int, settings: SoundSettings, latent_dim: int | None = None) -> None:
         super().__init__(n_freqs, settings, Gaussian(settings.latent_dim if latent_dim is None else latent_dim))
-
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power, cautious=True)
 
     def mean_path(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None

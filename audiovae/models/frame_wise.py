@@ -26,10 +26,6 @@ class FrameWise(SoundVAE, ABC):
     encoder: nn.Sequential
     decoder: nn.Sequential
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
     ) -> Inference:

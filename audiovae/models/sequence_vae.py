@@ -69,10 +69,6 @@ class SequenceVAE(SoundVAE):
         self.to_spectrum = nn.Linear(width, n_freqs, bias=False)
         start_small(cast(nn.Linear, self.to_latents[-1]), self.to_spectrum)
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
     def infer(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
     ) -> Inference:

@@ -29,7 +29,12 @@ class SoundVAE(VAE, ABC):
 
     Raises:
         ValueError: a label with less than two classes.
+
+    Attributes:
+        cautious: how training starts, see `Observation.calibrate`.
     """
+
+    cautious: bool = False
 
     def __init__(
         self,
@@ -45,6 +50,10 @@ class SoundVAE(VAE, ABC):
         self.log_power = LogPower(n_freqs)
         self.observation = Observation(n_freqs, settings.likelihood)
         self.is_density = settings.likelihood in DENSITIES
+
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        self.log_power.calibrate(power)
+        self.observation.calibrate(power, self.cautious)
 
     @abstractmethod
     def decode(

@@ -190,14 +190,14 @@ class _Data:
         self._rank, self._device = fabric.global_rank, fabric.device
         n_samples = model.segment_samples(settings.segment_frames)
         self._train = SegmentSampler(corpus, "train", n_samples, self._device)
-        self._condition_of = _Labelled(model, self._train.utterances, self._device)
+        self._conditions = _conditions(model, self._train.utterances, self._device)
         draws = SegmentSampler(validation, "validation", n_samples, self._device)
         self._validation, drawn = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
-        self._validation_condition = _Labelled(model, draws.utterances, self._device)(drawn)
+        conditions = _conditions(model, draws.utterances, self._device)
+        self._validation_condition = _stacked(conditions, drawn)
         heard = draws.utterances[0]
         self.listening = torch.from_numpy(validation.wave(heard)).to(self._device)
-        of_heard = _Labelled(model, [heard], self._device)([heard])
-        self.listening_condition = None if of_heard is None else of_heard[0]
+        self.listening_condition = conditions.get(heard.id)
 
     def calibration(self) -> Tensor:
         """What the model's constants are taken from."""
@@ -215,7 +215,7 @@ class _Data:
             key = (settings.seed, step, self._rank, 1)
             equaliser = partial(random_equaliser, n_segments, deviation_db=settings.equaliser_db, seed=key)
         observed = self._model.observe(waves, equaliser)
-        return Batch(observed, self._condition_of(utterances), objective(settings, step)), utterances
+        return Batch(observed, _stacked(self._conditions, utterances), objective(settings, step)), utterances
 
     def held_out(self) -> list[tuple[Tensor, Tensor | None]]:
         """The same validation segments in every run, as batches of what is observed and its condition."""
@@ -226,27 +226,25 @@ class _Data:
         return [(self._model.observe(batch), condition) for batch, condition in zip(waves, conditions, strict=True)]
 
 
-class _Labelled:
-    """Conditions of recordings, looked up by batch.
+def _conditions(model: Trainable, utterances: list[Utterance], device: torch.device) -> dict[str, Tensor]:
+    """The condition of every recording by its id; none where the model has no labels.
 
     Raises:
         TrainingError: a recording without a label of the model, or with a class that the model does not know.
     """
+    conditions = Conditions(model.labels)
+    found = {}
+    for utterance in utterances if conditions.labels else []:
+        known = {name: utterance.labels[name] for name in conditions.labels if name in utterance.labels}
+        try:
+            found[utterance.id] = conditions.encode(**known).to(device)
+        except ConditionError as error:
+            raise TrainingError(f"{utterance.id} ({utterance.split}): {error}") from error
+    return found
 
-    def __init__(self, model: Trainable, utterances: list[Utterance], device: torch.device) -> None:
-        conditions = Conditions(model.labels)
-        self._has_labels = bool(conditions.labels)
-        self._of: dict[str, Tensor] = {}
-        for utterance in utterances if self._has_labels else []:
-            known = {name: utterance.labels[name] for name in conditions.labels if name in utterance.labels}
-            try:
-                self._of[utterance.id] = conditions.encode(**known).to(device)
-            except ConditionError as error:
-                raise TrainingError(f"{utterance.id} ({utterance.split}): {error}") from error
 
-    def __call__(self, utterances: list[Utterance]) -> Tensor | None:
-        """`[segment, label]`; None where the model has no labels."""
-        return torch.stack([self._of[utterance.id] for utterance in utterances]) if self._has_labels else None
+def _stacked(conditions: dict[str, Tensor], utterances: list[Utterance]) -> Tensor | None:
+    return torch.stack([conditions[utterance.id] for utterance in utterances]) if conditions else None
 
 
 def _describe(corpus: PackedCorpus, validation: PackedCorpus) -> dict[str, str]:
