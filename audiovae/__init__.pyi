@@ -83,8 +83,10 @@ from .settings import VRNNSettings as VRNNSettings
 from .stft import STFT as STFT
 from .stft import Front as Front
 from .stft import power as power
-from .training.loop import Batch as Batch
-from .training.loop import TrainingLoss as TrainingLoss
 from .training.loop import fit as fit
 
 __version__: str
+from .models import Factor as Factor
+from .objectives import Objective as Objective
+from .objectives import training_loss as training_loss
+from .trainable import Trainable as Trainable

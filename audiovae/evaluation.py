@@ -16,7 +16,7 @@ from audiovae.level import active_level
 from audiovae.metrics import WAVE_METRICS, NotScored, Score, compare, normalise
 from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
-from audiovae.stft import StreamingAnalysis
+from audiovae.stft import StreamingAnalysis, power
 
 _BLOCK = 2**19  # samples that are scored at a time
 
@@ -43,10 +43,11 @@ def bound(
     totals = torch.zeros(3, dtype=torch.float64)
     n_frames = 0
     for stretch in stretches(_analysed(prior, wave, level), prior.vae.context):
-        terms = elbo(prior.vae, stretch.frames, condition)
-        parts = [terms.log_likelihood, terms.total_kl, terms.bound]
+        frame_power = power(stretch.frames)
+        terms = elbo(prior.vae, frame_power, condition)
+        parts = [terms.log_likelihood, terms.kl, terms.bound]
         if n_samples > 1:
-            parts[2] = importance_weighted_bound(prior.vae, stretch.frames, n_samples, condition)
+            parts[2] = importance_weighted_bound(prior.vae, frame_power, n_samples, condition)
         totals += torch.stack([part[:, stretch.kept].double().sum().cpu() for part in parts])
         n_frames += terms.kl[:, stretch.kept].numel()
     log_likelihood, kl, weighted_bound = (totals / n_frames).tolist()

@@ -1,4 +1,4 @@
-"""What training maximises and evaluation quotes: bounds on log p(x), in nats per frame."""
+"""What training maximises and evaluation quotes: bounds on log p(x), in nats per frame, from the power |x|^2."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from audiovae.models.vae import VAE, Inference
-from audiovae.stft import power
+from audiovae.models.vae import VAE, Factor, Inference
 
 # A dimension counts as active when its KL, averaged over frames, exceeds this; all below is a collapsed posterior.
 ACTIVE_NATS = 0.01
 _NUMBERS_AT_ONCE = 2**22  # of a spectrogram, in draws of one importance-weighted bound
+
+
+# The evidence lower bound
 
 
 @dataclass(frozen=True)
@@ -24,118 +26,114 @@ class ELBO:
 
     Attributes:
         log_likelihood: log p(x_t | z) at one sample z ~ q(z | x), `[..., frame]`.
-        kl: KL[q(z_t | ...) || p(z_t | ...)] along that sample, `[..., frame]`.
-        sequence_kl: that of a latent vector of the whole sequence, `[...]`; None in models without one.
+        kl: KL[q(z_t | ...) || p(z_t | ...)] along that sample, `[..., frame]`; that of a whole sequence is shared by
+            its frames.
     """
 
     log_likelihood: Float[Tensor, "*batch frame"]
     kl: Float[Tensor, "*batch frame"]
-    sequence_kl: Float[Tensor, "*batch"] | None = None
-
-    @property
-    def total_kl(self) -> Float[Tensor, "*batch frame"]:
-        """`kl`, the sequence's divided evenly among its frames."""
-        return self.kl if self.sequence_kl is None else self.kl + (self.sequence_kl / self.kl.shape[-1]).unsqueeze(-1)
 
     @property
     def bound(self) -> Float[Tensor, "*batch frame"]:
-        """log_likelihood - total_kl, at most log p(x_t) in expectation; its sum is the bound of a sequence."""
-        return self.log_likelihood - self.total_kl
+        """log_likelihood - kl, at most log p(x_t) in expectation; its sum is the bound of a sequence."""
+        return self.log_likelihood - self.kl
 
 
-def elbo(vae: VAE, spectrogram: Complex[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> ELBO:
+def elbo(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> ELBO:
     """One-sample estimate of E_q[log p(x | z)] - KL[q(z | x) || p(z)].
 
-    The likelihood term of the complex Gaussian is minus the Itakura-Saito divergence d_IS(|x|^2, variance) up to terms of x
-    alone, so maximising the one minimises the other. A model that needs past x is given the true one (teacher forcing):
-    that is its density.
+    The likelihood term of the complex Gaussian is minus the Itakura-Saito divergence d_IS(|x|^2, variance) up to terms
+    of x alone, so maximising the one minimises the other. A model that needs past x is given the true one (teacher
+    forcing): that is its density.
+
+    Raises:
+        ValueError: a complex spectrogram instead of its power.
 
     Reference: D. Kingma and M. Welling, "Auto-encoding variational Bayes", ICLR 2014.
     """
-    frame_power = power(spectrogram)
-    inference, likelihood = _run(vae, frame_power, condition)
-    if vae.predicts == "label":
-        return _terms(inference, _log_prob_of_label(vae, likelihood, frame_power, condition))
-    return _terms(inference, likelihood.log_prob(spectrogram))
-
-
-def elbo_of_power(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> ELBO:
-    """`elbo` from |x|^2 instead of x: the same value, without forming the power twice. What training calls."""
-    inference, likelihood = _run(vae, power, condition)
-    return _terms(inference, _score(vae, likelihood, power, condition))
-
-
-def elbo_and_dimensions(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, split: bool
-) -> tuple[ELBO, Float[Tensor, " latent"] | None]:
-    """`elbo_of_power` and, if `split`, its KL by dimension; see `kl_by_dimension`."""
-    inference, likelihood = _run(vae, power, condition)
-    return _terms(inference, _score(vae, likelihood, power, condition)), kl_by_dimension(inference) if split else None
-
-
-def _run(vae: VAE, power: Tensor, condition: Tensor | None) -> tuple[Inference, Distribution]:
+    _check_power(power)
     inference = vae.infer(power, condition)
-    return inference, vae.likelihood(inference.latents, condition, seen_past(vae, power))
+    return ELBO(vae.log_likelihood(inference.latents, power, condition), kl(inference))
 
 
-def seen_past(vae: VAE, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:
-    """The power that a likelihood is given: of models that need it, or that still learn to do without."""
-    return power if vae.needs_past or (vae.training and vae.own_past is not None) else None
+def kl(inference: Inference) -> Float[Tensor, "*batch frame"]:
+    """KL[q(z | x) || p(z)] along a path of latents; that of a whole sequence is divided evenly among its frames."""
+    n_frames = inference.latents.shape[-2]
+    total = inference.latents.new_zeros(inference.latents.shape[:-1])
+    for factor in inference.factors:
+        if factor.prior is not None:
+            divergence = kl_divergence(factor.posterior, factor.prior)
+            total = total + (divergence if factor.per_frame else (divergence / n_frames).unsqueeze(-1))
+    return total
 
 
-def _score(vae: VAE, likelihood: Distribution, power: Tensor, condition: Tensor | None) -> Tensor:
-    if vae.predicts == "label":
-        return _log_prob_of_label(vae, likelihood, power, condition)
-    return log_prob_of_power(likelihood, power)
+def _check_power(power: Tensor) -> None:
+    if power.is_complex():
+        raise ValueError(
+            "bounds are of the power |x|^2, got a complex spectrogram; give them audiovae.stft.power(spectrogram)"
+        )
 
 
-def _log_prob_of_label(vae: VAE, likelihood: Distribution, power: Tensor, condition: Tensor | None) -> Tensor:
-    return likelihood.log_prob(vae.conditions.per_frame(condition, power))
-
-
-def _terms(inference: Inference, log_likelihood: Tensor) -> ELBO:
-    of_sequence = None
-    if inference.sequence_posterior is not None and inference.sequence_prior is not None:
-        of_sequence = kl_divergence(inference.sequence_posterior, inference.sequence_prior)
-    return ELBO(log_likelihood, kl_divergence(inference.posterior, inference.prior), of_sequence)
+# The importance-weighted bound
 
 
 def importance_weighted_bound(
-    vae: VAE, spectrogram: Complex[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
+    vae: VAE, power: Float[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
 ) -> Float[Tensor, "*batch frame"]:
     """Log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x) with K = `n_samples`, `[..., frame]`, in nats.
 
-    A lower bound of log p(x_t) that rises with K in expectation. Where frames are independent the weights are per frame; else
-    they are per sequence, and every frame gets an equal share of its bound.
+    A lower bound of log p(x_t) that rises with K in expectation. Where frames are independent the weights are per
+    frame; else they are per sequence, and every frame gets an equal share of its bound.
 
     Raises:
-        ValueError: n_samples < 1, or a model whose posterior is a point.
+        ValueError: n_samples < 1, a model without a prior, or a complex spectrogram instead of its power.
 
     Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, eq. 8.
     """
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+    _check_power(power)
     _check_weights(vae)
-    frame_power = power(spectrogram)
-    at_once = max(1, min(n_samples, _NUMBERS_AT_ONCE // max(1, frame_power.numel())))
-    encoded = vae.infer(frame_power, condition) if vae.factorised_posterior else None
+    at_once = max(1, min(n_samples, _NUMBERS_AT_ONCE // max(1, power.numel())))
+    encoded = vae.infer(power, condition) if vae.factorised_posterior else None
     log_weights = []
     for start in range(0, n_samples, at_once):  # a few at a time: memory stays near that of the ELBO
         n = min(at_once, n_samples - start)
-        drawn, y = frame_power.expand(n, *frame_power.shape), _repeated(condition, n)
-        if encoded is None:
-            inference, likelihood = _run(vae, drawn, y)
-        else:  # the encoder need not run again for every sample
-            z, past = encoded.sample((n,)), seen_past(vae, drawn)
-            inference, likelihood = replace(encoded, latents=z, prior=vae.prior(z, y, past)), vae.likelihood(z, y, past)
-        log_weights.append(_log_weight(vae, inference, inference, _score(vae, likelihood, drawn, y)))
+        drawn, y = power.expand(n, *power.shape), _repeated(condition, n)
+        # A posterior without a recurrence is the same for every sample: the encoder need not run again.
+        inference = vae.infer(drawn, y) if encoded is None else _drawn_anew(vae, encoded, drawn, y)
+        log_weights.append(_log_weight(vae, inference, inference, drawn, y))
     bound = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(n_samples)
-    return bound if vae.frames_are_independent else _spread(bound, frame_power.shape[-2])
+    return bound if vae.frames_are_independent else _spread(bound, power.shape[-2])
 
 
-def _check_weights(vae: VAE) -> None:
-    if vae.latents.name == "point":
-        raise ValueError(f"{type(vae).__name__} has no posterior density, so no importance weights")
+def importance_weighted_surrogate(
+    vae: VAE, power: Float[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
+) -> Float[Tensor, "*batch frame"]:
+    """The importance-weighted bound, whose gradient is the doubly reparameterised one, `[..., frame]`.
+
+    Decoder and prior get sum_k w_k d log w_k with the normalised weights w; the encoder gets sum_k w_k^2 (d log w_k / d
+    z_k) (d z_k / d phi) with log q(z | x) held fixed, whose variance does not grow with K.
+
+    Raises:
+        ValueError: a model without a prior, or a posterior that does not factorise over frames: its density cannot be
+            held fixed along a path.
+
+    Reference: G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019, eq.
+        8.
+    """
+    check_importance_training(vae)
+    drawn, y = power.expand(n_samples, *power.shape), _repeated(condition, n_samples)
+    inference = vae.infer(drawn, y)
+    log_weights = _log_weight(vae, inference, _held_fixed(vae, inference), drawn, y)
+    weights = torch.softmax(log_weights.detach(), dim=0)
+    if inference.latents.requires_grad:
+        per_latent = weights[..., None] if vae.frames_are_independent else weights[..., None, None]
+        inference.latents.register_hook(lambda gradient: gradient * per_latent)  # type: ignore[no-untyped-call]
+    bound = torch.logsumexp(log_weights.detach(), dim=0) - math.log(n_samples)
+    surrogate = (weights * log_weights).sum(0)
+    bound = bound + surrogate - surrogate.detach()  # the value of the bound, the gradient of the surrogate
+    return bound if vae.frames_are_independent else _spread(bound, power.shape[-2])
 
 
 def check_importance_training(vae: VAE) -> None:
@@ -143,23 +141,48 @@ def check_importance_training(vae: VAE) -> None:
     _check_weights(vae)
     if not vae.factorised_posterior:
         raise ValueError(
-            "importance_samples above 1 needs a q(z | x) whose factors do not depend on each other's draws, as they do in "
-            f"{type(vae).__name__}"
+            "importance_samples above 1 needs a q(z | x) whose factors do not depend on each other's draws, as they do "
+            f"in {type(vae).__name__}"
         )
 
 
-def _log_weight(vae: VAE, inference: Inference, proposal: Inference, log_likelihood: Tensor) -> Tensor:
+def _check_weights(vae: VAE) -> None:
+    if not vae.has_prior:
+        raise ValueError(f"{type(vae).__name__} has no posterior density, so no importance weights")
+
+
+def _log_weight(vae: VAE, inference: Inference, proposal: Inference, power: Tensor, condition: Tensor | None) -> Tensor:
     """Log p(x, z) - log q(z | x), `[..., frame]` where frames are independent, else `[...]`."""
-    z = inference.latents
-    if inference.sequence_posterior is not None:
-        z, v = z.split([inference.posterior.event_shape[0], inference.sequence_posterior.event_shape[0]], dim=-1)
-    log_weight = log_likelihood + inference.prior.log_prob(z) - proposal.posterior.log_prob(z)
-    if vae.frames_are_independent:
-        return log_weight
-    log_weight = log_weight.sum(-1)
-    if inference.sequence_prior is not None and proposal.sequence_posterior is not None:
-        log_weight = log_weight + inference.sequence_prior.log_prob(v[..., 0, :]) - proposal.sequence_posterior.log_prob(v[..., 0, :])
-    return log_weight
+    log_weight = vae.log_likelihood(inference.latents, power, condition)
+    of_sequence: list[Tensor] = []
+    for z, factor, proposed in zip(inference.parts(), inference.factors, proposal.factors, strict=True):
+        assert factor.prior is not None
+        log_prior, log_posterior = factor.prior.log_prob(z), proposed.posterior.log_prob(z)
+        if factor.per_frame:
+            log_weight = log_weight + log_prior - log_posterior
+        else:
+            of_sequence += [log_prior, -log_posterior]
+    return log_weight if vae.frames_are_independent else sum(of_sequence, log_weight.sum(-1))
+
+
+def _drawn_anew(vae: VAE, encoded: Inference, power: Tensor, condition: Tensor | None) -> Inference:
+    """Another path of latents for every item of `power`, and the prior along it."""
+    z = encoded.sample((len(power),))
+    prior = vae.prior(z, condition, vae.past(power))
+    return Inference(
+        z, tuple(replace(factor, prior=prior) if factor.per_frame else factor for factor in encoded.factors)
+    )
+
+
+def _held_fixed(vae: VAE, inference: Inference) -> Inference:
+    """The same posteriors, their parameters without a gradient."""
+
+    def fixed(posterior: Distribution) -> Distribution:
+        return vae.latents.build(**{name: tensor.detach() for name, tensor in vae.latents.tensors(posterior).items()})
+
+    return replace(
+        inference, factors=tuple(Factor(fixed(f.posterior), f.prior, f.per_frame) for f in inference.factors)
+    )
 
 
 def _repeated(condition: Tensor | None, n_samples: int) -> Tensor | None:
@@ -171,40 +194,101 @@ def _spread(total: Tensor, n_frames: int) -> Tensor:
     return (total / n_frames).unsqueeze(-1).expand(*total.shape, n_frames)
 
 
-def importance_weighted_surrogate(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
-) -> Float[Tensor, "*batch frame"]:
-    """The importance-weighted bound, whose gradient is the doubly reparameterised one, `[..., frame]`.
+# What training minimises
 
-    Decoder and prior get sum_k w_k d log w_k with the normalised weights w; the encoder gets sum_k w_k^2 (d log w_k / d z_k)
-    (d z_k / d phi) with log q(z | x) held fixed, whose variance does not grow with K.
 
-    Raises:
-        ValueError: a posterior that is a point, or does not factorise over frames: its density cannot be held fixed along a path.
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a training step.
 
-    Reference: G. Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", ICLR 2019, eq. 8.
+    Attributes:
+        beta: weight of the KL; 1 is the ELBO.
+        free_bits: KL per latent dimension below which a dimension costs this much, in nats.
+        importance_samples: above 1, the importance-weighted bound of so many samples takes the ELBO's place.
+        own_past: share of the frames that see the model's own past, in a model that can do so.
     """
-    check_importance_training(vae)
-    frame_power, y = power.expand(n_samples, *power.shape), _repeated(condition, n_samples)
-    inference, likelihood = _run(vae, frame_power, y)
-    log_weights = _log_weight(vae, inference, _held_fixed(vae, inference), _score(vae, likelihood, frame_power, y))
-    weights = torch.softmax(log_weights.detach(), dim=0)
-    if inference.latents.requires_grad:
-        per_latent = weights[..., None] if vae.frames_are_independent else weights[..., None, None]
-        inference.latents.register_hook(lambda gradient: gradient * per_latent)  # type: ignore[no-untyped-call]
-    bound = torch.logsumexp(log_weights.detach(), dim=0) - math.log(n_samples)
-    surrogate = (weights * log_weights).sum(0)
-    bound = bound + surrogate - surrogate.detach()  # the value of the bound, the gradient of the surrogate
-    return bound if vae.frames_are_independent else _spread(bound, power.shape[-2])
+
+    beta: float = 1.0
+    free_bits: float = 0.0
+    importance_samples: int = 1
+    own_past: float = 1.0
 
 
-def _held_fixed(vae: VAE, inference: Inference) -> Inference:
-    def fixed(posterior: Distribution) -> Distribution:
-        tensors = vae.latents.tensors(posterior)
-        return vae.latents.build(**{name: tensor.detach() for name, tensor in tensors.items()}) if tensors else posterior
+def training_loss(
+    vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
+) -> Float[Tensor, 2]:
+    """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over frames, in nats."""
+    if vae.own_past is not None:
+        vae.own_past = objective.own_past
+    if objective.importance_samples > 1:
+        bound = importance_weighted_surrogate(vae, power, objective.importance_samples, condition).mean()
+        return torch.stack([-bound, torch.zeros_like(bound)])
+    inference = vae.infer(power, condition)
+    log_likelihood = vae.log_likelihood(inference.latents, power, condition).mean()
+    information = kl(inference).mean()
+    cost = free_bits(inference, objective.free_bits) if objective.free_bits else information
+    return torch.stack([objective.beta * cost - log_likelihood, information])
 
-    sequence = None if inference.sequence_posterior is None else fixed(inference.sequence_posterior)
-    return replace(inference, posterior=fixed(inference.posterior), sequence_posterior=sequence)
+
+def free_bits(inference: Inference, nats: float) -> Float[Tensor, ""]:
+    """The KL, averaged over frames, with a floor: what it costs when no dimension costs less than `nats`.
+
+    Where the KL does not split into dimensions the floor is that of all of them together.
+
+    Reference: D. Kingma et al., "Improved variational inference with inverse autoregressive flow", NeurIPS 2016, eq.
+        15.
+    """
+    of_dimensions = kl_by_dimension(inference)
+    if of_dimensions is None:
+        return kl(inference).mean().clamp(min=nats * inference.latents.shape[-1])
+    return of_dimensions.clamp(min=nats).sum()
+
+
+# Information in the latents
+
+
+def kl_by_dimension(inference: Inference) -> Float[Tensor, " latent"] | None:
+    """KL of each latent dimension, averaged over all frames, in nats; None where it does not split into dimensions.
+
+    Dimensions of a whole sequence have their share of a frame.
+    """
+    n_frames = inference.latents.shape[-2]
+    of_dimensions = []
+    for factor in inference.factors:
+        posterior, prior = factor.posterior, factor.prior
+        if not (isinstance(posterior, Independent) and isinstance(prior, Independent)):
+            return None
+        divergence = kl_divergence(posterior.base_dist, prior.base_dist)
+        mean = divergence.reshape(divergence.shape[:-1].numel(), divergence.shape[-1]).mean(0)
+        of_dimensions.append(mean if factor.per_frame else mean / n_frames)
+    return torch.cat(of_dimensions)
+
+
+def kl_per_dimension(
+    vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None
+) -> Float[Tensor, " latent"]:
+    """`kl_by_dimension` of a spectrogram; one number, the whole KL per frame, where it does not split."""
+    inference = vae.infer(power, condition)
+    of_dimensions = kl_by_dimension(inference)
+    return kl(inference).mean().reshape(1) if of_dimensions is None else of_dimensions
+
+
+def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
+    """A sentence when no (or almost no) latent dimension carries information, else None.
+
+    Args:
+        kl: KL per dimension, in nats, as of `kl_per_dimension`.
+    """
+    active = int((kl > ACTIVE_NATS).sum())
+    if active > max(1, len(kl) // 20) or active == len(kl):
+        return None
+    return (
+        f"the posterior has collapsed: {active} of {len(kl)} latent dimensions carry more than {ACTIVE_NATS} nats, so "
+        "the decoder ignores its input; lower beta, warm it up longer, or lower the learning rate"
+    )
+
+
+# Labels
 
 
 @torch.no_grad()
@@ -221,76 +305,15 @@ def label_log_probs(
         `[..., combination]`.
 
     Raises:
-        ValueError: a model without labels.
+        ValueError: a model without labels, or one that predicts them itself.
 
     Reference: D. Kingma et al., "Semi-supervised learning with deep generative models", NeurIPS 2014, section 3.1.
     """
-    if not vae.conditions.labels or vae.predicts == "label":
-        raise ValueError(f"{type(vae).__name__} {'predicts its labels itself' if vae.predicts == 'label' else vae.conditions}")
+    if not vae.conditions.labels or not vae.has_psd:
+        raise ValueError(f"{type(vae).__name__} {vae.conditions if vae.has_psd else 'predicts its labels itself'}")
     conditions = vae.conditions.every().to(power)
     bounds = []
     for condition in conditions:
         y = condition.expand(*power.shape[:-2], -1)
-        bounds.append(torch.stack([elbo_of_power(vae, power, y).bound.sum(-1) for _ in range(n_samples)]).mean(0))
+        bounds.append(torch.stack([elbo(vae, power, y).bound.sum(-1) for _ in range(n_samples)]).mean(0))
     return conditions, torch.log_softmax(torch.stack(bounds, dim=-1), dim=-1)
-
-
-def free_bits(vae: VAE, kl: Float[Tensor, ""], per_dimension: Float[Tensor, " latent"] | None, nats: float) -> Float[Tensor, ""]:
-    """The KL, averaged over frames, with a floor: what it costs when no dimension costs less than `nats`.
-
-    Without the KL of each dimension the floor is that of all of them together.
-
-    Reference: D. Kingma et al., "Improved variational inference with inverse autoregressive flow", NeurIPS 2016, eq. 15.
-    """
-    if per_dimension is None:
-        return kl.clamp(min=nats * vae.latent_dim)
-    return per_dimension.clamp(min=nats).sum()
-
-
-def kl_by_dimension(inference: Inference) -> Float[Tensor, " latent"] | None:
-    """KL of each latent dimension, averaged over all frames, in nats; None where it does not split into dimensions.
-
-    Dimensions of a whole sequence come last, with their share of a frame.
-    """
-    n_frames = inference.latents.shape[-2]
-    pairs = [(inference.posterior, inference.prior, 1), (inference.sequence_posterior, inference.sequence_prior, n_frames)]
-    of_dimensions = []
-    for posterior, prior, n in pairs:
-        if posterior is None or prior is None:
-            continue
-        if not (isinstance(posterior, Independent) and isinstance(prior, Independent)):
-            return None
-        kl = kl_divergence(posterior.base_dist, prior.base_dist)
-        of_dimensions.append(kl.reshape(kl.shape[:-1].numel(), kl.shape[-1]).mean(0) / n)
-    return torch.cat(of_dimensions)
-
-
-def kl_per_dimension(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> Float[Tensor, " latent"]:
-    """`kl_by_dimension` of a spectrogram; one number, the whole KL per frame, where it does not split."""
-    inference = vae.infer(power, condition)
-    of_dimensions = kl_by_dimension(inference)
-    if of_dimensions is None:
-        return _terms(inference, power[..., 0]).total_kl.mean().reshape(1)
-    return of_dimensions
-
-
-def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
-    """A sentence when no (or almost no) latent dimension carries information, else None.
-
-    Args:
-        kl: KL per dimension, in nats, as of `kl_per_dimension`.
-    """
-    active = int((kl > ACTIVE_NATS).sum())
-    if active > max(1, len(kl) // 20) or active == len(kl):
-        return None
-    return (
-        f"the posterior has collapsed: {active} of {len(kl)} latent dimensions carry more than {ACTIVE_NATS} nats, so the "
-        "decoder ignores its input; lower beta, warm it up longer, or lower the learning rate"
-    )
-
-
-def log_prob_of_power(likelihood: Distribution, power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:
-    """Log probability, summed over bins, of an x with |x|^2 = power, under a likelihood that does not look at its phase."""
-    assert isinstance(likelihood, Independent)
-    total: Tensor = likelihood.base_dist.summed_log_prob_of_power(power)
-    return total

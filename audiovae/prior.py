@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from audiovae.errors import AudiovaeError
+from audiovae import saved
+from audiovae.errors import AudiovaeError, TrainingError
 from audiovae.level import active_level
-from audiovae.models import VAE, Inference
-from audiovae.objectives import elbo, importance_weighted_bound
+from audiovae.models import MODELS, VAE, Inference
+from audiovae.objectives import (
+    ELBO,
+    Objective,
+    check_importance_training,
+    collapse_warning,
+    elbo,
+    importance_weighted_bound,
+    kl_per_dimension,
+    training_loss,
+)
 from audiovae.phase import griffin_lim
+from audiovae.settings import TrainingSettings, settings_from_config, settings_to_config
 from audiovae.stft import STFT, Front, power
+from audiovae.trainable import Equaliser, Trainable
 
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
@@ -41,16 +54,16 @@ class Latents:
 
     @property
     def posterior(self) -> Distribution:
-        """q(z | x), batch `[..., frame]`, event `[latent]`."""
-        return self.inference.posterior
+        """q(z | x), batch `[..., frame]`, event `[latent]`: its first factor, where it has several."""
+        return self.inference.factors[0].posterior
 
 
-class AudioVAE(nn.Module):
+class AudioVAE(Trainable):
     """A prior of clean audio: a distribution over STFT frames, at any level.
 
-    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided by
-    its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is that
-    of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
+    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided
+    by its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is
+    that of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
 
     Args:
         stft: the front end.
@@ -72,21 +85,52 @@ class AudioVAE(nn.Module):
         self.sample_rate = sample_rate
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "speech-16k", device: str | torch.device | None = None) -> AudioVAE:
+    def from_pretrained(
+        cls, name_or_path: str | Path = "speech-16k", device: str | torch.device | None = None
+    ) -> AudioVAE:
         """Load a shipped prior by name, or a saved one from its folder, ready for inference.
 
         Raises:
             ModelError: no such model, or its files are damaged, incomplete or from a newer version.
         """
-        from audiovae.saved import load
+        folder = saved.find(name_or_path)
+        config, tensors = saved.read(folder)
+        try:
+            prior = cls.from_config(config)
+            prior.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise saved.misfit(folder, error) from error
+        return prior.to(device or "cpu").eval()
 
-        return load(name_or_path).to(device or "cpu").eval()
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> AudioVAE:
+        """The untrained model that a config describes, see `config`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it describes none.
+        """
+        kind = config["vae"]["type"]
+        settings = settings_from_config(kind, config["vae"]["settings"])
+        stft = STFT(**config["stft"])
+        return cls(stft, MODELS[kind][0](stft.n_freqs, settings), config["sample_rate"])
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "sample_rate": self.sample_rate,
+            "stft": {"n_fft": self.stft.n_fft, "hop_length": self.stft.hop_length, "window": self.stft.window_name},
+            "vae": {"type": self.kind, "settings": settings_to_config(self.vae.settings)},
+        }
+
+    def model_hash(self) -> str:
+        """SHA-256 that identifies sizes and weights: the `config_sha256` of a saved prior, which latents carry."""
+        return saved.model_hash(self.config(), self.state_dict())
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write `config.json`, `model.safetensors` and the model card `README.md` (`card`, or a short default)."""
-        from audiovae.saved import save
-
-        save(self, folder, card)
+        short = (
+            f"# An audiovae prior\n\n{self.sample_rate} Hz, {self.kind}. Nothing else was recorded when it was saved.\n"
+        )
+        saved.write(folder, self.config(), self.state_dict(), short if card is None else card)
 
     @property
     def front(self) -> Front:
@@ -97,7 +141,7 @@ class AudioVAE(nn.Module):
         return self.stft.window.device
 
     def measure_level(self, wave: Float[Tensor, "*batch sample"]) -> Float[Tensor, "*batch"]:
-        """Level of each wave alone, see `audiovae.level`; for the shared one of a recording, give its channels to that."""
+        """Level of each wave alone, see `audiovae.level`; for that of a recording, give its channels to it."""
         flat = wave.detach().reshape(-1, wave.shape[-1]).numpy(force=True)
         levels = np.array([active_level(row, self.sample_rate) for row in flat])
         return torch.from_numpy(levels).to(wave.device, wave.dtype).reshape(wave.shape[:-1])
@@ -114,7 +158,9 @@ class AudioVAE(nn.Module):
         level = torch.as_tensor(level, dtype=wave.dtype, device=wave.device).expand(wave.shape[:-1])
         return self.stft(wave / _divisor(level).unsqueeze(-1)), level
 
-    def encode(self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None) -> Latents:
+    def encode(
+        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None
+    ) -> Latents:
         """Infer the posterior of every frame."""
         spectrogram, level = self.analyse(wave, level)
         return Latents(self.vae.infer(power(spectrogram), condition, mean=True), level, wave.shape[-1])
@@ -124,7 +170,8 @@ class AudioVAE(nn.Module):
     ) -> Float[Tensor, "*batch frame freq"]:
         """PSD of the encoded wave at its own level, from the posterior's centre or a sample.
 
-        A sample is drawn from the distributions along the path of the centres: frame by frame, where they follow each other.
+        A sample is drawn from the distributions along the path of the centres: frame by frame, where they follow each
+        other.
         """
         check_choice(choice)
         z = latents.inference.latents if choice == "mean" else latents.inference.sample()
@@ -147,8 +194,8 @@ class AudioVAE(nn.Module):
                 "griffin-lim" estimates it.
             latents: decode the posterior's centre or a sample.
             level: see the class.
-            teacher_forcing: show the true past to a model that needs it: the prediction of each frame, no resynthesis from
-                latents. Others ignore it.
+            teacher_forcing: show the true past to a model that needs it: the prediction of each frame, no resynthesis
+                from latents. Others ignore it.
 
         Raises:
             ValueError: another phase or choice of latents.
@@ -173,8 +220,8 @@ class AudioVAE(nn.Module):
     ) -> Float[Tensor, "*batch frame"]:
         """A lower bound of log p(x_t) for every frame of the wave's STFT, in nats.
 
-        The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log pi
-        included): dividing by the level adds -2 n_freqs log(level), so scaling a wave by 10 moves it by exactly
+        The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log
+        pi included): dividing by the level adds -2 n_freqs log(level), so scaling a wave by 10 moves it by exactly
         -2 n_freqs log 10. Digital silence is scored at level 1.
 
         Args:
@@ -185,12 +232,12 @@ class AudioVAE(nn.Module):
             AudiovaeError: the model's likelihood is no density of the STFT.
         """
         if not self.vae.is_density:
-            raise AudiovaeError(f"{NO_DENSITY} ({self.vae.settings.likelihood if self.vae.predicts == 'sound' else 'labels'})")
+            raise AudiovaeError(NO_DENSITY)
         spectrogram, level = self.analyse(wave, level)
         if n_samples == 1:
-            bound = elbo(self.vae, spectrogram, condition).bound
+            bound = elbo(self.vae, power(spectrogram), condition).bound
         else:
-            bound = importance_weighted_bound(self.vae, spectrogram, n_samples, condition)
+            bound = importance_weighted_bound(self.vae, power(spectrogram), n_samples, condition)
         return bound - 2 * self.stft.n_freqs * _divisor(level).log().unsqueeze(-1)
 
     def sample(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame freq"]:
@@ -207,17 +254,81 @@ class AudioVAE(nn.Module):
         Raises:
             AudiovaeError: the model gives labels, not sound.
         """
-        if self.vae.predicts != "sound":
+        if not self.vae.has_psd:
             raise AudiovaeError(f"{type(self.vae).__name__} predicts labels: it has no PSD")
         return self.vae.likelihood(latents, condition, past).variance
 
     def condition(self, **labels: str) -> Float[Tensor, " label"]:
-        """The condition of one class for every label of the model, on its device: `prior.condition(digit="7", speaker="theo")`.
+        """The condition of one class for every label, on the device: `prior.condition(digit="7", speaker="theo")`.
 
         Raises:
             ConditionError: a label is missing or unknown, or has no such class.
         """
         return self.vae.conditions.encode(**labels).to(self.device)
+
+    # Training, see `Trainable`
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        return self.vae.conditions.labels
+
+    @property
+    def kind(self) -> str:
+        return type(self.vae).__name__
+
+    @property
+    def unit(self) -> str:
+        return "nats per frame" if self.vae.is_density else "per frame (no density: it compares with no other model's)"
+
+    def segment_samples(self, n_frames: int) -> int:
+        return (n_frames - 1) * self.stft.hop_length + self.stft.n_fft
+
+    def observe(
+        self, waves: Float[Tensor, "segment sample"], equaliser: Equaliser | None = None
+    ) -> Float[Tensor, "segment frame freq"]:
+        """Power of the frames that lie within the segments: nothing is padded, nothing divided."""
+        frame_power = power(self.stft.frames(waves))
+        if equaliser is not None:
+            frame_power *= equaliser(self.stft.n_freqs).to(frame_power.device)
+        return frame_power.to(next(self.vae.parameters()).dtype)
+
+    def calibrate(self, observed: Float[Tensor, "segment frame freq"]) -> None:
+        self.vae.calibrate(observed.flatten(0, 1))
+
+    def loss(
+        self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
+    ) -> Float[Tensor, 2]:
+        return training_loss(self.vae, observed, condition, objective)
+
+    def elbo(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
+        return elbo(self.vae, observed, condition)
+
+    def check(self, settings: TrainingSettings) -> None:
+        if settings.scheduled_sampling and self.vae.own_past is None:
+            raise TrainingError(
+                "scheduled_sampling is for models that feed on past frames and can learn to do without (SRNN with "
+                f"own_past), not {self.kind}"
+            )
+        if settings.importance_samples > 1:
+            try:
+                check_importance_training(self.vae)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
+
+    def warning(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> str | None:
+        return collapse_warning(kl_per_dimension(self.vae, observed, condition)) if self.vae.has_prior else None
+
+    def illustrate(self, wave: Float[Tensor, " sample"], condition: Tensor | None) -> dict[str, Tensor]:
+        if not self.vae.has_psd:
+            return {}
+        if self.vae.longest is not None:
+            wave = wave[: (self.vae.longest - 1) * self.stft.hop_length]
+        psd = self.decode(self.encode(wave, condition=condition), condition=condition)
+        return {
+            "power_and_psd": torch.stack([power(self.stft(wave)), psd]),
+            "original": wave,
+            "resynthesis": self.resynthesize(wave, condition=condition),
+        }
 
 
 def _divisor(level: Tensor) -> Tensor:

@@ -1,70 +1,76 @@
 """Saved models: a folder of config.json, model.safetensors and README.md, laid out as a Hugging Face hub repository.
 
-`config.json` holds the sizes, the SHA-256 of the tensors' file and the SHA-256 of all its other fields, both verified at
-load. The second one identifies the model: latents carry it.
+`config.json` holds the sizes, the SHA-256 of the tensors' file and the SHA-256 of all its other fields, both verified
+at load. The second one identifies the model: latents carry it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from audiovae.atomic import atomic_path
 from audiovae.errors import ModelError
-from audiovae.models import MODELS
-from audiovae.prior import AudioVAE
-from audiovae.stft import STFT
 
 FORMAT_VERSION = 1
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 _NEWER = "was saved by a newer audiovae (format {found}, this one reads up to {known}); update audiovae"
 
+Tensors = Mapping[str, Tensor]
 
-def save(prior: AudioVAE, folder: str | Path, card: str | None = None) -> None:
-    """Write a model folder; see `AudioVAE.save_pretrained`.
+
+def write(folder: str | Path, config: Mapping[str, Any], tensors: Tensors, card: str) -> None:
+    """Write a model folder.
+
+    Args:
+        config: sizes, as JSON can hold them.
+        card: contents of its README.md.
 
     Raises:
         PathError: the folder cannot be written.
     """
     folder = Path(folder)
-    tensors, config = _serialise(prior)
-    if card is None:
-        card = f"# An audiovae prior\n\n{prior.sample_rate} Hz, {type(prior.vae).__name__}. Nothing else was recorded when it was saved.\n"
-    contents = {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), CARD: card.encode(), TENSORS: tensors}
-    with contextlib.ExitStack() as stack:  # all are written before any is renamed, the config last: never half of a model
+    content, signed = _serialise(config, tensors)
+    contents = {CONFIG: (json.dumps(signed, indent=2) + "\n").encode(), CARD: card.encode(), TENSORS: content}
+    with contextlib.ExitStack() as stack:  # all are written before any is renamed, the config last
         for name, content in contents.items():
             stack.enter_context(atomic_path(folder / name, durable=True)).write_bytes(content)
 
 
-def load(name_or_path: str | Path) -> AudioVAE:
-    """Read a model folder, a shipped model by name, or one of the hub ("owner/name"); see `AudioVAE.from_pretrained`."""
-    folder = find(name_or_path)
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a model folder, both verified; see `find`.
+
+    Raises:
+        ModelError: missing, damaged, or of a newer format.
+    """
     config = read_config(folder)
     path = folder / TENSORS
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(path, "is missing; copy the whole model folder") from error
-    if hashlib.sha256(content).hexdigest() != config["tensors_sha256"]:
+    if hashlib.sha256(content).hexdigest() != config.get("tensors_sha256"):
         raise ModelError(path, "is damaged: its SHA-256 is not the one in config.json; copy or train the model again")
     try:
-        model_class, settings_class = MODELS[config["vae"]["type"]]
-        stft = STFT(**config["stft"])
-        prior = AudioVAE(stft, model_class(stft.n_freqs, settings_class(**_tuples(config["vae"]["settings"]))), config["sample_rate"])
-        prior.load_state_dict(safetensors.torch.load(content))
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(folder / CONFIG, f"does not describe a model that this version can build ({reason})") from error
-    return prior
+        return config, safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise misfit(folder, error) from error
+
+
+def misfit(folder: Path, error: Exception) -> ModelError:
+    """What to raise where config and tensors are whole, and no model can be built from them."""
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(folder / CONFIG, f"does not describe a model that this version can build ({reason})")
 
 
 def find(name_or_path: str | Path) -> Path:
@@ -94,9 +100,9 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in shipped.glob(f"*/{CONFIG}"))
 
 
-def model_hash(prior: AudioVAE) -> str:
-    """SHA-256 that identifies sizes and weights: the `config_sha256` that saving this prior writes."""
-    return _serialise(prior)[1]["config_sha256"]
+def model_hash(config: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 that identifies sizes and weights: the `config_sha256` that `write` writes."""
+    return str(_serialise(config, tensors)[1]["config_sha256"])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -122,31 +128,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _serialise(prior: AudioVAE) -> tuple[bytes, dict[str, Any]]:
-    tensors = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in prior.state_dict().items()})
-    config: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "sample_rate": prior.sample_rate,
-        "stft": {"n_fft": prior.stft.n_fft, "hop_length": prior.stft.hop_length, "window": prior.stft.window_name},
-        "vae": {"type": type(prior.vae).__name__, "settings": dataclasses.asdict(prior.vae.settings)},
-        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
-    }
-    config["config_sha256"] = _digest_of_fields(config)
-    return tensors, config
+def _serialise(config: Mapping[str, Any], tensors: Tensors) -> tuple[bytes, dict[str, Any]]:
+    content = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    fields = {"format_version": FORMAT_VERSION, **config, "tensors_sha256": hashlib.sha256(content).hexdigest()}
+    return content, {**fields, "config_sha256": _digest_of_fields(fields)}
 
 
 def _digest_of_fields(config: dict[str, Any]) -> str:
     fields = {name: value for name, value in config.items() if name != "config_sha256"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tuples(inner) for name, inner in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    return {name: tuples(value) for name, value in settings.items()}
 
 
 def _hub(repository: str) -> Path:
@@ -157,4 +147,6 @@ def _hub(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, TENSORS, CARD]))
     except Exception as error:  # the hub's error classes change between its versions
-        raise ModelError(repository, f"no such folder, and the hub does not give it ({type(error).__name__})") from error
+        raise ModelError(
+            repository, f"no such folder, and the hub does not give it ({type(error).__name__})"
+        ) from error

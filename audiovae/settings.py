@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichlet"]
 MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
@@ -35,21 +37,57 @@ class ModelSettings:
 
     Attributes:
         latent_dim: latent dimensions per frame.
-        latent: family of the latents; not every model can have every one.
-        dirichlet_concentration: of the symmetric Dirichlet prior; other families have no use for it.
-        likelihood: of a spectrum given the latents.
-        labels: names and classes of the labels that condition the model, such as {"digit": ("0", "1"), "speaker": ("a", "b")}.
     """
 
+    fixed: ClassVar[Mapping[str, Any]] = {}  # what a class gives no choice of, as every saved config states it
+
     latent_dim: int = 16
-    latent: LatentName = "gaussian"
-    dirichlet_concentration: float = 0.5
+
+
+@dataclass(frozen=True)
+class SoundSettings(ModelSettings):
+    """Those of a model of sound with Gaussian latents and no labels.
+
+    Attributes:
+        likelihood: of a spectrum given the latents.
+    """
+
+    fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "labels": {}}
+
     likelihood: LikelihoodName = "complex-gaussian"
+
+
+@dataclass(frozen=True)
+class LabelledSettings(SoundSettings):
+    """Those of a model of sound that labels may condition.
+
+    Attributes:
+        labels: names and classes of the labels that condition the model, such as {"digit": ("0", "1"), "speaker": ("a",
+            "b")}.
+    """
+
+    fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5}
+
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class FrameVAESettings(ModelSettings):
+class LatentSettings(LabelledSettings):
+    """Those of a model of sound with latents of any family.
+
+    Attributes:
+        latent: family of the latents.
+        dirichlet_concentration: of the symmetric Dirichlet prior; other families have no use for it.
+    """
+
+    fixed: ClassVar = {}
+
+    latent: LatentName = "gaussian"
+    dirichlet_concentration: float = 0.5
+
+
+@dataclass(frozen=True)
+class FrameVAESettings(LatentSettings):
     """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
 
     Attributes:
@@ -66,19 +104,27 @@ class FrameVAESettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class AutoencoderSettings(FrameVAESettings):
+class AutoencoderSettings(SoundSettings):
     """Sizes of a frame-wise autoencoder: those of a frame-wise VAE.
 
     Attributes:
-        latent: has one choice, the point.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
+        residual: add the input of a hidden layer to its output where both have the same width.
+        activation: tanh, relu, silu or gelu.
+        dropout: probability in every hidden layer.
     """
 
-    latent: Literal["point"] = "point"  # type: ignore[assignment]
+    fixed: ClassVar = {"latent": "point", "dirichlet_concentration": 0.5, "labels": {}}
+
     likelihood: LikelihoodName = "squared-error"
+    hidden: tuple[int, ...] = (128,)
+    residual: bool = False
+    activation: ActivationName = "tanh"
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
-class ContextVAESettings(ModelSettings):
+class ContextVAESettings(LatentSettings):
     """Sizes of a VAE whose encoder sees neighbouring frames and whose decoder is frame-wise.
 
     Attributes:
@@ -97,7 +143,7 @@ class ContextVAESettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class DynamicVAESettings(ModelSettings):
+class DynamicVAESettings(LabelledSettings):
     """Sizes of a VAE with context in encoder and decoder and an autoregressive prior.
 
     Attributes:
@@ -117,7 +163,7 @@ class DynamicVAESettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class SequenceVAESettings(ModelSettings):
+class SequenceVAESettings(LatentSettings):
     """Sizes of a VAE with one latent vector for a whole sequence.
 
     Attributes:
@@ -140,6 +186,7 @@ class LabelVAESettings(ModelSettings):
     """Sizes of a predictor of labels p(y | x, z).
 
     Attributes:
+        labels: name and classes of the one label that is predicted, such as {"digit": ("0", "1")}.
         width: of all hidden layers.
         kernel_size: frames that a temporal convolution combines.
         blocks: temporal convolutions at each resolution of time.
@@ -148,6 +195,9 @@ class LabelVAESettings(ModelSettings):
         dropout: probability between convolutions and heads.
     """
 
+    fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "likelihood": "complex-gaussian"}
+
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     width: int = 128
     kernel_size: int = 5
     blocks: int = 2
@@ -157,7 +207,7 @@ class LabelVAESettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class RVAESettings(ModelSettings):
+class RVAESettings(SoundSettings):
     """Sizes of a recurrent VAE.
 
     Attributes:
@@ -172,7 +222,7 @@ class RVAESettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class DKFSettings(ModelSettings):
+class DKFSettings(SoundSettings):
     """Sizes of a deep Kalman filter.
 
     Attributes:
@@ -187,7 +237,7 @@ class DKFSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class STORNSettings(ModelSettings):
+class STORNSettings(SoundSettings):
     """Sizes of a stochastic recurrent network.
 
     Attributes:
@@ -200,7 +250,7 @@ class STORNSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class VRNNSettings(ModelSettings):
+class VRNNSettings(SoundSettings):
     """Sizes of a variational recurrent network.
 
     Attributes:
@@ -213,13 +263,14 @@ class VRNNSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class SRNNSettings(ModelSettings):
+class SRNNSettings(SoundSettings):
     """Sizes of a stochastic recurrent network with separate deterministic and stochastic chains.
 
     Attributes:
         width: of both LSTMs.
         features: width of the layers next to the spectrum.
-        own_past: the model that needs no past x, for it feeds on its own predictions; see `TrainingSettings.scheduled_sampling`.
+        own_past: the model that needs no past x, for it feeds on its own predictions; see
+            `TrainingSettings.scheduled_sampling`.
     """
 
     width: int = 128
@@ -228,7 +279,7 @@ class SRNNSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class DSAESettings(ModelSettings):
+class DSAESettings(SoundSettings):
     """Sizes of a disentangled sequential autoencoder.
 
     Attributes:
@@ -245,10 +296,46 @@ class DSAESettings(ModelSettings):
 MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
     kind.__name__.removesuffix("Settings"): kind
     for kind in (
-        FrameVAESettings, AutoencoderSettings, ContextVAESettings, DynamicVAESettings, SequenceVAESettings, LabelVAESettings, RVAESettings,
-        DKFSettings, STORNSettings, VRNNSettings, SRNNSettings, DSAESettings,
+        FrameVAESettings, AutoencoderSettings, ContextVAESettings, DynamicVAESettings, SequenceVAESettings,
+        LabelVAESettings, RVAESettings, DKFSettings, STORNSettings, VRNNSettings, SRNNSettings, DSAESettings,
     )
 }  # fmt: skip
+
+
+_IN_EVERY_CONFIG = ("latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels")  # in this order, first
+
+
+def settings_to_config(settings: ModelSettings) -> dict[str, Any]:
+    """What a saved model's config says of its sizes: all that is chosen, and what its class gives no choice of.
+
+    The hash of a config identifies a model, and latents carry it: what is written does not change with the classes.
+    """
+    fields = {**settings.fixed, **asdict(settings)}
+    return {name: fields[name] for name in dict.fromkeys((*_IN_EVERY_CONFIG, *fields))}
+
+
+def settings_from_config(kind: str, config: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a model of some type that a config states.
+
+    Raises:
+        ValueError: an unknown type or field, or a choice that its class does not give.
+    """
+    if kind not in MODEL_SETTINGS:
+        raise ValueError(f"the type of the model must be one of {', '.join(MODEL_SETTINGS)}, got {kind!r}")
+    settings_class = MODEL_SETTINGS[kind]
+    fields = {name: _tuples(value) for name, value in config.items()}
+    for name, fixed in settings_class.fixed.items():
+        if (found := fields.pop(name, fixed)) != fixed:
+            raise ValueError(f"{name} is always {fixed!r} in a model of type {kind}, got {found!r}")
+    if unknown := fields.keys() - {field.name for field in dataclasses.fields(settings_class)}:
+        raise ValueError(f"a model of type {kind} has no setting {', '.join(sorted(unknown))}")
+    return settings_class(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -263,7 +350,8 @@ class PrepareSettings:
         validation_speakers: file that names speakers to hold out for validation, one a line.
         test_speakers: file that names speakers to hold out for testing, one a line.
         speeds: pack every training recording once more at each of these speeds, such as [0.9, 1.1].
-        labels: CSV or TSV file with a column "file" (paths below the folder) and a column for every label of the recordings.
+        labels: CSV or TSV file with a column "file" (paths below the folder) and a column for every label of the
+            recordings.
     """
 
     sample_rate: int = 16000
@@ -292,21 +380,26 @@ class TrainingSettings:
     Attributes:
         steps: optimiser steps; the learning rate follows one cosine over them.
         batch_frames: STFT frames per step and device.
-        segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames segments.
+        segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames
+            segments.
         learning_rate: highest learning rate (Adam).
         warmup: share of the steps over which the learning rate rises from zero.
         weight_decay: decoupled weight decay (AdamW).
         beta: weight of the KL term; 1 maximises the ELBO, less buys sound with bits.
         beta_warmup: share of the steps (of each cycle) over which beta rises linearly from zero.
         beta_cycles: how often beta starts again from zero; 1 is a plain warm-up.
-        free_bits: KL per latent dimension, in nats averaged over a batch, below which a dimension costs this much: no reason to
-            collapse it. Where the KL does not split into dimensions it is per frame, latent_dim times as much.
-        importance_samples: above 1, train the importance-weighted bound of so many samples, with the doubly reparameterised gradient.
-        scheduled_sampling: shares of the steps between which a model that feeds on past frames changes over from the true ones to
-            its own predictions, such as [0.3, 0.8]; empty keeps the true ones.
+        free_bits: KL per latent dimension, in nats averaged over a batch, below which a dimension costs this much: no
+            reason to collapse it. Where the KL does not split into dimensions it is per frame, latent_dim times as
+            much.
+        importance_samples: above 1, train the importance-weighted bound of so many samples, with the doubly
+            reparameterised gradient.
+        scheduled_sampling: shares of the steps between which a model that feeds on past frames changes over from the
+            true ones to its own predictions, such as [0.3, 0.8]; empty keeps the true ones.
         clip_norm: gradients are scaled down to this norm.
-        averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last weights.
-        equaliser_db: each drawn segment passes a smooth random equaliser; standard deviation of its lowest cosine in dB.
+        averaging: decay of the exponential average of the weights that is validated and saved; 0 takes the last
+            weights.
+        equaliser_db: each drawn segment passes a smooth random equaliser; standard deviation of its lowest cosine in
+            dB.
         validate_every: steps between validations; each also writes a checkpoint.
         patience: validations without a better ELBO before training stops; 0 never stops early.
         log_every: steps between lines of the loss trace.
@@ -363,10 +456,17 @@ class TrainingSettings:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.importance_samples > 1 and (self.beta != 1 or self.beta_warmup or self.free_bits):
-            raise ValueError("importance_samples above 1 trains a bound of its own: leave beta at 1, without beta_warmup or free_bits")
+            raise ValueError(
+                "importance_samples above 1 trains a bound of its own: leave beta at 1, without beta_warmup or "
+                "free_bits"
+            )
         if self.scheduled_sampling and not (
             len(self.scheduled_sampling) == 2 and 0 <= self.scheduled_sampling[0] < self.scheduled_sampling[1] <= 1
         ):
-            raise ValueError(f"scheduled_sampling must be two rising shares of the steps, got {self.scheduled_sampling}")
+            raise ValueError(
+                f"scheduled_sampling must be two rising shares of the steps, got {self.scheduled_sampling}"
+            )
         if self.batch_frames % self.segment_frames:
-            raise ValueError(f"batch_frames ({self.batch_frames}) must be a multiple of segment_frames ({self.segment_frames})")
+            raise ValueError(
+                f"batch_frames ({self.batch_frames}) must be a multiple of segment_frames ({self.segment_frames})"
+            )

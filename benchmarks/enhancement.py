@@ -1,22 +1,27 @@
-"""Enhancement of pairs of clean and noisy speech by every method and shipped prior: quality against real-time factor, beside references.
+"""Enhancement of pairs of clean and noisy speech by every method and shipped prior: quality against real-time factor,
+beside references.
 
-    OMP_NUM_THREADS=1 python benchmarks/enhancement.py CLEAN NOISY [--methods peem fast] [--priors speech-16k-separation] [--out DIR]
-    OMP_NUM_THREADS=1 python benchmarks/enhancement.py CLEAN NOISY --curve [...]
+    OMP_NUM_THREADS=1 python benchmarks/enhancement.py CLEAN NOISY [--methods peem fast] [--priors
+    speech-16k-separation] [--out DIR] OMP_NUM_THREADS=1 python benchmarks/enhancement.py CLEAN NOISY --curve [...]
 
-CLEAN and NOISY are folders (or files) with the same names. Scores are means over pairs with 95 % intervals by Student's t; seed 0 for every
-recording. Real-time factors are of one thread and exclude loading, scoring and one call before the first that counts: of the inference
-alone, and of STFT, inference and resynthesis. Writes DIR/enhancement.json, .md and .png; rows that are in the JSON are not run again.
+CLEAN and NOISY are folders (or files) with the same names. Scores are means over pairs with 95 % intervals by Student's
+t; seed 0 for every recording. Real-time factors are of one thread and exclude loading, scoring and one call before the
+first that counts: of the inference alone, and of STFT, inference and resynthesis. Writes DIR/enhancement.json, .md and
+.png; rows that are in the JSON are not run again.
 
-With --curve, the noise of each pair is scaled to an input SI-SDR from -5 to 40 dB, and left out: DIR/curve.json, .md and .png.
+With --curve, the noise of each pair is scaled to an input SI-SDR from -5 to 40 dB, and left out: DIR/curve.json, .md
+and .png.
 
 The references (the libraries of the last three: pip install 'audiovae[benchmark]'):
 
 * noisy: the input.
 * oracle Wiener filter: |s|^2 / (|s|^2 + |n|^2) of the true speech and noise, an upper bound.
-* NMF without a prior: the methods' noise, and instead of a prior of speech NMF of rank 32, both fitted to the mixture. Nothing was
-  trained, so only this tells them apart: the noise begins at the quiet spectrum and changes slowly, the speech at what is above it.
-* log-MMSE (logmmse), which takes the first 0.12 s for noise; spectral gating (noisereduce, stationary); spectral subtraction
-  (pyroomacoustics), its delay of 256 samples taken back. Each as its library sets it.
+* NMF without a prior: the methods' noise, and instead of a prior of speech NMF of rank 32, both fitted to the mixture.
+    Nothing was
+  trained, so only this tells them apart: the noise begins at the quiet spectrum and changes slowly, the speech at what
+      is above it.
+* log-MMSE (logmmse), which takes the first 0.12 s for noise; spectral gating (noisereduce, stationary); spectral
+  subtraction (pyroomacoustics), its delay of 256 samples taken back. Each as its library sets it.
 """
 
 from __future__ import annotations
@@ -99,7 +104,9 @@ def main() -> None:
     parser.add_argument("clean", type=Path)
     parser.add_argument("noisy", type=Path)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--priors", nargs="+", default=shipped_names(), help="names or folders; default: all that are shipped")
+    parser.add_argument(
+        "--priors", nargs="+", default=shipped_names(), help="names or folders; default: all that are shipped"
+    )
     parser.add_argument("--out", type=Path, default=Path("enhancement"))
     parser.add_argument("--refs-only", action="store_true", help="no method: the references alone")
     parser.add_argument("--curve", action="store_true", help="output against input SI-SDR instead")
@@ -113,7 +120,9 @@ def main() -> None:
         del algorithms[NOISY]  # a diagonal
     if not options.refs_only:
         algorithms |= {
-            f"{method}, {Path(prior).name}": partial(by_prior, prior, method) for prior in options.priors for method in options.methods
+            f"{method}, {Path(prior).name}": partial(by_prior, prior, method)
+            for prior in options.priors
+            for method in options.methods
         }
     options.out.mkdir(parents=True, exist_ok=True)
     if options.curve:
@@ -128,7 +137,11 @@ def main() -> None:
 
 def read_pairs(clean: Path, noisy: Path) -> list[Pair]:
     """Pairs of equal names, at 16 kHz."""
-    files = [clean] if clean.is_file() else sorted(path for path in clean.rglob("*") if path.suffix.lower() in audio.SUFFIXES)
+    files = (
+        [clean]
+        if clean.is_file()
+        else sorted(path for path in clean.rglob("*") if path.suffix.lower() in audio.SUFFIXES)
+    )
     pairs = []
     for file in files:
         partner = noisy if noisy.is_file() else noisy / file.relative_to(clean)
@@ -220,7 +233,9 @@ def spectral_subtraction() -> Algorithm:
 
     def run(pair: Pair) -> Enhanced:
         padded = np.pad(pair.noisy, (0, 2 * SUBTRACTION_DELAY))
-        late = apply_spectral_sub(padded + 1e-8 * np.random.default_rng(0).standard_normal(len(padded)))  # it divides by the power
+        late = apply_spectral_sub(
+            padded + 1e-8 * np.random.default_rng(0).standard_normal(len(padded))
+        )  # it divides by the power
         return Enhanced(late[SUBTRACTION_DELAY:][: len(pair.noisy)].astype(np.float32))
 
     return run
@@ -230,9 +245,13 @@ def spectral_subtraction() -> Algorithm:
 # Running
 
 
-def run(path: Path, algorithms: dict[str, Callable[[], Algorithm]], pairs: list[Pair], measure: Measure, overwrite: bool) -> dict[str, Row]:
+def run(
+    path: Path, algorithms: dict[str, Callable[[], Algorithm]], pairs: list[Pair], measure: Measure, overwrite: bool
+) -> dict[str, Row]:
     """Rows by name: measured and stored one by one, or read. A row has the values of its files, or why it has none."""
-    recordings = hashlib.sha256(b"".join(part.tobytes() for pair in pairs for part in (pair.clean, pair.noisy))).hexdigest()
+    recordings = hashlib.sha256(
+        b"".join(part.tobytes() for pair in pairs for part in (pair.clean, pair.noisy))
+    ).hexdigest()
     stored = json.loads(path.read_text()) if path.exists() else {}
     if stored and stored["recordings"] != recordings:
         if not overwrite:
@@ -270,7 +289,10 @@ def timed(algorithm: Algorithm, pair: Pair) -> tuple[Enhanced, float]:
 
 def output_levels(algorithm: Algorithm, pairs: list[Pair]) -> list[Row]:
     return [
-        {"file": pair.name, "output_db": [si_sdr(pair.clean, algorithm(at_level(pair, level)).wave) for level in LEVELS_DB]}
+        {
+            "file": pair.name,
+            "output_db": [si_sdr(pair.clean, algorithm(at_level(pair, level)).wave) for level in LEVELS_DB],
+        }
         for pair in pairs
     ]
 
@@ -291,7 +313,9 @@ def real_time_factors(files: list[Row]) -> tuple[float | None, float]:
     """Of the inference, and of the whole."""
     duration = math.fsum(file["duration"] for file in files)
     inference = [file["inference"] for file in files]
-    return None if None in inference else math.fsum(inference) / duration, math.fsum(file["seconds"] for file in files) / duration
+    return None if None in inference else math.fsum(inference) / duration, math.fsum(
+        file["seconds"] for file in files
+    ) / duration
 
 
 def quality_table(rows: dict[str, Row]) -> str:
@@ -300,10 +324,19 @@ def quality_table(rows: dict[str, Row]) -> str:
     cells = []
     for name, files in measured.items():
         values = summarise([improvement(Score(file["values"]), noisy[file["file"]]).values for file in files])
-        rtf = ["-", "-"] if name in (NOISY, ORACLE) else ["-" if factor is None else f"{factor:.3f}" for factor in real_time_factors(files)]
+        rtf = (
+            ["-", "-"]
+            if name in (NOISY, ORACLE)
+            else ["-" if factor is None else f"{factor:.3f}" for factor in real_time_factors(files)]
+        )
         gains = ["-" if name == NOISY else str(values.get(f"{metric}_gain", "-")) for metric in WAVE_METRICS]
         cells.append([name, *(str(values.get(metric, "-")) for metric in WAVE_METRICS), *gains, *rtf])
-    titles = [*TITLES.values(), *(f"{title.split(' (')[0]} gain" for title in TITLES.values()), "RTF, inference", "RTF, whole"]
+    titles = [
+        *TITLES.values(),
+        *(f"{title.split(' (')[0]} gain" for title in TITLES.values()),
+        "RTF, inference",
+        "RTF, whole",
+    ]
     return f"{len(noisy)} pairs, 1 thread\n\n" + markdown(["", *titles], cells) + left_out(rows)
 
 
@@ -321,7 +354,10 @@ def curve_table(rows: dict[str, Row]) -> str:
 
 
 def markdown(titles: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]) + "\n"
+    return (
+        "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, ["---", *["---:"] * (len(titles) - 1)], *rows])
+        + "\n"
+    )
 
 
 def left_out(rows: dict[str, Row]) -> str:
@@ -338,20 +374,35 @@ def quality_picture(rows: dict[str, Row], path: Path) -> None:
     labels = []
     for panel, metric in zip(panels, PICTURED, strict=True):
         means = {name: summarise([file["values"] for file in files])[metric].mean for name, files in measured.items()}
-        panel.set(xscale="log", xlabel="real-time factor, 1 thread (STFT, inference, resynthesis)", ylabel=TITLES[metric])
+        panel.set(
+            xscale="log", xlabel="real-time factor, 1 thread (STFT, inference, resynthesis)", ylabel=TITLES[metric]
+        )
         for number, prior in enumerate(priors):
             for name, (_, of) in of_prior.items():
                 if of == prior:
                     label = prior if name == next(n for n in of_prior if of_prior[n][1] == prior) else None
-                    panel.plot(real_time_factors(measured[name])[1], means[name], "os^Dv"[number % 5], color=f"C{number}", label=label)
+                    panel.plot(
+                        real_time_factors(measured[name])[1],
+                        means[name],
+                        "os^Dv"[number % 5],
+                        color=f"C{number}",
+                        label=label,
+                    )
         panel.margins(x=0.3, y=0.08)
         panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         for name in measured.keys() - of_prior.keys():
-            panel.axhline(means[name], color="0.6", linewidth=0.8, linestyle="-" if name in (NOISY, ORACLE) else ":", zorder=0)
+            panel.axhline(
+                means[name], color="0.6", linewidth=0.8, linestyle="-" if name in (NOISY, ORACLE) else ":", zorder=0
+            )
         named = [
-            (real_time_factors(measured[name])[1], means[name], of_prior[name][0], f"C{priors.index(of_prior[name][1])}")
+            (
+                real_time_factors(measured[name])[1],
+                means[name],
+                of_prior[name][0],
+                f"C{priors.index(of_prior[name][1])}",
+            )
             for name in of_prior
         ]
         left = panel.get_xlim()[0]
@@ -370,7 +421,9 @@ def label_apart(panel: Any, labels: list[tuple[float, float, str, str]]) -> None
     taken = [Bbox.from_extents(*(point - 4), *(point + 4)) for point in points]
     for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
         for height in range(3, 200, 2):
-            written = panel.annotate(text, (x, y), (5, height), textcoords="offset points", fontsize=7, color=colour, in_layout=False)
+            written = panel.annotate(
+                text, (x, y), (5, height), textcoords="offset points", fontsize=7, color=colour, in_layout=False
+            )
             box = written.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 taken.append(box)
@@ -389,7 +442,9 @@ def curve_picture(rows: dict[str, Row], path: Path) -> None:
         (line,) = panel.plot(positions, means, ".-" if ", " in name else ".:", color=f"C{number % 10}", label=name)
         panel.fill_between(positions, means - widths, means + widths, color=line.get_color(), alpha=0.1, linewidth=0)
         seen.extend(means[:-1])
-    panel.set(xlabel="input SI-SDR (dB)", ylabel="output SI-SDR (dB), 95 % interval", ylim=(min(seen) - 3, max(seen) + 5))
+    panel.set(
+        xlabel="input SI-SDR (dB)", ylabel="output SI-SDR (dB), 95 % interval", ylim=(min(seen) - 3, max(seen) + 5)
+    )
     panel.set_xticks(positions, [*(f"{level}" for level in LEVELS_DB[:-1]), "clean"])
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)

@@ -1,11 +1,12 @@
 """Speed of every member of the family on one thread: training, resynthesis and free-running generation.
 
-    OMP_NUM_THREADS=1 python benchmarks/family.py [CONFIG.yaml...] [--json FILE]      (default: all of recipes/speech_prior/family)
+    OMP_NUM_THREADS=1 python benchmarks/family.py [CONFIG.yaml...] [--json FILE]      (default: all of
+    recipes/speech_prior/family)
 
 For each configuration: weights; frames per second of its training step (power in, weights changed: 128 sequences of 50
-frames, float32); seconds per second of sound for resynthesis (10 s, posterior mean, original phase) and for generating the PSD
-of 10 s, on its own past where it needs one. Then, for RVAE and DKF, the training step beside the same bricks with the latents
-given, so that nothing steps through time.
+frames, float32); seconds per second of sound for resynthesis (10 s, posterior mean, original phase) and for generating
+the PSD of 10 s, on its own past where it needs one. Then, for RVAE and DKF, the training step beside the same bricks
+with the latents given, so that nothing steps through time.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from audiovae import DKF, MODELS, RVAE, STFT, VAE, AudioVAE, Batch, TrainingLoss, TrainingSettings
+from audiovae import DKF, MODELS, RVAE, STFT, VAE, AudioVAE
 from audiovae.cli.progress import print_table
 from audiovae.models.latents import normal_from_outputs, standard_normal
 from audiovae.networks.lstm import shift
-from audiovae.objectives import log_prob_of_power
+from audiovae.objectives import Objective, training_loss
 from audiovae.training.memory import keep_freed_memory
 
 SEQUENCES, FRAMES, RATE, SECONDS, ROUNDS = 128, 50, 16000, 10, 5
@@ -98,8 +99,7 @@ def interleaved(*parts: Callable[[], object]) -> list[float]:
 
 
 def training_step(vae: VAE, frame_power: Tensor) -> Callable[[], object]:
-    objective = TrainingLoss(vae, TrainingSettings())
-    return optimised(vae, lambda: objective(Batch(frame_power, None), 1.0)[0])
+    return optimised(vae, lambda: training_loss(vae, frame_power, None, Objective())[0])
 
 
 def bricks_step(vae: VAE, loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -132,7 +132,7 @@ def rvae_bricks(vae: RVAE, frame_power: Tensor) -> Callable[[], Tensor]:
         posterior = normal_from_outputs(drive + vae.recurrence.mixer(states))
         latents = posterior.rsample()
         kl = torch.distributions.kl_divergence(posterior, standard_normal(latents))
-        return (kl - log_prob_of_power(vae.likelihood(latents), frame_power)).mean()
+        return (kl - vae.log_likelihood(latents, frame_power)).mean()
 
     return loss
 
@@ -152,7 +152,7 @@ def dkf_bricks(vae: DKF, frame_power: Tensor) -> Callable[[], Tensor]:
         posterior = normal_from_outputs(hidden)
         latents = posterior.rsample()
         kl = torch.distributions.kl_divergence(posterior, vae.prior(latents))
-        return (kl - log_prob_of_power(vae.likelihood(latents), frame_power)).mean()
+        return (kl - vae.log_likelihood(latents, frame_power)).mean()
 
     return loss
 

@@ -4,8 +4,8 @@
 
 * prepare: times real time, on one core, of 250 FLAC files of 12 s at 16 kHz.
 * encode: those files, against their decoding, their STFT and the encoder on all frames in one batch.
-* resynthesize: a file of two hours, against reading, STFT, encoder, decoder, inverse and writing, each alone; and its peak
-  memory against that of a file of ten seconds, each in a process of its own.
+* resynthesize: a file of two hours, against reading, STFT, encoder, decoder, inverse and writing, each alone; and its
+  peak memory against that of a file of ten seconds, each in a process of its own.
 * --help: of the program and of every verb, as a process.
 """
 
@@ -30,7 +30,9 @@ from audiovae.cli.main import VERBS
 from audiovae.cli.progress import print_table
 
 RATE, N_FILES, FILE_SECONDS, LONG_SECONDS = 16000, 250, 12.0, 7200
-BLOCK_FRAMES = 1250  # 20 s: the parts of the long file are timed in blocks of it, so that no part is slowed by its memory
+BLOCK_FRAMES = (
+    1250  # 20 s: the parts of the long file are timed in blocks of it, so that no part is slowed by its memory
+)
 
 
 def main(model: str) -> None:
@@ -39,7 +41,12 @@ def main(model: str) -> None:
         folder = Path(place)
         write_speech_like(folder)
         prior = AudioVAE.from_pretrained(model)
-        rows = [*bench_prepare(folder), *bench_encode(prior, folder), *bench_resynthesize(prior, folder), *bench_memory(model, folder)]
+        rows = [
+            *bench_prepare(folder),
+            *bench_encode(prior, folder),
+            *bench_resynthesize(prior, folder),
+            *bench_memory(model, folder),
+        ]
     rows += bench_help()
     print_table(["what", "measured", "asked"], rows, f"{model}, 1 thread")
 
@@ -82,7 +89,9 @@ def bench_encode(prior: AudioVAE, folder: Path) -> list[list[str]]:
 
     def parts() -> float:
         waves: list[torch.Tensor] = []
-        decoding = timed(lambda: waves.extend(torch.from_numpy(soundfile.read(file, dtype="float32")[0]) for file in files))
+        decoding = timed(
+            lambda: waves.extend(torch.from_numpy(soundfile.read(file, dtype="float32")[0]) for file in files)
+        )
         spectra: list[torch.Tensor] = []
         with torch.no_grad():
             stft = timed(lambda: spectra.extend(power(prior.stft(wave)) for wave in waves))
@@ -111,7 +120,9 @@ def bench_resynthesize(prior: AudioVAE, folder: Path) -> list[list[str]]:
         for block in blocks:
             spectrogram, times["STFT"] = accumulate(times["STFT"], lambda block=block: stft(block))
             frame_power = power(spectrogram)
-            latents, times["encoder"] = accumulate(times["encoder"], lambda p=frame_power: prior.vae.infer(p).posterior.mean)
+            latents, times["encoder"] = accumulate(
+                times["encoder"], lambda p=frame_power: prior.vae.infer(p).factors[0].posterior.mean
+            )
             _, times["decoder"] = accumulate(times["decoder"], lambda z=latents: prior.vae.likelihood(z).variance)
             _, times["inverse"] = accumulate(times["inverse"], lambda x=spectrogram, n=len(block): stft.inverse(x, n))
     seconds |= times

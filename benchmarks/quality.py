@@ -1,9 +1,13 @@
-"""Resynthesis and bound of priors on the recordings of named speakers, with the wave from the posterior mean and from a sample.
+"""Resynthesis and bound of priors on the recordings of named speakers, with the wave from the posterior mean and from a
+sample.
 
-    OMP_NUM_THREADS=1 python benchmarks/quality.py LIBRISPEECH_FOLDER SPEAKERS_FILE MODEL... [--samples 100] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/quality.py LIBRISPEECH_FOLDER SPEAKERS_FILE MODEL... [--samples 100] [--json
+    FILE]
 
-The table that the README and the recipes quote; 95 % intervals over files by Student's t, seed 0 for every file. A model that
-needs past x has two pairs of rows: resynthesised from its latents, on its own past, and teacher-forced, which is prediction.
+The table that the README and the recipes quote; 95 % intervals over files by Student's t, seed 0 for every file. A
+model that
+needs past x has two pairs of rows: resynthesised from its latents, on its own past, and teacher-forced, which is
+    prediction.
 Their bounds are the same: that of the density, which is given the true past.
 """
 
@@ -24,9 +28,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("speakers", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--samples", type=int, default=1, help="above 1: also the importance-weighted bound of so many samples")
     parser.add_argument(
-        "--choices", nargs="+", choices=["mean", "sample"], default=["mean", "sample"], help="latents that waves are decoded from"
+        "--samples", type=int, default=1, help="above 1: also the importance-weighted bound of so many samples"
+    )
+    parser.add_argument(
+        "--choices",
+        nargs="+",
+        choices=["mean", "sample"],
+        default=["mean", "sample"],
+        help="latents that waves are decoded from",
     )
     parser.add_argument("--json", type=Path, help="also write all values to this file")
     options = parser.parse_args()
@@ -57,7 +67,8 @@ def main() -> None:
     print_table(["model", *(METRICS[metric].heading for metric in metrics)], rows, title)
     if options.json:
         rows_by_model = {
-            name: [{"file": file.name, **s.values} for file, s in zip(files, scores, strict=True)] for name, scores in results.items()
+            name: [{"file": file.name, **s.values} for file, s in zip(files, scores, strict=True)]
+            for name, scores in results.items()
         }
         options.json.write_text(json.dumps(rows_by_model, indent=1))
 

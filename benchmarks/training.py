@@ -1,11 +1,13 @@
-"""Training speed of the classic size, 513-128-16-128-513, on one thread: fit() against its parts, and its step against matrix products.
+"""Training speed of the classic size, 513-128-16-128-513, on one thread: fit() against its parts, and its step against
+matrix products.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py
 
-Prints the time per batch of 4096 frames of: the matrix products alone (forward, weight gradients, input gradients but the
-first layer's); the bare optimiser step (power in, weights changed); STFT and power of the same frames; a whole run of `fit`
-of 500 steps with its default settings (set-up, batches, STFT, step, averaging, clipping, trace, validation, checkpoint,
-saved model), each the median of several rounds that are interleaved, so that a drift of the machine's speed touches all of them.
+Prints the time per batch of 4096 frames of: the matrix products alone (forward, weight gradients, input gradients but
+the first layer's); the bare optimiser step (power in, weights changed); STFT and power of the same frames; a whole run
+of `fit` of 500 steps with its default settings (set-up, batches, STFT, step, averaging, clipping, trace, validation,
+checkpoint, saved model), each the median of several rounds that are interleaved, so that a drift of the machine's speed
+touches all of them.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovae import STFT, AudioVAE, Batch, FrameVAE, PackedCorpus, TrainingLoss, TrainingSettings, fit, power
+from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, TrainingSettings, fit, power
 from audiovae.cli.progress import print_table
 from audiovae.corpora.packed import Header, Utterance, write_index
+from audiovae.objectives import Objective, training_loss
 
 BATCH, STEPS, ROUNDS = 4096, 500, 3
 SEGMENT = TrainingSettings().segment_frames
@@ -54,14 +57,20 @@ def main() -> None:
     ms = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     spread = {name: f"{1e3 * min(values):.2f} to {1e3 * max(values):.2f}" for name, values in times.items()}
     rows = [[name, f"{ms[name]:.2f}", spread[name], f"{BATCH / ms[name]:.0f} k"] for name in times]
-    print_table(["part", "ms per batch", "range", "frames per second"], rows, f"{BATCH} frames a step, 1 thread, {ROUNDS} rounds")
+    print_table(
+        ["part", "ms per batch", "range", "frames per second"],
+        rows,
+        f"{BATCH} frames a step, 1 thread, {ROUNDS} rounds",
+    )
     speed = [a / b for a, b in zip(times["matrix products"], times["bare step"], strict=True)]
     share = [f / (a + b) for f, a, b in zip(times["fit"], times["bare step"], times["STFT and power"], strict=True)]
     print(
-        f"bare step: {statistics.median(speed):.0%} of the speed of its matrix products ({min(speed):.0%} to {max(speed):.0%}); asked: 75 %"
+        f"bare step: {statistics.median(speed):.0%} of the speed of its matrix products ({min(speed):.0%} to "
+        f"{max(speed):.0%}); asked: 75 %"
     )
     print(
-        f"fit: {statistics.median(share):.2f} times bare step + STFT and power ({min(share):.2f} to {max(share):.2f}); asked: at most 1.15"
+        f"fit: {statistics.median(share):.2f} times bare step + STFT and power ({min(share):.2f} to {max(share):.2f}); "
+        "asked: at most 1.15"
     )
 
 
@@ -98,7 +107,9 @@ def likelihood(frame_power: torch.Tensor) -> Callable[[], object]:
 
     def run() -> None:
         output.grad = None
-        ComplexNormal(log_variance=output, floor=1e-6, validate_args=False).summed_log_prob_of_power(frame_power).mean().backward()
+        ComplexNormal(log_variance=output, floor=1e-6, validate_args=False).summed_log_prob_of_power(
+            frame_power
+        ).mean().backward()
 
     return run
 
@@ -118,10 +129,9 @@ def optimiser() -> Callable[[], object]:
 def bare_step(frame_power: torch.Tensor) -> Callable[[], object]:
     vae, adam = new_model()
     vae.calibrate(frame_power.flatten(0, 1))
-    objective = TrainingLoss(vae, TrainingSettings())
 
     def run() -> None:
-        loss = objective(Batch(frame_power, None), 1.0)[0]
+        loss = training_loss(vae, frame_power, None, Objective())[0]
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -135,7 +145,10 @@ def write_corpus(folder: Path) -> PackedCorpus:
     rate, n = 16000, 10 * 16000
     samples = np.random.default_rng(0).integers(-20000, 20000, 60 * n, dtype=np.int16)
     samples.tofile(folder / "samples.int16")
-    utterances = [Utterance(str(i), str(i), "train" if i else "validation", i * n, n, 1 / 32767, 0.35, 0, 0, "") for i in range(60)]
+    utterances = [
+        Utterance(str(i), str(i), "train" if i else "validation", i * n, n, 1 / 32767, 0.35, 0, 0, "")
+        for i in range(60)
+    ]
     write_index(folder, Header(rate, True, "folder", "noise"), utterances, [])
     return PackedCorpus(folder)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from jaxtyping import config, install_import_hook
 
-install_import_hook("audiovae", "beartype.beartype")  # before any import of the package: shapes in signatures are checked
+install_import_hook(
+    "audiovae", "beartype.beartype"
+)  # before any import of the package: shapes in signatures are checked
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -33,7 +35,9 @@ def unchecked() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder of real recordings; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("AUDIOVAE_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data").resolve()
+    folder = Path(
+        os.environ.get("AUDIOVAE_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    ).resolve()
     if not folder.is_dir():
         pytest.skip(f"no recordings at {folder}; AUDIOVAE_DATA names their folder")
     return folder
@@ -59,7 +63,9 @@ def build_prior(seed: int = 0, **settings: object) -> audiovae.AudioVAE:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         stft = audiovae.STFT()
-        vae = audiovae.FrameVAE(stft.n_freqs, audiovae.FrameVAESettings(**{"hidden": (32,), "latent_dim": 8, **settings}))
+        vae = audiovae.FrameVAE(
+            stft.n_freqs, audiovae.FrameVAESettings(**{"hidden": (32,), "latent_dim": 8, **settings})
+        )
         spectrogram = stft(torch.randn(4 * RATE))
         vae.calibrate(spectrogram.real.square() + spectrogram.imag.square())
         return audiovae.AudioVAE(stft, vae, RATE).eval()

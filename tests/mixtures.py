@@ -1,4 +1,6 @@
-"""Mixtures of sound and of numbers, priors that are alive, and speech and noise as a separator: what tests of separation share."""
+"""Mixtures of sound and of numbers, priors that are alive, and speech and noise as a separator: what tests of
+separation share.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +160,9 @@ def random_power(n_frames: int, n_freqs: int, seed: int = 0) -> Tensor:
 
 
 def random_spectrogram(n_frames: int, n_freqs: int, n_channels: int, seed: int = 0) -> Tensor:
-    """`[frame, freq, channel]`, complex128: two sources that come and go, each by its own way to the microphones, and noise."""
+    """`[frame, freq, channel]`, complex128: two sources that come and go, each by its own way to the microphones, and
+    noise.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

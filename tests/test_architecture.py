@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import os
 import re
@@ -31,14 +32,14 @@ FLOORS: list[tuple[str, ...]] = [
     ("separation",),
     ("files",),
     ("batch",),
-    ("prior", "saved"),  # a prior and its files know each other
+    ("prior",),
+    ("trainable",),
     ("corpora",),
     ("objectives",),
     ("models",),
     ("networks",),
     ("distributions",),
-    ("metrics",),
-    ("phase",),
+    ("metrics", "saved", "phase"),
     ("stft",),
     ("audio",),
     ("containers", "level", "atomic"),
@@ -47,14 +48,18 @@ FLOORS: list[tuple[str, ...]] = [
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULE_NAMES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES
+}
+IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
+
 
 def room(path: Path) -> str:
     """The file or folder directly below the package that a module belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
-IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
 STUB = PACKAGE / "__init__.pyi"
 SILENT = [path for path in MODULES if room(path) not in ("cli", "__main__")]
 
@@ -71,6 +76,13 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def module_of(name: str) -> str:
+    """The module of the package that an imported name is, or stands in."""
+    while name not in MODULE_NAMES:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
@@ -100,16 +112,34 @@ def test_imports_point_down_only(path: Path) -> None:
     assert wrong == []
 
 
+def test_no_import_goes_in_a_circle() -> None:
+    """Whether at the top of a module, in a function, or for the type checker alone."""
+    graph = {
+        name: {module_of(other) for _, other in imports(path) if other.split(".")[0] == "audiovae"} - {name}
+        for name, path in MODULE_NAMES.items()
+    }
+    assert graph["audiovae.prior"] >= {"audiovae.saved", "audiovae.models", "audiovae.stft"}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    with pytest.raises(graphlib.CycleError):
+        list(graphlib.TopologicalSorter({**graph, "audiovae.saved": {"audiovae.prior"}}).static_order())
+
+
 @pytest.mark.parametrize("path", SILENT, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     forbidden = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
     assert [(line, name) for line, name, _ in calls(path) if name in forbidden] == []
-    assert not [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Raise) and "SystemExit" in ast.unparse(node)]
+    assert not [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Raise) and "SystemExit" in ast.unparse(node)
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
 def test_nothing_is_unpickled(path: Path) -> None:
-    assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} & {name.split(".")[0] for _, name in imports(path)}
+    assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} & {
+        name.split(".")[0] for _, name in imports(path)
+    }
     for line, name, call in calls(path):
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         if name == "torch.load":
@@ -120,7 +150,9 @@ def test_nothing_is_unpickled(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
 def test_no_exception_is_caught_without_a_name(path: Path) -> None:
-    assert [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler) and node.type is None] == []
+    assert [
+        node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler) and node.type is None
+    ] == []
 
 
 def public_names() -> dict[str, str]:
@@ -158,7 +190,9 @@ def test_a_room_of_the_package_is_loaded_where_it_is_first_used() -> None:
 
 def test_recipes_import_public_names_alone() -> None:
     """And what prints a table, which the command line has."""
-    public = {"audiovae", "audiovae.cli"} | {f"audiovae.{name}" for name, module in public_names().items() if not module}
+    public = {"audiovae", "audiovae.cli"} | {
+        f"audiovae.{name}" for name, module in public_names().items() if not module
+    }
     recipes = sorted((ROOT / "recipes").rglob("*.py"))
     assert len(recipes) > 3
     for path in recipes:
@@ -199,7 +233,9 @@ def readable(paths: list[Path]) -> Iterator[tuple[Path, str]]:
 
 
 # The folders of one machine: never part of a project. Written so that this line does not match itself.
-MACHINE_FOLDERS = re.compile(r"(?<![\w.~}<-])/(?:" + "|".join(["work", "tmp", "root", "home", "mnt", "Users", "var", "opt"]) + r")/\w")
+MACHINE_FOLDERS = re.compile(
+    r"(?<![\w.~}<-])/(?:" + "|".join(["work", "tmp", "root", "home", "mnt", "Users", "var", "opt"]) + r")/\w"
+)
 INDEX_ADDRESSES = re.compile(
     "|".join(
         [
@@ -214,13 +250,17 @@ INDEX_ADDRESSES = re.compile(
 
 
 def test_no_tracked_file_names_a_folder_of_a_machine(tracked: list[Path]) -> None:
-    found = [(path.name, match.group()) for path, content in readable(tracked) for match in MACHINE_FOLDERS.finditer(content)]
+    found = [
+        (path.name, match.group()) for path, content in readable(tracked) for match in MACHINE_FOLDERS.finditer(content)
+    ]
     assert found == []
     assert MACHINE_FOLDERS.search("see " + "/".join(["", "home", "me"]))
 
 
 def test_no_tracked_file_names_a_package_index(tracked: list[Path]) -> None:
-    found = [(path.name, match.group()) for path, content in readable(tracked) for match in INDEX_ADDRESSES.finditer(content)]
+    found = [
+        (path.name, match.group()) for path, content in readable(tracked) for match in INDEX_ADDRESSES.finditer(content)
+    ]
     assert found == []
 
 
@@ -244,11 +284,15 @@ def test_a_recipe_parses_with_the_values_that_it_states(path: Path, capsys: pyte
     printed, decided = yaml.safe_load(output.out), yaml.safe_load(path.read_text())
     assert decided
     for group, values in decided.items():
-        assert (printed[group] if not isinstance(values, dict) else {name: printed[group][name] for name in values}) == values
+        assert (
+            printed[group] if not isinstance(values, dict) else {name: printed[group][name] for name in values}
+        ) == values
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=CONFIGURATION_IDS)
-def test_a_recipe_trains_for_two_steps(path: Path, packed: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_trains_for_two_steps(
+    path: Path, packed: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "CALIBRATION_FRAMES", 500)
     monkeypatch.setattr(loop, "VALIDATION_FRAMES", 500)
     config = yaml.safe_load(path.read_text())

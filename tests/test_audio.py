@@ -66,7 +66,9 @@ def sound(n_samples: int = 6001, n_channels: int = 2) -> NDArray[np.float32]:
     return (0.5 * np.linspace(0.2, 1, n_samples) * np.sin(2 * np.pi * frequencies * time) + noise).astype(np.float32)
 
 
-def store(path: Path, wave: NDArray[np.float32], container: str | None = None, subtype: str | None = None, rate: int = RATE) -> Path:
+def store(
+    path: Path, wave: NDArray[np.float32], container: str | None = None, subtype: str | None = None, rate: int = RATE
+) -> Path:
     soundfile.write(path, wave.T, rate, subtype=subtype, format=container)
     return path
 
@@ -75,7 +77,9 @@ def store(path: Path, wave: NDArray[np.float32], container: str | None = None, s
 
 
 @every_format
-def test_a_file_is_read_with_its_shape_and_rate(suffix: str, container: str, subtype: str, tolerance: float, tmp_path: Path) -> None:
+def test_a_file_is_read_with_its_shape_and_rate(
+    suffix: str, container: str, subtype: str, tolerance: float, tmp_path: Path
+) -> None:
     path = store(tmp_path / f"x{suffix}", sound(), container, subtype)
     wave, info = audio.read(path)
     assert info == audio.AudioInfo(path, RATE, 6001, 2, container, subtype)
@@ -87,7 +91,9 @@ def test_a_file_is_read_with_its_shape_and_rate(suffix: str, container: str, sub
 
 
 @every_format
-def test_a_written_file_is_like_the_one_it_was_made_of(suffix: str, container: str, subtype: str, tolerance: float, tmp_path: Path) -> None:
+def test_a_written_file_is_like_the_one_it_was_made_of(
+    suffix: str, container: str, subtype: str, tolerance: float, tmp_path: Path
+) -> None:
     wave, info = audio.read(store(tmp_path / f"x{suffix}", sound(), container, subtype))
     with Writer(tmp_path / f"y{suffix}", RATE, 2, 6001, like=info) as writer:
         for start in range(0, 6001, 1000):
@@ -109,7 +115,9 @@ def test_blocks_put_together_are_the_whole_file(block: int | None, suffix: str, 
     assert [part.shape[1] for part in parts[:-1]] == [block] * (len(parts) - 1)
     together = np.concatenate(parts, axis=1)
     assert together.shape == (2, 3001)
-    np.testing.assert_allclose(together, audio.read(path)[0], atol=0 if suffix != ".mp3" else 1e-6)  # the MP3 decoder rounds otherwise
+    np.testing.assert_allclose(
+        together, audio.read(path)[0], atol=0 if suffix != ".mp3" else 1e-6
+    )  # the MP3 decoder rounds otherwise
 
 
 @pytest.mark.parametrize("n_channels", [1, 3, 8])
@@ -255,7 +263,16 @@ def test_a_file_that_vanishes_while_it_is_read_is_refused(tmp_path: Path) -> Non
 
 # Resampling ----------------------------------------------------------------------------------------------------------
 
-RATES = [(16000, 8000), (8000, 16000), (44100, 16000), (16000, 44100), (1000, 16000), (192000, 16000), (16000, 192000), (11025, 16000)]
+RATES = [
+    (16000, 8000),
+    (8000, 16000),
+    (44100, 16000),
+    (16000, 44100),
+    (1000, 16000),
+    (192000, 16000),
+    (16000, 192000),
+    (11025, 16000),
+]
 
 
 @pytest.mark.parametrize(("rate", "new_rate"), [*RATES, (16000, 16000), (192000, 1000)])
@@ -365,7 +382,9 @@ def test_nothing_is_left_when_the_block_raises(error: BaseException, before: byt
     with pytest.raises(type(error)) as caught:
         write_and_fail()
     assert caught.value is error
-    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == ({} if before is None else {"x.wav": before})
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == (
+        {} if before is None else {"x.wav": before}
+    )
 
 
 CLIPPING = [
@@ -377,7 +396,9 @@ CLIPPING = [
 
 
 @pytest.mark.parametrize(("peak", "suffix", "subtype", "clips"), CLIPPING)
-def test_peaks_above_full_scale_are_reported_and_cut_off(peak: float, suffix: str, subtype: str, clips: bool, tmp_path: Path) -> None:
+def test_peaks_above_full_scale_are_reported_and_cut_off(
+    peak: float, suffix: str, subtype: str, clips: bool, tmp_path: Path
+) -> None:
     """What is stored is the wave within -1 and 1: it does not wrap around to the other end of the range."""
     container = {".sph": "NIST"}.get(suffix)
     like = audio.inspect(store(tmp_path / f"x{suffix}", sound(), container, subtype))
@@ -392,7 +413,8 @@ def test_peaks_above_full_scale_are_reported_and_cut_off(peak: float, suffix: st
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("x.xyz", r"\.xyz"), ("x", "no suffix"), ("x.m4a", r"\.m4a"), ("x.npz", r"\.npz"), (".wav", "no suffix")]
+    ("name", "what"),
+    [("x.xyz", r"\.xyz"), ("x", "no suffix"), ("x.m4a", r"\.m4a"), ("x.npz", r"\.npz"), (".wav", "no suffix")],
 )
 def test_a_suffix_that_cannot_be_written_is_refused(name: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=f"{what} is not a sound format that can be written; use .wav or .flac"):
@@ -401,7 +423,8 @@ def test_a_suffix_that_cannot_be_written_is_refused(name: str, what: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "n_channels"), [("x.opus", 44100, 1), ("x.mp3", 192000, 1), ("x.mp3", 16000, 8), ("x.flac", 16000, 9)]
+    ("name", "rate", "n_channels"),
+    [("x.opus", 44100, 1), ("x.mp3", 192000, 1), ("x.mp3", 16000, 8), ("x.flac", 16000, 9)],
 )
 def test_what_a_format_cannot_hold_is_refused(name: str, rate: int, n_channels: int, tmp_path: Path) -> None:
     message = f"cannot be written as .* at {rate} Hz with {n_channels} channels; .*choose another suffix"
@@ -456,7 +479,11 @@ for suffix in sys.argv[4:]:
 print(json.dumps(results))
 """
 WRITTEN_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".caf", ".w64", ".rf64", ".sph")
-DISKS = [(10, 3000), (1200, 3000), (4096, 160000)]  # room for no header; for some of a file that is written when closed; for some blocks
+DISKS = [
+    (10, 3000),
+    (1200, 3000),
+    (4096, 160000),
+]  # room for no header; for some of a file that is written when closed; for some blocks
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +491,15 @@ def full_disks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int]
     """What happened to files of every format on disks that were full."""
     found = {}
     for limit, n_samples in DISKS:
-        command = [sys.executable, "-c", FULL_DISK, str(tmp_path_factory.mktemp("full")), str(limit), str(n_samples), *WRITTEN_SUFFIXES]
+        command = [
+            sys.executable,
+            "-c",
+            FULL_DISK,
+            str(tmp_path_factory.mktemp("full")),
+            str(limit),
+            str(n_samples),
+            *WRITTEN_SUFFIXES,
+        ]
         found[limit, n_samples] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: real files in a temporary folder, exit statuses, and what stands on which stream."""
+"""The command line as a user meets it: real files in a temporary folder, exit statuses, and what stands on which
+stream.
+"""
 
 from __future__ import annotations
 
@@ -172,42 +174,110 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
     "missing": (nothing, "resynthesize none.wav -o out {m}", r"none\.wav: no such file"),
     "missing, scored": (nothing, "score none.wav {m}", r"none\.wav: no such file"),
     "missing, encoded": (nothing, "encode none.wav -o out {m}", r"none\.wav: no such file"),
-    "empty": (text("e.wav", ""), "resynthesize e.wav -o out {m}", r"e\.wav: is empty \(0 bytes\); restore it or leave it out"),
+    "empty": (
+        text("e.wav", ""),
+        "resynthesize e.wav -o out {m}",
+        r"e\.wav: is empty \(0 bytes\); restore it or leave it out",
+    ),
     "truncated WAV": (cut("t.wav"), "resynthesize t.wav -o out {m}", rf"t\.wav: is truncated: .*; {WHOLE}"),
-    "truncated WAV, 24 bits": (cut("t.wav", subtype="PCM_24"), "score t.wav {m}", rf"t\.wav: is truncated: .*; {WHOLE}"),
+    "truncated WAV, 24 bits": (
+        cut("t.wav", subtype="PCM_24"),
+        "score t.wav {m}",
+        rf"t\.wav: is truncated: .*; {WHOLE}",
+    ),
     "truncated RF64": (cut("t.wav", format="RF64"), "encode t.wav -o out {m}", rf"t\.wav: is truncated: .*; {WHOLE}"),
     "truncated AIFF": (cut("t.aiff"), "resynthesize t.aiff -o out {m}", rf"t\.aiff: is truncated: .*; {WHOLE}"),
     "truncated MP3": (cut("t.mp3"), "resynthesize t.mp3 -o out {m}", rf"t\.mp3: is truncated: .*; {WHOLE}"),
     "truncated OGG": (cut("t.ogg"), "resynthesize t.ogg -o out {m}", rf"t\.ogg: is truncated: .*; {WHOLE}"),
-    "truncated Opus": (cut("t.opus", format="OGG", subtype="OPUS"), "encode t.opus -o out {m}", rf"t\.opus: is truncated: .*; {WHOLE}"),
-    "truncated FLAC": (cut("t.flac"), "resynthesize t.flac -o out {m}", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
-    "truncated FLAC, evaluated": (cut("t.flac"), "evaluate t.flac {m}", rf"t\.flac: is (truncated|damaged): .*; {WHOLE}"),
-    "text as WAV": (text("t.wav"), "resynthesize t.wav -o out {m}", r"t\.wav: is not a sound file, or a damaged one; .*convert it"),
-    "text as FLAC": (text("t.flac"), "encode t.flac -o out {m}", r"t\.flac: is not a sound file, or a damaged one; .*convert it"),
+    "truncated Opus": (
+        cut("t.opus", format="OGG", subtype="OPUS"),
+        "encode t.opus -o out {m}",
+        rf"t\.opus: is truncated: .*; {WHOLE}",
+    ),
+    "truncated FLAC": (
+        cut("t.flac"),
+        "resynthesize t.flac -o out {m}",
+        rf"t\.flac: is (truncated|damaged): .*; {WHOLE}",
+    ),
+    "truncated FLAC, evaluated": (
+        cut("t.flac"),
+        "evaluate t.flac {m}",
+        rf"t\.flac: is (truncated|damaged): .*; {WHOLE}",
+    ),
+    "text as WAV": (
+        text("t.wav"),
+        "resynthesize t.wav -o out {m}",
+        r"t\.wav: is not a sound file, or a damaged one; .*convert it",
+    ),
+    "text as FLAC": (
+        text("t.flac"),
+        "encode t.flac -o out {m}",
+        r"t\.flac: is not a sound file, or a damaged one; .*convert it",
+    ),
     "text as MP3": (text("t.mp3"), "score t.mp3 {m}", r"t\.mp3: is not a sound file, or a damaged one; .*convert it"),
-    "header only": (sound("h.wav", np.zeros((0, 1))), "resynthesize h.wav -o out {m}", r"h\.wav: has a header but no samples; restore"),
-    "NaN": (sound("n.wav", np.r_[noise()[:, 0], np.nan], subtype="FLOAT"), "resynthesize n.wav -o out {m}", r"n\.wav: holds .* NaN or inf"),
-    "infinite": (sound("n.wav", np.r_[noise()[:, 0], -np.inf], subtype="FLOAT"), "encode n.wav -o out {m}", r"n\.wav: holds .* NaN or inf"),
+    "header only": (
+        sound("h.wav", np.zeros((0, 1))),
+        "resynthesize h.wav -o out {m}",
+        r"h\.wav: has a header but no samples; restore",
+    ),
+    "NaN": (
+        sound("n.wav", np.r_[noise()[:, 0], np.nan], subtype="FLOAT"),
+        "resynthesize n.wav -o out {m}",
+        r"n\.wav: holds .* NaN or inf",
+    ),
+    "infinite": (
+        sound("n.wav", np.r_[noise()[:, 0], -np.inf], subtype="FLOAT"),
+        "encode n.wav -o out {m}",
+        r"n\.wav: holds .* NaN or inf",
+    ),
     "late NaN": (
         sound("n.wav", np.r_[noise(25)[:, 0], np.nan], subtype="FLOAT"),
         "resynthesize n.wav -o out {m}",
         r"n\.wav: holds .*leave it",
     ),
-    "foreign": (text("f.m4a"), "resynthesize f.m4a -o out {m}", r"f\.m4a: \.m4a files cannot be read; convert it to WAV or FLAC"),
-    "folder without sound": (folder("empty"), "resynthesize empty -o out {m}", r"empty: is a folder without any file to work on \(\.a"),
+    "foreign": (
+        text("f.m4a"),
+        "resynthesize f.m4a -o out {m}",
+        r"f\.m4a: \.m4a files cannot be read; convert it to WAV or FLAC",
+    ),
+    "folder without sound": (
+        folder("empty"),
+        "resynthesize empty -o out {m}",
+        r"empty: is a folder without any file to work on \(\.a",
+    ),
     "pattern without a match": (nothing, "score 'no*.wav' {m}", r"no\*\.wav: no file matches this pattern"),
     # targets
-    "existing output": (text("out.wav"), "resynthesize good.wav -o out.wav {m}", r"out\.wav: exists already; --overwrite replaces it"),
+    "existing output": (
+        text("out.wav"),
+        "resynthesize good.wav -o out.wav {m}",
+        r"out\.wav: exists already; --overwrite replaces it",
+    ),
     "output into the folder of its input": (
         nothing,
         "resynthesize good.wav -o ./ {m}",
         r"good\.wav: is the input itself; choose another",
     ),
-    "existing latents": (text("out.npz"), "encode good.wav -o out.npz {m}", r"out\.npz: exists already; --overwrite replaces it"),
-    "existing decoded": (latents(), "decode a.npz -o good.wav {m}", r"good\.wav: exists already; --overwrite replaces it"),
+    "existing latents": (
+        text("out.npz"),
+        "encode good.wav -o out.npz {m}",
+        r"out\.npz: exists already; --overwrite replaces it",
+    ),
+    "existing decoded": (
+        latents(),
+        "decode a.npz -o good.wav {m}",
+        r"good\.wav: exists already; --overwrite replaces it",
+    ),
     "existing sample": (nothing, "sample -o good.wav {m}", r"good\.wav: exists already; --overwrite replaces it"),
-    "existing report": (text("r.html"), "evaluate good.wav --report r.html {m}", r"r\.html: exists already; --overwrite replaces it"),
-    "existing model": (nothing, TRAIN.replace("-o run", "-o model"), r"model: holds a model already; --overwrite replaces it"),
+    "existing report": (
+        text("r.html"),
+        "evaluate good.wav --report r.html {m}",
+        r"r\.html: exists already; --overwrite replaces it",
+    ),
+    "existing model": (
+        nothing,
+        TRAIN.replace("-o run", "-o model"),
+        r"model: holds a model already; --overwrite replaces it",
+    ),
     "output over its input": (
         nothing,
         "resynthesize good.wav -o good.wav --overwrite {m}",
@@ -218,17 +288,41 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         "resynthesize good.wav -o good.wav/o.wav {m}",
         r"good\.wav/o\.wav: cannot be written .*check the folder",
     ),
-    "latents below a file": (nothing, "encode good.wav -o good.wav/o.npz {m}", r"good\.wav/o\.npz: cannot be written .*check the folder"),
-    "sample below a file": (nothing, "sample -o good.wav/o.wav {m}", r"good\.wav/o\.wav: cannot be written .*check the folder"),
-    "report below a file": (nothing, "evaluate good.wav --report good.wav/r.html {m}", r"good\.wav/r\.html: cannot be written .*check"),
-    "corpus below a file": (nothing, "prepare {corpus} good.wav/packed", r"good\.wav/packed: cannot be written .*check the folder"),
-    "model below a file": (nothing, TRAIN.replace("-o run", "-o good.wav/run"), r"good\.wav/run.*: cannot be written .*check the folder"),
+    "latents below a file": (
+        nothing,
+        "encode good.wav -o good.wav/o.npz {m}",
+        r"good\.wav/o\.npz: cannot be written .*check the folder",
+    ),
+    "sample below a file": (
+        nothing,
+        "sample -o good.wav/o.wav {m}",
+        r"good\.wav/o\.wav: cannot be written .*check the folder",
+    ),
+    "report below a file": (
+        nothing,
+        "evaluate good.wav --report good.wav/r.html {m}",
+        r"good\.wav/r\.html: cannot be written .*check",
+    ),
+    "corpus below a file": (
+        nothing,
+        "prepare {corpus} good.wav/packed",
+        r"good\.wav/packed: cannot be written .*check the folder",
+    ),
+    "model below a file": (
+        nothing,
+        TRAIN.replace("-o run", "-o good.wav/run"),
+        r"good\.wav/run.*: cannot be written .*check the folder",
+    ),
     "target of no known format": (
         nothing,
         "resynthesize good.wav -o out.xyz {m}",
         r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac",
     ),
-    "sample of no known format": (nothing, "sample -o out.xyz {m}", r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac"),
+    "sample of no known format": (
+        nothing,
+        "sample -o out.xyz {m}",
+        r"out\.xyz: \.xyz is not a sound format .*use \.wav or \.flac",
+    ),
     "target that cannot hold the rate": (
         sound("a.wav", rate=44100),
         "resynthesize a.wav -o a.opus {m}",
@@ -244,14 +338,30 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         "encode in -o out {m}",
         r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give",
     ),
-    "one input twice": (nothing, "resynthesize good.wav ./good.wav -o out {m}", r"out/good\.wav: would be the output of both"),
+    "one input twice": (
+        nothing,
+        "resynthesize good.wav ./good.wav -o out {m}",
+        r"out/good\.wav: would be the output of both",
+    ),
     # options
     "unknown verb": (nothing, "evalute good.wav", r"unknown verb 'evalute'; did you mean 'evaluate'\?"),
     "unknown verb, far": (nothing, "xyzzy", r"unknown verb 'xyzzy'; known are prepare, train"),
-    "unknown option": (nothing, "resynthesize good.wav -o out --phaze original", r"'--phaze'; did you mean '--phase'\?"),
-    "unknown option of a group": (nothing, TRAIN + "--training.stepz 3", r"'--training\.stepz'; did you mean '--training\.steps'\?"),
+    "unknown option": (
+        nothing,
+        "resynthesize good.wav -o out --phaze original",
+        r"'--phaze'; did you mean '--phase'\?",
+    ),
+    "unknown option of a group": (
+        nothing,
+        TRAIN + "--training.stepz 3",
+        r"'--training\.stepz'; did you mean '--training\.steps'\?",
+    ),
     "shortened option": (nothing, "score good.wav {m} --samp 3", r"'--samp'; did you mean '--samples'\?"),
-    "shortened option of prepare": (nothing, "prepare {corpus} out --sample_rat 8000", r"'--sample_rat'; did you mean '--sample_rate'\?"),
+    "shortened option of prepare": (
+        nothing,
+        "prepare {corpus} out --sample_rat 8000",
+        r"'--sample_rat'; did you mean '--sample_rate'\?",
+    ),
     "unknown choice": (nothing, "resynthesize good.wav -o out --phase originel", r"phase.*originel.*original"),
     "option without a value": (nothing, "resynthesize good.wav {m} -o", r"-o.*expected"),
     "no input": (nothing, "resynthesize -o out {m}", r"resynthesize: .*required.* (F|inputs)"),
@@ -260,13 +370,29 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
     "no jobs": (nothing, "score good.wav {m} --jobs 0", r"jobs: .*0.*v>0"),
     "negative seconds": (nothing, "sample -o out.wav {m} --seconds -1", r"seconds: .*-1.*v>0"),
     "no importance samples": (nothing, "score good.wav {m} --samples 0", r"samples: .*0.*v>0"),
-    "unknown device": (nothing, "score good.wav {m} --device nonsense", r"--device nonsense: no such device here; use cpu or auto"),
+    "unknown device": (
+        nothing,
+        "score good.wav {m} --device nonsense",
+        r"--device nonsense: no such device here; use cpu or auto",
+    ),
     "unknown device in training": (nothing, TRAIN + "--device nonsense", r"nonsense.*(cpu|auto)"),
-    "unknown precision": (nothing, TRAIN + "--training.precision nonsense", r"precision: expected .*32-true.*got nonsense"),
+    "unknown precision": (
+        nothing,
+        TRAIN + "--training.precision nonsense",
+        r"precision: expected .*32-true.*got nonsense",
+    ),
     "no steps": (nothing, TRAIN + "--training.steps 0", r"train: steps must be positive, got 0"),
-    "no hidden units": (nothing, TRAIN + "--vae.hidden [0]", r"train: layers must have positive widths.*, got \[129, 0, 4\]"),
+    "no hidden units": (
+        nothing,
+        TRAIN + "--vae.hidden [0]",
+        r"train: layers must have positive widths.*, got \[129, 0, 4\]",
+    ),
     "number for a list": (nothing, TRAIN + "--vae.hidden 3", r"vae\.hidden: expected a list such as \[1, 2\]"),
-    "too long a hop": (nothing, TRAIN + "--stft.hop_length 200", r"train: hop_length must be from 1 to n_fft // 2 = 128, got 200"),
+    "too long a hop": (
+        nothing,
+        TRAIN + "--stft.hop_length 200",
+        r"train: hop_length must be from 1 to n_fft // 2 = 128, got 200",
+    ),
     "batch of broken segments": (
         nothing,
         TRAIN + "--training.batch_frames 100",
@@ -299,12 +425,24 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         "score good.wav --model nowhere",
         r"nowhere: no such model; give a model folder or one of: .*speech-16k|did you",
     ),
-    "no such model, in two jobs": (nothing, "score good.wav {corpus} --model nowhere --jobs 2", r"nowhere: no such model"),
+    "no such model, in two jobs": (
+        nothing,
+        "score good.wav {corpus} --model nowhere --jobs 2",
+        r"nowhere: no such model",
+    ),
     "model name with a slip": (nothing, "info speech-16", r"speech-16: no such model; did you mean 'speech-16k'\?"),
     "model that is a file": (nothing, "score good.wav --model good.wav", r"good\.wav: .*(model|folder)"),
-    "flipped bit": (flip_bit, "score good.wav {m}", r"model/model\.safetensors: is damaged: its SHA-256 .*; copy or train the model again"),
+    "flipped bit": (
+        flip_bit,
+        "score good.wav {m}",
+        r"model/model\.safetensors: is damaged: its SHA-256 .*; copy or train the model again",
+    ),
     "flipped bit, informed": (flip_bit, "info model", r"model/model\.safetensors: is damaged"),
-    "missing config": (remove("model/config.json"), "score good.wav {m}", r"model: is not a model folder: it has no config\.json"),
+    "missing config": (
+        remove("model/config.json"),
+        "score good.wav {m}",
+        r"model: is not a model folder: it has no config\.json",
+    ),
     "missing tensors": (
         remove("model/model.safetensors"),
         "sample -o out.wav {m}",
@@ -315,12 +453,28 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         "score good.wav {m}",
         r"config\.json: was saved by a newer audiovae \(format 99.*; update",
     ),
-    "changed config": (change_config(sample_rate=8000), "score good.wav {m}", r"config\.json: is damaged: its fields .*; copy or train"),
-    "text as config": (text("model/config.json"), "score good.wav {m}", r"config\.json: is damaged or not from audiovae; copy or train"),
+    "changed config": (
+        change_config(sample_rate=8000),
+        "score good.wav {m}",
+        r"config\.json: is damaged: its fields .*; copy or train",
+    ),
+    "text as config": (
+        text("model/config.json"),
+        "score good.wav {m}",
+        r"config\.json: is damaged or not from audiovae; copy or train",
+    ),
     # latents
-    "latents of another model": (latents(model="0" * 64), "decode a.npz -o out.wav {m}", r"a\.npz: was encoded by another model .*--model"),
+    "latents of another model": (
+        latents(model="0" * 64),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: was encoded by another model .*--model",
+    ),
     "missing latents": (nothing, "decode none.npz -o out.wav {m}", r"none\.npz: no such file"),
-    "truncated latents": (cut_latents, "decode a.npz -o out.wav {m}", r"a\.npz: is not a latents file, or a damaged one; encode"),
+    "truncated latents": (
+        cut_latents,
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: is not a latents file, or a damaged one; encode",
+    ),
     "latents with a damaged directory": (
         latents_of_a_future_zip,
         "decode a.npz -o out.wav {m}",
@@ -336,21 +490,49 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         "decode a.npz -o out.wav {m}",
         r"a\.npz: was written by a newer audiovae \(format 9\); update",
     ),
-    "latents of another length": (latents(n_samples=99), "decode a.npz -o out.wav {m}", r"a\.npz: is damaged: .*; encode it again"),
-    "latents without a rate": (latents(sample_rate=0), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
-    "latents of a negative rate": (latents(sample_rate=-8), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
-    "latents of no level": (latents(level=np.nan), "decode a.npz -o out.wav {m}", r"a\.npz: is (not|damaged).*; encode"),
+    "latents of another length": (
+        latents(n_samples=99),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: is damaged: .*; encode it again",
+    ),
+    "latents without a rate": (
+        latents(sample_rate=0),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: is (not|damaged).*; encode",
+    ),
+    "latents of a negative rate": (
+        latents(sample_rate=-8),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: is (not|damaged).*; encode",
+    ),
+    "latents of no level": (
+        latents(level=np.nan),
+        "decode a.npz -o out.wav {m}",
+        r"a\.npz: is (not|damaged).*; encode",
+    ),
     "latents of a wrong size": (
         latents(**{name: np.ones((1, 64, 3), "f") for name in ("latents", "posterior.loc", "posterior.scale")}),
         "decode a.npz -o out.wav {m}",
         r"a\.npz: is (not|damaged).*; encode",
     ),
-    "folder without latents": (folder("empty"), "decode empty -o out {m}", r"empty: is a folder without any file to work on \(\.npz"),
+    "folder without latents": (
+        folder("empty"),
+        "decode empty -o out {m}",
+        r"empty: is a folder without any file to work on \(\.npz",
+    ),
     # corpora
     "missing corpus": (nothing, "prepare nowhere packed", r"nowhere: no such folder"),
     "file as corpus": (nothing, "prepare good.wav packed", r"good\.wav: is a file; give the folder that holds it"),
-    "corpus without sound": (folder("empty"), "prepare empty packed", r"empty: holds no sound file that can be used \(WAV, FLAC"),
-    "unknown layout": (nothing, "prepare {corpus} packed --layout libri", r"unknown layout 'libri'; known are auto, folder, librispeech"),
+    "corpus without sound": (
+        folder("empty"),
+        "prepare empty packed",
+        r"empty: holds no sound file that can be used \(WAV, FLAC",
+    ),
+    "unknown layout": (
+        nothing,
+        "prepare {corpus} packed --layout libri",
+        r"unknown layout 'libri'; known are auto, folder, librispeech",
+    ),
     "unknown speaker": (
         text("s.txt", "nobody"),
         "prepare {corpus} packed --validation_speakers s.txt",
@@ -380,13 +562,33 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         TRAIN.replace("{packed}", "empty"),
         r"empty: is not a packed corpus .*: audiovae prepare FOLDER",
     ),
-    "missing packed corpus": (nothing, TRAIN.replace("{packed}", "none"), r"none: is not a packed corpus .*: audiovae prepare FOLDER"),
-    "other validation corpus": (nothing, TRAIN + "--validation none", r"none: is not a packed corpus .*: audiovae prepare FOLDER"),
+    "missing packed corpus": (
+        nothing,
+        TRAIN.replace("{packed}", "none"),
+        r"none: is not a packed corpus .*: audiovae prepare FOLDER",
+    ),
+    "other validation corpus": (
+        nothing,
+        TRAIN + "--validation none",
+        r"none: is not a packed corpus .*: audiovae prepare FOLDER",
+    ),
     # comparisons
     "nothing to evaluate": (nothing, "evaluate {m}", r"evaluate: give sound files, or --clean DIR --estimate DIR"),
-    "half of a comparison": (folder("clean"), "evaluate --clean clean", r"evaluate: --clean and --estimate belong together"),
-    "comparison of files": (nothing, "evaluate good.wav --clean . --estimate .", r"evaluate: with --clean and --estimate no other files"),
-    "missing clean folder": (folder("estimate"), "evaluate --clean clean --estimate estimate", r"clean: no such (file|folder)"),
+    "half of a comparison": (
+        folder("clean"),
+        "evaluate --clean clean",
+        r"evaluate: --clean and --estimate belong together",
+    ),
+    "comparison of files": (
+        nothing,
+        "evaluate good.wav --clean . --estimate .",
+        r"evaluate: with --clean and --estimate no other files",
+    ),
+    "missing clean folder": (
+        folder("estimate"),
+        "evaluate --clean clean --estimate estimate",
+        r"clean: no such (file|folder)",
+    ),
     "missing estimate": (
         estimates(("clean/a.wav", noise(), RATE)),
         "evaluate --clean clean --estimate estimate",
@@ -549,7 +751,10 @@ def test_clipped_peaks_are_reported_with_their_excess(here: Path, capsys: pytest
     output = capsys.readouterr()
     (row,) = strict_json(output.out)
     assert row["clipped"]
-    assert f"out.wav: peaks {20 * np.log10(row['peak']):.1f} dB above full scale were clipped; a float WAV keeps them" in output.err
+    assert (
+        f"out.wav: peaks {20 * np.log10(row['peak']):.1f} dB above full scale were clipped; a float WAV keeps them"
+        in output.err
+    )
     assert np.abs(soundfile.read("out.wav")[0]).max() > 0.9999
     assert audiovae("resynthesize loud.wav -o out.flac --model model --json") == 0
     soundfile.write("float.wav", np.sign(spoken(0.5)), RATE, "FLOAT")
@@ -569,7 +774,9 @@ def test_what_exceeds_full_scale_is_cut_at_it_in_every_sample_format(here: Path,
     assert audiovae("resynthesize float.wav -o whole.wav --model model --quiet") == 0
     whole = soundfile.read("whole.wav")[0]
     assert np.abs(whole).max() > 1.5
-    assert np.abs(soundfile.read("out.wav")[0] - whole.clip(-1, 1)).max() < 0.035  # half a step of eight bits, at the top of the A-law
+    assert (
+        np.abs(soundfile.read("out.wav")[0] - whole.clip(-1, 1)).max() < 0.035
+    )  # half a step of eight bits, at the top of the A-law
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -616,7 +823,9 @@ def test_a_name_with_brackets_is_a_file_and_not_a_pattern(here: Path) -> None:
 
 @contextmanager
 def plain_failures(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """A failure within the block is reported in ASCII: file names that are no Unicode cannot pass between test processes."""
+    """A failure within the block is reported in ASCII: file names that are no Unicode cannot pass between test
+    processes.
+    """
     try:
         yield
     except Exception as error:
@@ -668,7 +877,9 @@ def test_a_batch_of_which_nothing_could_be_done_exits_with_2(tree: Path, capsys:
     assert output.out == ""
 
 
-def test_an_existing_output_of_a_batch_is_kept_and_the_others_are_done(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_output_of_a_batch_is_kept_and_the_others_are_done(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.makedirs("out")
     Path("out/one.wav").write_text("precious")
     assert audiovae("resynthesize in -o out --model model --quiet") == 1
@@ -681,7 +892,13 @@ def test_an_existing_output_of_a_batch_is_kept_and_the_others_are_done(tree: Pat
 
 def test_a_sampled_result_follows_from_the_seed_and_not_from_the_jobs(tree: Path) -> None:
     made = {}
-    for name, options in (("a", "--seed 3"), ("b", "--seed 3"), ("c", "--seed 3 --jobs 2"), ("d", "--seed 4"), ("e", "--seed 3")):
+    for name, options in (
+        ("a", "--seed 3"),
+        ("b", "--seed 3"),
+        ("c", "--seed 3 --jobs 2"),
+        ("d", "--seed 4"),
+        ("e", "--seed 3"),
+    ):
         inputs = "in/deep in/one.wav" if name == "e" else "in/one.wav in/deep"
         assert audiovae(f"resynthesize {inputs} -o {name} --latents sample --model model --quiet {options}") == 0
         made[name] = contents(tree / name)
@@ -780,10 +997,14 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_package_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "audiovae", "info"], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "audiovae", "info"], capture_output=True, text=True, check=False, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "shipped models: " in done.stdout
-    refused = subprocess.run([sys.executable, "-m", "audiovae", "inform"], capture_output=True, text=True, check=False, timeout=120)
+    refused = subprocess.run(
+        [sys.executable, "-m", "audiovae", "inform"], capture_output=True, text=True, check=False, timeout=120
+    )
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "audiovae: unknown verb 'inform'; did you mean 'info'?\n"
 
@@ -805,7 +1026,9 @@ for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
     assert "usage: audiovae resynthesize" in done.stdout
 
 
-def test_an_interrupt_is_one_line_and_130(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_one_line_and_130(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from audiovae.cli import info
 
     def interrupt(options: Any) -> int:
@@ -903,16 +1126,23 @@ def test_evaluate_compares_files_of_equal_names(here: Path, capsys: pytest.Captu
             soundfile.write(f"{side}/{path}", wave, RATE, "PCM_24")
     assert audiovae("evaluate --clean clean --estimate estimate --json") == 0
     result = strict_json(capsys.readouterr().out)
-    assert [row["values"]["si_sdr"] for row in result["files"]] == [pytest.approx(10, abs=1e-2), pytest.approx(20, abs=1e-2)]
+    assert [row["values"]["si_sdr"] for row in result["files"]] == [
+        pytest.approx(10, abs=1e-2),
+        pytest.approx(20, abs=1e-2),
+    ]
     assert result["summary"]["si_sdr"]["mean"] == pytest.approx(15, abs=1e-2)
     for row in result["files"]:  # half the noise: 6 dB
         soft = soundfile.read(row["file"])[0]
-        half = soft + 0.5 * (soundfile.read(row["file"].replace("clean/", "estimate/").replace("b.wav", "b.flac"))[0] - soft)
+        half = soft + 0.5 * (
+            soundfile.read(row["file"].replace("clean/", "estimate/").replace("b.wav", "b.flac"))[0] - soft
+        )
         path = row["file"].replace("clean/", "half/")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         soundfile.write(path, half, RATE, "PCM_24")
     assert audiovae("evaluate --clean clean --estimate half --noisy estimate --json") == 0
-    assert strict_json(capsys.readouterr().out)["summary"]["si_sdr_gain"]["mean"] == pytest.approx(20 * np.log10(2), abs=1e-2)
+    assert strict_json(capsys.readouterr().out)["summary"]["si_sdr_gain"]["mean"] == pytest.approx(
+        20 * np.log10(2), abs=1e-2
+    )
     assert audiovae("evaluate good.wav --noisy estimate") == 2
     assert "--noisy belongs to --clean and --estimate" in capsys.readouterr().err
     assert audiovae("evaluate --clean clean/a.wav --estimate estimate/a.wav --json") == 0
@@ -920,7 +1150,9 @@ def test_evaluate_compares_files_of_equal_names(here: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("only_si_sdr")
-def test_comparing_files_with_themselves_is_perfect_and_no_warning(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparing_files_with_themselves_is_perfect_and_no_warning(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert audiovae("evaluate --clean in --estimate in --quiet --json") == 0
     output = capsys.readouterr()
     assert output.err == ""
@@ -955,7 +1187,9 @@ def test_evaluate_scores_the_resynthesis_and_writes_its_report(here: Path, capsy
     assert "data:audio/flac" in page
     assert audiovae("resynthesize good.wav -o again.wav --model model --quiet") == 0
     y = soundfile.read("good.wav")[0]
-    assert good["values"]["si_sdr"] == pytest.approx(metrics.si_sdr(y, soundfile.read("again.wav")[0]), abs=0.3)  # which is not trimmed
+    assert good["values"]["si_sdr"] == pytest.approx(
+        metrics.si_sdr(y, soundfile.read("again.wav")[0]), abs=0.3
+    )  # which is not trimmed
 
 
 def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -966,7 +1200,9 @@ def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: p
     result = strict_json(output.out)
     assert result["new"] == 3
     assert [file["id"] for file in result["left_out"]] == ["deep/bad.wav"]
-    recordings, speakers = ({row["split"]: row[what] for row in result["splits"]} for what in ("recordings", "speakers"))
+    recordings, speakers = (
+        {row["split"]: row[what] for row in result["splits"]} for what in ("recordings", "speakers")
+    )
     assert speakers == {"train": 1, "validation": 1, "test": 0}  # "one.wav", a voice of its own, and "deep"
     assert sorted(recordings.values()) == [0, 1, 2]
     assert audiovae("prepare in packed") == 1
@@ -977,9 +1213,7 @@ def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: p
 # ---------------------------------------------------------------------------------------------------------------------
 # Every kind of model
 
-SMALL = (
-    "--stft.n_fft 256 --stft.hop_length 64 --training.steps 2 --training.batch_frames 32 --training.segment_frames 8 --vae.latent_dim 2 "
-)
+SMALL = "--stft.n_fft 256 --stft.hop_length 64 --training.steps 2 --training.batch_frames 32 --training.segment_frames 8 --vae.latent_dim 2 "
 KINDS = {
     "FrameVAE": "--vae.hidden [4] --vae.latent dirichlet --vae.likelihood complex-student-t",
     "Autoencoder": "--vae.hidden [4]",
@@ -1010,7 +1244,9 @@ def test_every_kind_of_model_is_trained_here() -> None:
 
 @pytest.mark.usefixtures("short_validation")
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_is_trained_shown_and_used(here: Path, digits: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_every_kind_of_model_is_trained_shown_and_used(
+    here: Path, digits: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     assert audiovae(f"train {digits} -o run --type {kind} {SMALL} {KINDS[kind]} --json") == 0
     assert strict_json(capsys.readouterr().out)["steps"] == 2
     saved = json.loads(Path("run/config.json").read_text())["vae"]
@@ -1032,7 +1268,9 @@ def test_every_kind_of_model_is_trained_shown_and_used(here: Path, digits: Path,
     assert audiovae(f"score short.wav --model run {given} --json") == 0
     score = strict_json(capsys.readouterr().out)
     assert ("n/a" in json.dumps(score)) == (kind == "Autoencoder")
-    assert audiovae(f"sample -o drawn.wav --seconds 0.4 --model run --quiet {given}") == (2 if kind == "Autoencoder" else 0)
+    assert audiovae(f"sample -o drawn.wav --seconds 0.4 --model run --quiet {given}") == (
+        2 if kind == "Autoencoder" else 0
+    )
     for name in ("y.wav", *([] if kind == "Autoencoder" else ["drawn.wav"])):
         wave, rate = soundfile.read(name)
         assert (rate, len(wave)) == (RATE, 6400)
@@ -1065,12 +1303,15 @@ def conditional_model(here: Path) -> AudioVAE:
 @pytest.mark.parametrize(
     "command",
     [
-        "sample -o y.wav --seconds 0.2 --overwrite", "resynthesize good.wav -o y.wav --overwrite", "encode good.wav -o y.npz --overwrite",
+        "sample -o y.wav --seconds 0.2 --overwrite", "resynthesize good.wav -o y.wav --overwrite", "encode good.wav -o "
+        "y.npz --overwrite",
         "decode z.npz -o y.wav --overwrite",
         "score good.wav --json", "evaluate good.wav --json",
     ],
 )  # fmt: skip
-def test_labels_say_what_the_sound_is(conditional_model: AudioVAE, capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_labels_say_what_the_sound_is(
+    conditional_model: AudioVAE, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     assert audiovae("encode good.wav -o z.npz --model conditional --label digit=0 speaker=ann --quiet") == 0
     results = []
     for given in ("digit=0 speaker=ann", "speaker=ann digit=0", "digit=1 speaker=ann", "digit=0 speaker=bob"):
@@ -1083,7 +1324,9 @@ def test_labels_say_what_the_sound_is(conditional_model: AudioVAE, capsys: pytes
 
 
 def test_a_sample_of_a_label_is_that_of_python(conditional_model: AudioVAE) -> None:
-    assert audiovae("sample -o y.wav --seconds 0.2 --seed 3 --model conditional --label digit=1 speaker=bob --quiet") == 0
+    assert (
+        audiovae("sample -o y.wav --seconds 0.2 --seed 3 --model conditional --label digit=1 speaker=bob --quiet") == 0
+    )
     torch.manual_seed(3)
     with torch.no_grad():
         condition = conditional_model.condition(digit="1", speaker="bob")
@@ -1102,9 +1345,15 @@ NO_LABELS = r"this model is conditioned on digit \(0, 1\) and speaker \(ann, bob
     [
         ("sample -o y.wav --model conditional", rf"the label 'digit' is missing; {NO_LABELS}|a condition is missing"),
         ("resynthesize good.wav -o y.wav --model conditional", r"label 'digit' is missing|a condition is missing"),
-        ("encode good.wav -o y.npz --model conditional --label digit=0", rf"the label 'speaker' is missing; {NO_LABELS}"),
+        (
+            "encode good.wav -o y.npz --model conditional --label digit=0",
+            rf"the label 'speaker' is missing; {NO_LABELS}",
+        ),
         ("sample -o y.wav --model conditional --label digit=7 speaker=ann", "digit '7' is unknown; known are 0, 1"),
-        ("sample -o y.wav --model conditional --label digits=1 speaker=ann", r"unknown label 'digits'; did you mean 'digit'\?"),
+        (
+            "sample -o y.wav --model conditional --label digits=1 speaker=ann",
+            r"unknown label 'digits'; did you mean 'digit'\?",
+        ),
         ("sample -o y.wav --model conditional --label digit", "--label digit: give it as NAME=CLASS"),
         ("score good.wav --model model --label digit=1", "unknown label 'digit'; this model has no labels"),
     ],
@@ -1120,15 +1369,28 @@ def test_labels_that_a_model_does_not_know_are_refused_in_one_line(
     assert contents(here) == before
 
 
+@pytest.mark.parametrize(("kind", "offered"), [("RVAE", {"likelihood"}), ("DynamicVAE", {"likelihood"}), ("LabelVAE", set()),
+    ("Autoencoder", {"likelihood"}), ("FrameVAE", {"latent", "dirichlet_concentration", "likelihood"})])  # fmt: skip
+def test_the_help_of_a_type_offers_what_it_takes(
+    kind: str, offered: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what only some models take; the point of an autoencoder is no choice, and labels have an option of their own."""
+    with pytest.raises(SystemExit):
+        main(["train", "--type", kind, "--help"])
+    options = set(re.findall(r"--vae\.(\w+)", capsys.readouterr().out))
+    assert "latent_dim" in options
+    assert options & {"latent", "dirichlet_concentration", "likelihood", "labels"} == offered
+
+
 WRONG_KINDS = [
     ("--type FlowVAE", r"--type.*FlowVAE"),
     ("--type RVAE --vae.hidden [4]", r"unknown option or key '--vae\.hidden'"),
     ("--labels word", r"has no label 'word'; it has digit, speaker"),
     ("--type LabelVAE", r"a LabelVAE predicts exactly one label, got none; name one of the corpus"),
     ("--type LabelVAE --labels digit speaker", r"a LabelVAE predicts exactly one label, got \['digit', 'speaker'\]"),
-    ("--type DKF --labels digit", r"train: DKF takes no labels: .*; FrameVAE, ContextVAE, DynamicVAE and SequenceVAE do"),
-    ("--type DKF --vae.latent dirichlet", r"train: latent must be gaussian here, got 'dirichlet': the transition"),
-    ("--type Autoencoder --labels digit", r"train: an autoencoder takes no labels"),
+    ("--type DKF --labels digit", r"train: DKF takes no labels: .*; FrameVAE, ContextVAE, DynamicVAE, SequenceVAE, LabelVAE do"),
+    ("--type DKF --vae.latent dirichlet", r"vae\.latent"),
+    ("--type Autoencoder --labels digit", r"train: Autoencoder takes no labels"),
     ("--type FrameVAE --vae.latent cauchy", r"vae\.latent: expected .*gaussian.*got cauchy"),
     ("--type FrameVAE --training.scheduled_sampling [0.2,0.8]", r"scheduled_sampling is for models that feed on past.* not FrameVAE"),
     ("--type RVAE --training.importance_samples 4", r"importance_samples above 1 needs .* RVAE"),
@@ -1149,7 +1411,9 @@ def test_a_model_that_cannot_be_trained_is_refused_in_one_line(
     assert contents(here) == before
 
 
-def test_a_label_that_only_held_out_recordings_have_is_named(here: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_that_only_held_out_recordings_have_is_named(
+    here: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The speakers of the toy corpus are split: a model conditioned on them cannot be validated."""
     assert audiovae(TRAIN + "--labels speaker", packed=packed) == 2
     output = capsys.readouterr()

@@ -1,4 +1,6 @@
-"""Labels: names, classes and vectors of a condition; a label inferred by gradient, by comparing bounds, and by a predictor."""
+"""Labels: names, classes and vectors of a condition; a label inferred by gradient, by comparing bounds, and by a
+predictor.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audiovae import STFT, VAE, AudioVAE, Conditions, FrameVAE, FrameVAESettings, LabelVAE, LabelVAESettings, label_log_probs
+from audiovae import (
+    STFT,
+    VAE,
+    AudioVAE,
+    Conditions,
+    FrameVAE,
+    FrameVAESettings,
+    LabelVAE,
+    LabelVAESettings,
+    elbo,
+    label_log_probs,
+)
 from audiovae.errors import AudiovaeError, ConditionError
 from audiovae.models import MODELS
-from audiovae.objectives import elbo_of_power
 from audiovae.stft import power
 
 N_FREQS = 9
@@ -31,7 +43,13 @@ def conditions() -> Conditions:
 def test_a_condition_is_one_block_of_classes_per_label() -> None:
     assert conditions().size == 5
     assert conditions().encode(digit="two", speaker="ann").tolist() == [0, 0, 1, 1, 0]
-    assert conditions().encode(speaker="bob", digit="zero").tolist() == [1, 0, 0, 0, 1]  # in the order of the model, not of the call
+    assert conditions().encode(speaker="bob", digit="zero").tolist() == [
+        1,
+        0,
+        0,
+        0,
+        1,
+    ]  # in the order of the model, not of the call
 
 
 def test_every_condition_is_every_combination_the_last_label_fastest() -> None:
@@ -67,14 +85,19 @@ def test_a_label_that_a_model_does_not_know_is_refused(given: dict[str, str], me
 
 @pytest.mark.parametrize("classes", [(), ("only",), ("same", "same"), ("a", "b", "a")])
 def test_a_label_needs_classes_to_tell_apart(classes: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"label 'digit' needs at least two different classes, got {list(classes)}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"label 'digit' needs at least two different classes, got {list(classes)}")
+    ):
         Conditions({"digit": classes})
 
 
 VECTORS = [
     (None, rf"a condition is missing: this model {WHO}"),
     ([1.0, 0.0, 0.0, 1.0], r"a condition has 5 entries \(.*\), got 4"),
-    ([1.0, 0.0, 0.0, 0.4, 0.4], "the classes of 'speaker' must be non-negative and sum to 1, got a sum that is 0.2 off"),
+    (
+        [1.0, 0.0, 0.0, 0.4, 0.4],
+        "the classes of 'speaker' must be non-negative and sum to 1, got a sum that is 0.2 off",
+    ),
     ([0.5, 0.0, 0.0, 0.5, 0.5], "the classes of 'digit' must be .*, got a sum that is 0.5 off"),
     ([1.5, -0.5, 0.0, 0.5, 0.5], "the classes of 'digit' must be .* or a negative entry"),
     ([math.nan, 1.0, 0.0, 0.5, 0.5], "the classes of 'digit' must be non-negative"),
@@ -116,7 +139,9 @@ def test_conditions_follow_the_features_of_their_frames() -> None:
 @pytest.mark.parametrize("shape", [(3, 5), (2, 5, 5), (3, 6, 5), (3, 2, 6, 5), (1, 2, 5)])
 def test_conditions_of_other_sequences_or_frames_are_refused(shape: tuple[int, ...]) -> None:
     condition = conditions().every()[0].expand(shape)
-    with pytest.raises(ConditionError, match=r"a condition of shape .* fits neither \[2\] sequences nor their 6 frames"):
+    with pytest.raises(
+        ConditionError, match=r"a condition of shape .* fits neither \[2\] sequences nor their 6 frames"
+    ):
         conditions().per_frame(condition, torch.zeros(2, 6, 4))
 
 
@@ -137,12 +162,17 @@ def test_a_prior_names_its_conditions(tmp_path: Path) -> None:
         prior.condition(digit="ten", speaker="bob")
     prior.save_pretrained(tmp_path / "model")
     again = AudioVAE.from_pretrained(tmp_path / "model")
-    assert list(again.vae.conditions.labels.items()) == list(DIGIT_AND_SPEAKER.items())  # their order is that of the weights
+    assert list(again.vae.conditions.labels.items()) == list(
+        DIGIT_AND_SPEAKER.items()
+    )  # their order is that of the weights
 
 
 @pytest.mark.parametrize("phase", ["encode", "decode", "resynthesize", "log_likelihood", "sample"])
 def test_every_method_of_a_prior_needs_and_uses_its_condition(phase: str) -> None:
-    prior, wave = AudioVAE(STFT(16, 4), conditional(), 8000).eval(), torch.randn(60, generator=torch.Generator().manual_seed(0))
+    prior, wave = (
+        AudioVAE(STFT(16, 4), conditional(), 8000).eval(),
+        torch.randn(60, generator=torch.Generator().manual_seed(0)),
+    )
     ann, bob = (prior.condition(digit="one", speaker=name) for name in ("ann", "bob"))
     calls = {
         "encode": lambda condition: prior.encode(wave, condition=condition).inference.latents,
@@ -164,7 +194,9 @@ def test_every_method_of_a_prior_needs_and_uses_its_condition(phase: str) -> Non
 # Labels inferred from sound ------------------------------------------------------------------------------------------
 
 
-def conditional(name: str = "FrameVAE", labels: dict[str, tuple[str, ...]] = DIGIT_AND_SPEAKER, **settings: object) -> VAE:
+def conditional(
+    name: str = "FrameVAE", labels: dict[str, tuple[str, ...]] = DIGIT_AND_SPEAKER, **settings: object
+) -> VAE:
     """A conditional model with random weights that are not small: its spectra depend on its labels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -180,7 +212,9 @@ class OneSpectrumEach(FrameVAE):
     """Class c has the spectrum exp(slope_c f) whatever z is, and the posterior is the prior: log p(x | y) is known."""
 
     def __init__(self, slopes: Tensor) -> None:
-        super().__init__(N_FREQS, FrameVAESettings(latent_dim=2, hidden=(4,), labels={"class": tuple("abcd")[: len(slopes)]}))
+        super().__init__(
+            N_FREQS, FrameVAESettings(latent_dim=2, hidden=(4,), labels={"class": tuple("abcd")[: len(slopes)]})
+        )
         self.slopes = slopes
         with torch.no_grad():
             for parameter in self.encoder.parameters():
@@ -189,14 +223,16 @@ class OneSpectrumEach(FrameVAE):
     def log_variance(self, condition: Tensor) -> Tensor:
         return (condition @ self.slopes)[..., None] * torch.linspace(-1, 1, N_FREQS)
 
-    def likelihood(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> torch.distributions.Distribution:
-        return self.observation(self.log_variance(self.conditions.per_frame(condition, latents)))
+    def decode(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> Tensor:
+        return self.log_variance(self.conditions.per_frame(condition, latents))
 
 
 def sound_of(vae: OneSpectrumEach, which: list[int], n_frames: int, seed: int = 0) -> Tensor:
     """Power of sequences of the given classes."""
     variance = vae.log_variance(torch.eye(len(vae.slopes))[which]).exp()[:, None]
-    noise = torch.randn(len(which), n_frames, N_FREQS, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(
+        len(which), n_frames, N_FREQS, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed)
+    )
     return power(variance.sqrt() * noise)
 
 
@@ -209,7 +245,7 @@ def test_a_soft_label_is_drawn_to_the_true_class_by_its_gradient() -> None:
     torch.manual_seed(0)
     for _ in range(20):
         optimizer.zero_grad()
-        (-elbo_of_power(vae, x, logits.softmax(-1)).bound.sum()).backward()
+        (-elbo(vae, x, logits.softmax(-1)).bound.sum()).backward()
         optimizer.step()
     found = logits.detach().softmax(-1)
     # Slopes mix linearly: that of the middle class is also the mean of the others, so a label is told by its slope there.
@@ -221,7 +257,7 @@ def test_a_soft_label_of_a_frame_moves_its_own_frame_alone() -> None:
     vae, x = conditional(), torch.rand(4, N_FREQS) + 0.1
     condition = conditions().every()[torch.tensor([0, 3, 5, 2])].requires_grad_()
     torch.manual_seed(0)
-    bound = elbo_of_power(vae, x, condition).bound
+    bound = elbo(vae, x, condition).bound
     for t in range(4):
         (gradient,) = torch.autograd.grad(bound[t], condition, retain_graph=True)
         assert gradient[t].abs().min() > 0
@@ -256,7 +292,7 @@ def test_log_probabilities_of_labels_compare_bounds_of_all_combinations(name: st
         assert torch.equal(found_conditions[i], condition)
         with torch.no_grad():
             for _ in range(n_samples):
-                bounds[:, i] += elbo_of_power(vae, x, condition.expand(3, 5)).bound.sum(-1) / n_samples
+                bounds[:, i] += elbo(vae, x, condition.expand(3, 5)).bound.sum(-1) / n_samples
     torch.testing.assert_close(log_probs.exp(), torch.softmax(bounds, -1), atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3))
 
@@ -283,14 +319,16 @@ def test_a_prediction_knows_nothing_of_the_true_label(pool: bool) -> None:
     for permutation in ([0, 1, 2, 0], [2, 0, 1, 1]):
         condition = torch.eye(3)[permutation]
         torch.manual_seed(0)
-        posteriors.append(vae.infer(x, condition, mean=True).posterior.mean)
+        posteriors.append(vae.infer(x, condition, mean=True).factors[0].posterior.mean)
         torch.manual_seed(0)
         predictions.append(vae.predict(x, 5))
     assert torch.equal(predictions[0], predictions[1])
     assert (posteriors[0] - posteriors[1]).abs().max() > 1e-4  # which does see it
     inference = vae.infer(x)
-    torch.testing.assert_close(inference.posterior.mean, inference.prior.mean)
-    torch.testing.assert_close(inference.posterior.stddev, inference.prior.stddev)
+    (factor,) = inference.factors
+    assert factor.prior is not None
+    torch.testing.assert_close(factor.posterior.mean, factor.prior.mean)
+    torch.testing.assert_close(factor.posterior.stddev, factor.prior.stddev)
 
 
 @pytest.mark.parametrize("pool", [True, False])
@@ -307,26 +345,31 @@ def test_a_prediction_averages_the_likelihood_over_draws_of_the_prior(pool: bool
 
 
 def test_a_predictor_learns_labels_that_the_sound_tells_and_no_others() -> None:
-    """Its bound is at most log p(y | x): after training it is near to zero on told labels, and near to -log 2 on coin tosses."""
+    """Its bound is at most log p(y | x): after training it is near to zero on told labels, and near to -log 2 on coin
+    tosses.
+    """
     torch.manual_seed(0)
     told = torch.arange(32) % 2
     tossed = torch.randint(2, (32,))
     x = torch.where(told[:, None, None] == 1, 4.0, 0.25) * (torch.rand(32, 4, N_FREQS) + 0.5)
     bounds = []
     for labels in (told, tossed):
-        vae = LabelVAE(N_FREQS, LabelVAESettings(latent_dim=2, width=8, blocks=1, halvings=0, labels={"class": ("a", "b")}, dropout=0.0))
+        vae = LabelVAE(
+            N_FREQS,
+            LabelVAESettings(latent_dim=2, width=8, blocks=1, halvings=0, labels={"class": ("a", "b")}, dropout=0.0),
+        )
         vae.calibrate(x.flatten(0, 1))
         optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
         condition = torch.eye(2)[labels]
         for _ in range(60):
             noise = torch.exp(0.5 * torch.randn_like(x))  # so that no single recording can be learnt by heart
-            loss = -elbo_of_power(vae, x * noise, condition).bound.mean()
+            loss = -elbo(vae, x * noise, condition).bound.mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
             fresh = x * torch.exp(0.5 * torch.randn_like(x))
-            bounds.append(float(elbo_of_power(vae, fresh, condition).bound.mean()))
+            bounds.append(float(elbo(vae, fresh, condition).bound.mean()))
             accuracy = float((vae.predict(fresh)[:, 0].argmax(-1) == labels).float().mean())
         if labels is told:
             assert accuracy == 1.0

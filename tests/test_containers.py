@@ -38,7 +38,9 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
 
 
 @every_format
-def test_a_whole_file_lacks_nothing(suffix: str, container: str, subtype: str, whole_files: dict, tmp_path: Path) -> None:
+def test_a_whole_file_lacks_nothing(
+    suffix: str, container: str, subtype: str, whole_files: dict, tmp_path: Path
+) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(whole_files[suffix, container, subtype])
     assert missing_bytes(path) == 0
@@ -47,12 +49,16 @@ def test_a_whole_file_lacks_nothing(suffix: str, container: str, subtype: str, w
 
 @every_format
 @pytest.mark.parametrize("kept", [0.02, 0.1, 0.5, 0.9, 0.99, 0.999, -100, -1])
-def test_a_truncated_file_is_refused(suffix: str, container: str, subtype: str, kept: float, whole_files: dict, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(
+    suffix: str, container: str, subtype: str, kept: float, whole_files: dict, tmp_path: Path
+) -> None:
     whole = whole_files[suffix, container, subtype]
     n_kept = len(whole) + int(kept) if kept < 0 else int(kept * len(whole))
     path = tmp_path / f"x{suffix}"
     path.write_bytes(whole[:n_kept])
-    with pytest.raises(AudioError, match=r"is truncated: |is damaged: decoding fails|is not a sound file, or a damaged one"):
+    with pytest.raises(
+        AudioError, match=r"is truncated: |is damaged: decoding fails|is not a sound file, or a damaged one"
+    ):
         audio.read(path)
     if n_kept > 2000 and container != "FLAC":  # beyond the header: by the right name
         with pytest.raises(AudioError, match="is truncated: it ends before its header says; restore the whole file"):
@@ -70,7 +76,9 @@ def test_a_caf_file_that_lacks_most_of_its_sound_is_refused(whole_files: dict, t
 
 @pytest.mark.parametrize("tail", [b"LIST\x04\0\0\0abcd", b"junk behind the last chunk", b"\0" * 4097])
 @pytest.mark.parametrize("name", [(".wav", "WAV", "PCM_16"), (".aiff", "AIFF", "PCM_16"), (".au", "AU", "PCM_16")])
-def test_bytes_behind_the_sound_do_no_harm(name: tuple[str, str, str], tail: bytes, whole_files: dict, tmp_path: Path) -> None:
+def test_bytes_behind_the_sound_do_no_harm(
+    name: tuple[str, str, str], tail: bytes, whole_files: dict, tmp_path: Path
+) -> None:
     path = tmp_path / f"x{name[0]}"
     path.write_bytes(whole_files[name] + tail)
     assert missing_bytes(path) == 0
@@ -115,7 +123,9 @@ def test_an_au_file_of_unknown_length_lacks_nothing(whole_files: dict, tmp_path:
 
 
 @pytest.mark.parametrize("name", [(".ogg", "OGG", "VORBIS"), (".opus", "OGG", "OPUS")])
-def test_an_ogg_file_that_lacks_whole_pages_is_refused(name: tuple[str, str, str], whole_files: dict, tmp_path: Path) -> None:
+def test_an_ogg_file_that_lacks_whole_pages_is_refused(
+    name: tuple[str, str, str], whole_files: dict, tmp_path: Path
+) -> None:
     """Cut between two pages: only the flag of the last page tells the end."""
     whole = whole_files[name]
     last = whole.rindex(b"OggS")
@@ -214,7 +224,9 @@ def test_a_broken_header_is_refused_by_name(content: bytes, tmp_path: Path) -> N
 
 
 @every_format
-def test_changed_headers_are_read_or_refused(suffix: str, container: str, subtype: str, whole_files: dict, tmp_path: Path) -> None:
+def test_changed_headers_are_read_or_refused(
+    suffix: str, container: str, subtype: str, whole_files: dict, tmp_path: Path
+) -> None:
     """Twenty files with a few bytes of the first hundred changed at random: none raises another error, none hangs."""
     generator = np.random.default_rng(0)
     path = tmp_path / f"x{suffix}"

@@ -32,7 +32,12 @@ def z_score(draws: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", audiovae.distributions.__all__)
 def test_every_distribution_of_the_package_has_tests(name: str) -> None:
-    files = ["test_distributions.py", "test_latent_distributions.py", "test_student_t.py", "test_spectrogram_distributions.py"]
+    files = [
+        "test_distributions.py",
+        "test_latent_distributions.py",
+        "test_student_t.py",
+        "test_spectrogram_distributions.py",
+    ]
     assert any(re.search(rf"\b{name}\b", (Path(__file__).parent / file).read_text()) for file in files)
 
 
@@ -57,7 +62,9 @@ def test_the_density_integrates_to_one_over_the_plane(variance: float) -> None:
 
 @pytest.mark.parametrize("log_variance", [200.0, -200.0])
 @pytest.mark.parametrize("validate_args", [None, False])
-def test_a_log_variance_is_exact_where_the_variance_leaves_the_range(log_variance: float, validate_args: bool | None) -> None:
+def test_a_log_variance_is_exact_where_the_variance_leaves_the_range(
+    log_variance: float, validate_args: bool | None
+) -> None:
     """exp(200) is beyond single precision, and so is exp(-200). At the centre the density is 1 / (pi variance)."""
     distribution = ComplexNormal(log_variance=torch.tensor(log_variance), validate_args=validate_args)
     assert float(distribution.log_prob(torch.tensor(0j))) == pytest.approx(-math.log(math.pi) - log_variance)
@@ -91,7 +98,9 @@ SHAPES = [((4, 7), (4, 7)), ((7,), (4, 7)), ((4, 7), (7,)), ((1, 7), (3, 4, 7)),
 
 @pytest.mark.parametrize("floor", [0.0, 0.3])
 @pytest.mark.parametrize(("parameters", "values"), SHAPES)
-def test_the_summed_density_is_the_sum_of_the_densities(parameters: tuple[int, ...], values: tuple[int, ...], floor: float) -> None:
+def test_the_summed_density_is_the_sum_of_the_densities(
+    parameters: tuple[int, ...], values: tuple[int, ...], floor: float
+) -> None:
     """Also where parameters and values broadcast, as everywhere in torch.distributions."""
     generator = torch.Generator().manual_seed(3)
     log_variance = torch.randn(parameters, dtype=DOUBLE, generator=generator).requires_grad_()
@@ -133,7 +142,9 @@ def test_the_summed_density_can_be_differentiated_twice_over_one_graph() -> None
 def test_the_summed_density_leaves_its_inputs_as_they_are() -> None:
     log_variance, power = torch.randn(3, 4), torch.rand(3, 4)
     copies = log_variance.clone(), power.clone()
-    ComplexNormal(log_variance=log_variance.requires_grad_(), floor=0.5).summed_log_prob_of_power(power).sum().backward()
+    ComplexNormal(log_variance=log_variance.requires_grad_(), floor=0.5).summed_log_prob_of_power(
+        power
+    ).sum().backward()
     assert torch.equal(log_variance, copies[0])
     assert torch.equal(power, copies[1])
 
@@ -161,8 +172,12 @@ def test_gradients_are_those_of_finite_differences(x: complex, log_variance: flo
     variance = torch.tensor([math.exp(log_variance)], dtype=DOUBLE, requires_grad=True)
     assert gradcheck(lambda v, p: ComplexNormal(p).log_prob(v), (value, variance))
     assert gradcheck(lambda p: ComplexNormal(p).entropy(), (variance,))
-    assert gradcheck(lambda p: kl_divergence(ComplexNormal(p), ComplexNormal(torch.tensor(0.7, dtype=DOUBLE))), (variance,))
-    assert gradcheck(lambda q: kl_divergence(ComplexNormal(torch.tensor(0.7, dtype=DOUBLE)), ComplexNormal(q)), (variance,))
+    assert gradcheck(
+        lambda p: kl_divergence(ComplexNormal(p), ComplexNormal(torch.tensor(0.7, dtype=DOUBLE))), (variance,)
+    )
+    assert gradcheck(
+        lambda q: kl_divergence(ComplexNormal(torch.tensor(0.7, dtype=DOUBLE)), ComplexNormal(q)), (variance,)
+    )
 
 
 def test_the_second_derivative_at_zero_is_minus_two_over_the_variance() -> None:
@@ -231,7 +246,9 @@ def test_the_divergence_is_never_negative_and_zero_only_to_itself(dtype: torch.d
     steps = torch.tensor([-1e-3, -1e-5, -1e-7, 1e-7, 1e-5, 1e-3], dtype=dtype)[:, None]
     assert (kl_divergence(ComplexNormal(variances * (1 + steps)), itself) >= 0).all()
     log_variance = torch.linspace(-20, 20, 1001, dtype=dtype)
-    assert (kl_divergence(ComplexNormal(log_variance=log_variance), ComplexNormal(torch.ones((), dtype=dtype))) >= 0).all()
+    assert (
+        kl_divergence(ComplexNormal(log_variance=log_variance), ComplexNormal(torch.ones((), dtype=dtype))) >= 0
+    ).all()
     assert (kl_divergence(ComplexNormal(2 * variances), itself) > 0.3).all()
 
 
@@ -312,7 +329,9 @@ def test_an_expanded_distribution_is_the_same_in_every_place(parameter: str) -> 
     points = draw_points(6).reshape(3, 2)
     assert torch.equal(expanded.log_prob(points), distribution.log_prob(points))
     assert torch.equal(expanded.variance, distribution.variance.expand(3, 2))
-    assert torch.equal(Independent(distribution, 1).expand((3,)).log_prob(points), distribution.log_prob(points).sum(-1))
+    assert torch.equal(
+        Independent(distribution, 1).expand((3,)).log_prob(points), distribution.log_prob(points).sum(-1)
+    )
 
 
 def test_an_expanded_distribution_still_checks_its_values() -> None:

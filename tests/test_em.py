@@ -1,10 +1,11 @@
-"""The loop of expectation maximisation: batches, seeds, stopping, labels, states, starts and finishes, and draws that need not fit."""
+"""The loop of expectation maximisation: batches, seeds, stopping, labels, states, starts and finishes, and draws that
+need not fit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -284,7 +285,9 @@ def test_shallow_sources_take_each_its_own_number_of_steps(frame: AudioVAE) -> N
 
 
 def test_what_is_given_is_used_instead_of_being_measured(frame: AudioVAE) -> None:
-    """With the level and the quiet spectrum that it would find by itself, and with the quiet spectrum of something else."""
+    """With the level and the quiet spectrum that it would find by itself, and with the quiet spectrum of something
+    else.
+    """
     x = 0.01 * frame.stft(noisy(0.5))
     run = speech_and_noise(frame, PointEstimate, n_iterations=3)
     level = float(spectrogram_level(power(x), frame.stft.window))
@@ -324,9 +327,7 @@ def test_a_condition_says_what_the_speech_is() -> None:
     prior = frame_prior(labels={"digit": ("0", "1")})
     x = prior.stft(noisy(0.4))
     conditions = [prior.condition(digit=digit) for digit in "01"]
-    zero, one = (
-        speech_and_noise(prior, PointEstimate, condition=y, n_iterations=2)([x])[0] for y in conditions
-    )
+    zero, one = (speech_and_noise(prior, PointEstimate, condition=y, n_iterations=2)([x])[0] for y in conditions)
     assert (zero.wiener - one.wiener).abs().max() > 1e-3
     assert zero.sources[0].labels == {"digit": "0"}
 
@@ -384,7 +385,9 @@ def test_an_unknown_label_is_the_one_that_explains_the_recording(labelled: Audio
 
 
 def test_the_labels_of_two_sources_are_chosen_one_after_another(labelled: AudioVAE) -> None:
-    """The first with the other as its first candidate, the second with the first as chosen: by brute force over short runs."""
+    """The first with the other as its first candidate, the second with the first as chosen: by brute force over short
+    runs.
+    """
     every = labelled.vae.conditions.every()
     xs = sounds(labelled, "low", "high")
     mixtures = [xs[0], xs[1], xs[0] + xs[1][:60]]
@@ -466,7 +469,9 @@ def test_a_noise_sees_the_draws_of_a_single_deep_source_as_they_are_and_of_two_t
                     down += 1 / variance
             expected[f] = noise[f] * (up / down) ** 0.5 + 1e-6
         assert torch.allclose(found.psds[-1], expected.expand(7, 5), rtol=1e-9)
-        shares = [draws[0] / (speech + expected)] if len(given) == 1 else [d.mean(0) / (speech + expected) for d in draws]
+        shares = (
+            [draws[0] / (speech + expected)] if len(given) == 1 else [d.mean(0) / (speech + expected) for d in draws]
+        )
         for n, share in enumerate(shares):
             assert torch.allclose(found.images[n], share.mean(0) * x, rtol=1e-9)
 
@@ -475,9 +480,14 @@ def test_a_noise_sees_the_draws_of_a_single_deep_source_as_they_are_and_of_two_t
 
 
 @pytest.mark.parametrize("e_step", ["point estimate", "metropolis"])
-def test_a_deep_source_over_several_microphones_lowers_the_objective_and_a_batch_equals_its_members(e_step: str) -> None:
+def test_a_deep_source_over_several_microphones_lowers_the_objective_and_a_batch_equals_its_members(
+    e_step: str,
+) -> None:
     prior = dynamic_prior()
-    xs = [prior.stft(gain * reverberant(s, 4, seed=i).float()).movedim(0, -1) for i, (s, gain) in enumerate([(0.5, 1.0), (0.3, 20.0)])]
+    xs = [
+        prior.stft(gain * reverberant(s, 4, seed=i).float()).movedim(0, -1)
+        for i, (s, gain) in enumerate([(0.5, 1.0), (0.3, 20.0)])
+    ]
     speech = DeepSource.of(prior, E_STEPS[e_step], DeepSettings(12.0, 0.2, 0.6))
     run = Separator(
         prior.front,
@@ -583,7 +593,9 @@ def test_a_mixture_is_seen_through_other_windows_where_its_waves_are_known() -> 
         same = mixture.at(stft)[i, : len(xs[i]) - 4]
         assert torch.allclose(same, mixture.spectrogram[i, : len(xs[i]) - 4], atol=1e-4)
         assert (seen[i, len(expected) :] == 0).all()
-    with pytest.raises(ValueError, match="another window needs the waves of the mixtures, and only spectrograms were given"):
+    with pytest.raises(
+        ValueError, match="another window needs the waves of the mixtures, and only spectrograms were given"
+    ):
         Mixture.of(xs, levels, [0, 0]).at(longer)
 
 
@@ -649,5 +661,7 @@ def test_what_cannot_run_is_refused(frame: AudioVAE) -> None:
     with pytest.raises(ValueError, match="n_iterations must be at least 1, got 0"):
         EMSettings(0)
     for sources, starts in (([], [quiet_start]), ([Stationary], [])):
-        with pytest.raises(ValueError, match=f"at least one source and one start are needed, got {len(sources)} and {len(starts)}"):
+        with pytest.raises(
+            ValueError, match=f"at least one source and one start are needed, got {len(sources)} and {len(starts)}"
+        ):
             Separator(frame.front, sources, starts)

@@ -1,4 +1,6 @@
-"""The energy of latents: against loops over all entries, finite differences and automatic differentiation; point estimates that follow it."""
+"""The energy of latents: against loops over all entries, finite differences and automatic differentiation; point
+estimates that follow it.
+"""
 
 from __future__ import annotations
 

@@ -162,12 +162,15 @@ def test_a_louder_mixture_has_louder_parts_and_the_same_gain(frame: AudioVAE, no
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("e_step", E_STEPS)
 @pytest.mark.parametrize("kind", ["frame", "dynamic"])
-def test_a_recording_comes_out_as_it_would_alone(frame: AudioVAE, dynamic: AudioVAE, kind: str, e_step: str, noise: str) -> None:
+def test_a_recording_comes_out_as_it_would_alone(
+    frame: AudioVAE, dynamic: AudioVAE, kind: str, e_step: str, noise: str
+) -> None:
     """Whatever stands beside it, is louder, or longer: by less than the reach of the model, by one frame, or by much."""
     prior = priors(frame, dynamic, kind)
     hop = prior.stft.hop_length
     spectrograms = [
-        gain * prior.stft(noisy(2, seed)[: hop * n]) for seed, (n, gain) in enumerate([(24, 1.0), (30, 50.0), (31, 1), (55, 0.1)])
+        gain * prior.stft(noisy(2, seed)[: hop * n])
+        for seed, (n, gain) in enumerate([(24, 1.0), (30, 50.0), (31, 1), (55, 0.1)])
     ]
     seeds = [3, 1, 4, 1]
     run = Enhancer(prior, E_STEPS[e_step], NOISES[noise], n_iterations=3)
@@ -195,7 +198,9 @@ def test_the_prior_weighs_more_at_first_and_nothing_stops_before_it_has_its_weig
             return Draws(self.latents.unsqueeze(0))
 
     x = frame.stft(noisy(0.5))
-    (found,) = Enhancer(frame, Still, StationaryNoise, n_iterations=8, prior_weight=2.0, annealing=5.0, tolerance=1e9)([x])
+    (found,) = Enhancer(frame, Still, StationaryNoise, n_iterations=8, prior_weight=2.0, annealing=5.0, tolerance=1e9)(
+        [x]
+    )
     assert weights == [10.0, 8.0, 6.0, 4.0, 2.0]  # in a straight line over the first half
     assert found.converged
     weights.clear()
@@ -241,7 +246,9 @@ def test_a_recording_stops_by_itself_as_it_would_alone(dynamic: AudioVAE) -> Non
         assert (found.wiener - alone.wiener).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("e_step", "noise"), [("point estimate", "nmf"), ("metropolis", "slow"), ("free posterior", "stationary")])
+@pytest.mark.parametrize(
+    ("e_step", "noise"), [("point estimate", "nmf"), ("metropolis", "slow"), ("free posterior", "stationary")]
+)
 def test_the_seed_makes_the_result_and_nothing_else_random_does(frame: AudioVAE, e_step: str, noise: str) -> None:
     x = frame.stft(noisy(0.4))
     run = Enhancer(frame, E_STEPS[e_step], NOISES[noise], n_iterations=2)
@@ -255,7 +262,9 @@ def test_the_seed_makes_the_result_and_nothing_else_random_does(frame: AudioVAE,
 
 
 def test_what_is_given_is_used_instead_of_being_measured(frame: AudioVAE) -> None:
-    """With the level and the quiet spectrum that it would find by itself, and with the quiet spectrum of something else."""
+    """With the level and the quiet spectrum that it would find by itself, and with the quiet spectrum of something
+    else.
+    """
     x = 0.01 * frame.stft(noisy(0.5))
     run = Enhancer(frame, PointEstimate, n_iterations=3)
     level = float(spectrogram_level(power(x), frame.stft.window))
@@ -279,7 +288,9 @@ def test_a_few_frames_are_enough(dynamic: AudioVAE, noise: str, n_frames: int) -
 def test_a_condition_says_what_the_speech_is() -> None:
     prior = make_alive(build_prior(labels={"digit": ("0", "1")}))
     x = prior.stft(noisy(0.4))
-    zero, one = (Enhancer(prior, PointEstimate, n_iterations=2, condition=prior.condition(digit=digit))([x])[0] for digit in "01")
+    zero, one = (
+        Enhancer(prior, PointEstimate, n_iterations=2, condition=prior.condition(digit=digit))([x])[0] for digit in "01"
+    )
     assert (zero.wiener - one.wiener).abs().max() > 1e-3
 
 
@@ -312,7 +323,9 @@ def test_no_update_of_the_noise_makes_its_objective_worse(prior: AudioVAE, name:
 
 @pytest.mark.usefixtures("double")
 def test_an_update_of_nmf_is_that_of_the_formula(prior: AudioVAE) -> None:
-    """Multiplicative updates with the square root, W before H, each with the variance of its moment; a loop over all entries."""
+    """Multiplicative updates with the square root, W before H, each with the variance of its moment; a loop over all
+    entries.
+    """
     n_frames, n_freqs, rank = 12, 5, 3
     p = random_power(n_frames, n_freqs)
     mixture = mixture_of([p], padding=4)
@@ -333,13 +346,18 @@ def test_an_update_of_nmf_is_that_of_the_formula(prior: AudioVAE) -> None:
         new = w.copy()
         for f in range(n_freqs):
             for k in range(rank):
-                new[f, k] *= np.sqrt(sum(up[t, f] * h[t, k] for t in range(n_frames)) / sum(down[t, f] * h[t, k] for t in range(n_frames)))
+                new[f, k] *= np.sqrt(
+                    sum(up[t, f] * h[t, k] for t in range(n_frames))
+                    / sum(down[t, f] * h[t, k] for t in range(n_frames))
+                )
         w = new
         up, down = ratios()
         new = h.copy()
         for t in range(n_frames):
             for k in range(rank):
-                new[t, k] *= np.sqrt(sum(up[t, f] * w[f, k] for f in range(n_freqs)) / sum(down[t, f] * w[f, k] for f in range(n_freqs)))
+                new[t, k] *= np.sqrt(
+                    sum(up[t, f] * w[f, k] for f in range(n_freqs)) / sum(down[t, f] * w[f, k] for f in range(n_freqs))
+                )
         h = new
         found = noise.variance()[0].numpy()
         np.testing.assert_allclose(found[:n_frames], h @ w.T + VARIANCE_FLOOR, rtol=1e-9)
@@ -360,7 +378,9 @@ def test_the_noise_alone_is_fitted_by_its_mean_power(prior: AudioVAE) -> None:
         assert torch.allclose(noise.variance()[0], given.mean(0).expand(40, 17), rtol=1e-3), name
 
 
-@pytest.mark.parametrize("make", [partial(SlowNoise, rank=0), partial(NMFNoise, rank=0), partial(SlowNoise, bump_frames=0)])
+@pytest.mark.parametrize(
+    "make", [partial(SlowNoise, rank=0), partial(NMFNoise, rank=0), partial(SlowNoise, bump_frames=0)]
+)
 def test_no_component_is_refused(make: Callable[[Mixture], NoiseModel]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         make(mixture_of([random_power(5, 4)]))
@@ -395,7 +415,9 @@ def test_the_quiet_spectrum_of_white_noise_is_its_variance_whatever_bursts_in(pr
     assert torch.allclose(quiet_spectrum(p), found, rtol=0.05)
 
 
-@pytest.mark.parametrize("settings", [{}, {"n_fft": 512, "hop_length": 128}, {"window": "hann"}, {"n_fft": 1000, "hop_length": 250}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"n_fft": 512, "hop_length": 128}, {"window": "hann"}, {"n_fft": 1000, "hop_length": 250}]
+)
 def test_the_level_of_a_spectrogram_is_that_of_the_wave(settings: dict[str, Any]) -> None:
     stft = STFT(**settings)
     for wave in (0.02 * white(3 * RATE), noisy(3), torch.from_numpy(speech_like(3, 120, 2))):
@@ -454,7 +476,9 @@ def test_the_energy_is_the_sum_of_the_formula(frame: AudioVAE, dynamic: AudioVAE
 
 
 @pytest.mark.parametrize("kind", ["frame", "dynamic"])
-def test_the_gradient_is_that_of_finite_differences_and_zero_in_the_padding(frame: AudioVAE, dynamic: AudioVAE, kind: str) -> None:
+def test_the_gradient_is_that_of_finite_differences_and_zero_in_the_padding(
+    frame: AudioVAE, dynamic: AudioVAE, kind: str
+) -> None:
     energy, latents, lengths = energy_of(priors(frame, dynamic, kind))
     values, slope = gradient(energy, latents)
     assert torch.equal(values, energy(latents).detach())
@@ -486,18 +510,24 @@ def test_point_estimates_go_down_the_energy(frame: AudioVAE, dynamic: AudioVAE, 
 @pytest.mark.parametrize("kind", ["frame", "dynamic"])
 def test_the_slope_is_the_gradient_of_the_energy(frame: AudioVAE, dynamic: AudioVAE, kind: str) -> None:
     energy, latents, _ = energy_of(priors(frame, dynamic, kind))
-    energy.colour = 0.5 + torch.rand(energy.colour.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    energy.colour = 0.5 + torch.rand(
+        energy.colour.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     expected = gradient(energy, latents)[1]
     assert expected.abs().mean() > 1
     assert torch.allclose(energy.slope(latents), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["frame", "dynamic"])
-def test_the_curvature_is_the_fisher_information_and_the_precision_of_the_prior(frame: AudioVAE, dynamic: AudioVAE, kind: str) -> None:
+def test_the_curvature_is_the_fisher_information_and_the_precision_of_the_prior(
+    frame: AudioVAE, dynamic: AudioVAE, kind: str
+) -> None:
     """sum_f (d log V_f / d z_j)^2 by automatic differentiation of the whole, against the mean over many signs."""
     energy, latents, lengths = energy_of(priors(frame, dynamic, kind))
     z = energy.masked(latents[0])
-    jacobian = torch.func.jacrev(lambda z: torch.log(energy.mixture_variance(energy.speech(z)))[0, : lengths[0]])(z)[:, :, 0].detach()
+    jacobian = torch.func.jacrev(lambda z: torch.log(energy.mixture_variance(energy.speech(z)))[0, : lengths[0]])(z)[
+        :, :, 0
+    ].detach()
     with torch.no_grad():
         precision = 2.5 / energy.vae.prior(z).variance[0]
     generator = torch.Generator().manual_seed(0)
@@ -509,7 +539,9 @@ def test_the_curvature_is_the_fisher_information_and_the_precision_of_the_prior(
     found = (total / n_draws)[0, : lengths[0]]
     fisher = jacobian.square().sum((0, 1))[: lengths[0]]
     assert fisher.mean() > 0.05 * precision.mean()  # else nothing is tested
-    assert torch.allclose(found - precision[: lengths[0]], fisher, rtol=0.4)  # each has a deviation of at most sqrt(2 / 400)
+    assert torch.allclose(
+        found - precision[: lengths[0]], fisher, rtol=0.4
+    )  # each has a deviation of at most sqrt(2 / 400)
     assert float((found - precision[: lengths[0]]).sum() / fisher.sum()) == pytest.approx(1, abs=0.03)
 
 
@@ -539,13 +571,19 @@ def test_an_update_of_the_gain_lowers_its_objective_down_to_the_best_gain(frame:
     trace = torch.stack(values)[:, energy.mixture.inside]
     assert trace.diff(dim=0).max() < 1e-9 * trace.abs().max()
     grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
-    best = torch.stack([objective(torch.full_like(energy.gain, float(u))) for u in grid]).min(0).values[energy.mixture.inside]
+    best = (
+        torch.stack([objective(torch.full_like(energy.gain, float(u))) for u in grid])
+        .min(0)
+        .values[energy.mixture.inside]
+    )
     assert (trace[-1] - best).abs().max() < 1e-2
     assert (energy.gain[~energy.mixture.inside] == 1).all()
 
 
 def test_an_update_of_the_colour_finds_the_microphone(frame: AudioVAE) -> None:
-    """Speech of a known variance under a known filter, in little noise: exactly where the filter is a line between the bands' centres."""
+    """Speech of a known variance under a known filter, in little noise: exactly where the filter is a line between the
+    bands' centres.
+    """
     energy, latents, _ = energy_of(frame)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -603,8 +641,13 @@ def test_an_unknown_label_is_the_one_that_explains_the_recording(labelled: Audio
         assert separation.condition is not None
         assert torch.equal(separation.condition, labelled.condition(where=where))
         (told,) = Enhancer(labelled, PointEstimate, n_iterations=5, condition=labelled.condition(where=where))([x])
-        assert torch.allclose(separation.wiener, told.wiener, atol=1e-4)  # the trial leaves no trace, not even in the random numbers
-        runs = [Enhancer(labelled, PointEstimate, n_iterations=3, condition=y)([x])[0].objective[-1] for y in vae.conditions.every()]
+        assert torch.allclose(
+            separation.wiener, told.wiener, atol=1e-4
+        )  # the trial leaves no trace, not even in the random numbers
+        runs = [
+            Enhancer(labelled, PointEstimate, n_iterations=3, condition=y)([x])[0].objective[-1]
+            for y in vae.conditions.every()
+        ]
         assert torch.equal(vae.conditions.every()[int(torch.stack(runs).argmin())], separation.condition)
 
 
@@ -627,7 +670,9 @@ def untrained(name: str, **settings: Any) -> AudioVAE:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stft = STFT(n_fft=256, hop_length=64)
-        vae = model(stft.n_freqs, kind(**{**({} if name == "Autoencoder" else {"latent_dim": 4}), **SIZES[name], **settings}))
+        vae = model(
+            stft.n_freqs, kind(**{**({} if name == "Autoencoder" else {"latent_dim": 4}), **SIZES[name], **settings})
+        )
         vae.calibrate(power(stft(torch.randn(RATE))))
         return AudioVAE(stft, vae, RATE).eval()
 
@@ -649,7 +694,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "settings", "reason"), REFUSED)
-def test_a_prior_that_has_no_psd_of_latents_alone_is_refused_with_the_reason(name: str, settings: dict[str, Any], reason: str) -> None:
+def test_a_prior_that_has_no_psd_of_latents_alone_is_refused_with_the_reason(
+    name: str, settings: dict[str, Any], reason: str
+) -> None:
     given = untrained(name, **settings)
     with pytest.raises(AudiovaeError, match=reason):
         Enhancer(given, PointEstimate)
@@ -745,7 +792,15 @@ class Fixed(Enhancer):
         wiener = torch.full(x.shape, gain)
         images = torch.stack([wiener * x, x - wiener * x])
         return [
-            Separation(wiener, images, torch.stack([noise, noise]), torch.zeros(1, len(x), 8), torch.ones(len(x)), torch.ones(2), False)
+            Separation(
+                wiener,
+                images,
+                torch.stack([noise, noise]),
+                torch.zeros(1, len(x), 8),
+                torch.ones(len(x)),
+                torch.ones(2),
+                False,
+            )
         ]
 
 
@@ -775,7 +830,9 @@ STEP = {"PCM_16": 2.0**-15, "PCM_24": 2.0**-23, "FLOAT": 2.0**-22}
 
 @pytest.mark.parametrize("name", SOUNDS)
 @pytest.mark.parametrize("method", ["peem", "fast"])
-def test_speech_and_residual_of_a_file_are_like_it_and_sum_to_it(frame: AudioVAE, tmp_path: Path, name: str, method: str) -> None:
+def test_speech_and_residual_of_a_file_are_like_it_and_sum_to_it(
+    frame: AudioVAE, tmp_path: Path, name: str, method: str
+) -> None:
     make, rate, subtype = SOUNDS[name]
     source = stored(tmp_path / "in.wav", make(), rate, subtype)
     done = enhance_file(enhancer(frame, method), source, tmp_path / "out.wav", tmp_path / "rest.wav")
@@ -788,7 +845,9 @@ def test_speech_and_residual_of_a_file_are_like_it_and_sum_to_it(frame: AudioVAE
         assert (info.format, info.subtype) == (given.format, given.subtype)
         assert np.isfinite(parts[-1]).all()
     assert done.residual is not None
-    held = np.abs(parts[1]) < 1 - 2 * STEP[subtype]  # elsewhere the residual itself is beyond full scale, and said to be
+    held = (
+        np.abs(parts[1]) < 1 - 2 * STEP[subtype]
+    )  # elsewhere the residual itself is beyond full scale, and said to be
     assert held.all() or (name.startswith("clipped") and done.residual.clips)
     assert held.mean() > 0.97
     assert np.abs(parts[0] + parts[1] - of_source)[held].max() <= STEP[subtype] * (1 + 1e-6)
@@ -798,7 +857,9 @@ def test_speech_and_residual_of_a_file_are_like_it_and_sum_to_it(frame: AudioVAE
         assert not parts[0].any()
 
 
-def test_speech_and_residual_of_a_clipped_file_sum_to_it_where_the_speech_is_beyond_full_scale(frame: AudioVAE, tmp_path: Path) -> None:
+def test_speech_and_residual_of_a_clipped_file_sum_to_it_where_the_speech_is_beyond_full_scale(
+    frame: AudioVAE, tmp_path: Path
+) -> None:
     """A gain of one, through the resampler: it overshoots what was clipped."""
     wave = np.sign(np.sin(2 * np.pi * 440 * np.arange(44100) / 44100))[:, None]
     source = stored(tmp_path / "in.wav", wave, 44100)
@@ -823,7 +884,9 @@ def test_the_channels_share_one_gain(frame: AudioVAE, tmp_path: Path) -> None:
     for i in range(2):
         assert si_sdr(expected[i], found[i]) > 40
         assert np.std(found[i]) == pytest.approx(np.std(expected[i]), rel=1e-2)
-    enhance_file(run, stored(tmp_path / "both.wav", wave[:, [0, 0]] * [[1.0, 0.125]], RATE, "FLOAT"), tmp_path / "ratio.wav")
+    enhance_file(
+        run, stored(tmp_path / "both.wav", wave[:, [0, 0]] * [[1.0, 0.125]], RATE, "FLOAT"), tmp_path / "ratio.wav"
+    )
     left, right = soundfile.read(tmp_path / "ratio.wav")[0].T
     np.testing.assert_allclose(right, 0.125 * left, atol=1e-6)
     assert left.std() > 1e-3
@@ -886,7 +949,9 @@ def test_a_long_file_in_blocks_is_nearly_that_at_once(
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.4])
-def test_what_lies_above_the_highest_frequency_of_the_prior_is_residual(frame: AudioVAE, tmp_path: Path, gain: float) -> None:
+def test_what_lies_above_the_highest_frequency_of_the_prior_is_residual(
+    frame: AudioVAE, tmp_path: Path, gain: float
+) -> None:
     time = np.arange(48000) / 48000
     low, high = 0.3 * np.sin(2 * np.pi * 1000 * time), 0.2 * np.sin(2 * np.pi * 12000 * time)
     source = stored(tmp_path / "in.wav", low + high, 48000, "FLOAT")
@@ -988,7 +1053,9 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
 
 def test_an_existing_residual_is_replaced_where_that_is_asked_for(here: Path) -> None:
     Path("kept.wav").write_text("precious")
-    assert audiovae("enhance in/a.wav -o out.wav --residual kept.wav --overwrite --method fast --model model --quiet") == 0
+    assert (
+        audiovae("enhance in/a.wav -o out.wav --residual kept.wav --overwrite --method fast --model model --quiet") == 0
+    )
     assert_sum("out.wav", "kept.wav", "in/a.wav")
 
 

@@ -1,4 +1,6 @@
-"""The benchmark and the recipes of enhancement: references by their formulas, tables with every row, and runs that continue."""
+"""The benchmark and the recipes of enhancement: references by their formulas, tables with every row, and runs that
+continue.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from audiovae import STFT
 from audiovae.metrics import Score, si_sdr
 
 ROOT, RATE = Path(__file__).resolve().parents[1], 16000
-REFERENCES = ("noisy", "oracle Wiener filter", "NMF without a prior", "log-MMSE", "spectral gating", "spectral subtraction")
+REFERENCES = (
+    "noisy",
+    "oracle Wiener filter",
+    "NMF without a prior",
+    "log-MMSE",
+    "spectral gating",
+    "spectral subtraction",
+)
 
 
 def load(path: str) -> ModuleType:
@@ -57,7 +66,9 @@ def call(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(benchmark, "NMF_ITERATIONS", 2)
     quick = Score({"pesq": 2.0, "estoi": 0.5, "dnsmos": 3.0})
     monkeypatch.setattr(
-        benchmark, "compare", lambda clean, wave, rate: Score({"si_sdr": si_sdr(clean[0], wave[0]), **quick.values}, {"pesq": "quick"})
+        benchmark,
+        "compare",
+        lambda clean, wave, rate: Score({"si_sdr": si_sdr(clean[0], wave[0]), **quick.values}, {"pesq": "quick"}),
     )
 
     def run(*options: str, table: str = "enhancement.md") -> str:
@@ -105,7 +116,9 @@ def test_the_references_give_waves_and_none_is_better_than_the_oracle(pair: obje
     assert outputs["NMF without a prior"] > outputs["noisy"] + 1
 
 
-def test_the_table_has_every_row_and_a_second_run_computes_none_again(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_every_row_and_a_second_run_computes_none_again(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = call()
     assert "2 pairs, 1 thread" in table
     for name in (*REFERENCES, "peem, model", "fast, model"):

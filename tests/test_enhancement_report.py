@@ -97,7 +97,9 @@ class Written:
 
 @pytest.fixture(scope="module")
 def written(alive: AudioVAE, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return Written.of(tmp_path_factory.mktemp("enhanced"), enhancer_of(alive, SAMPLED, SlowBands, n_iterations=3), noisy(1.5), seed=5)
+    return Written.of(
+        tmp_path_factory.mktemp("enhanced"), enhancer_of(alive, SAMPLED, SlowBands, n_iterations=3), noisy(1.5), seed=5
+    )
 
 
 def heard(page: Page) -> list[NDArray[np.float64]]:
@@ -197,7 +199,12 @@ def test_the_page_has_two_pictures_and_needs_nothing_but_itself(written: Written
     assert [picture.format for picture in pictures] == ["PNG", "PNG"]
     for picture in pictures:
         picture.load()
-    linked = [str(value) for _, attributes in written.page.tags for name, value in attributes.items() if name in ("src", "href")]
+    linked = [
+        str(value)
+        for _, attributes in written.page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href")
+    ]
     assert len(linked) == 5
     assert all(link.startswith("data:") for link in linked)
 
@@ -233,7 +240,10 @@ def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figur
     assert axes["Wiener gain"].images[0].get_clim() == (0, 1)
     activity = separation.psds[0].sum(-1) / separation.psds.sum((0, -1))
     assert activity.std() > 0.01
-    over_time = {"Activity: the speech's share of the variance": activity, "Gain g of the speech's variance": torch.zeros(len(activity))}
+    over_time = {
+        "Activity: the speech's share of the variance": activity,
+        "Gain g of the speech's variance": torch.zeros(len(activity)),
+    }
     for name, curve in over_time.items():
         times, drawn = axes[name].lines[0].get_data()
         assert np.allclose(drawn, curve.numpy(), atol=1e-4)
@@ -247,7 +257,9 @@ def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figur
 
 def test_a_gain_is_drawn_in_decibels(figures: list[Any]) -> None:
     ones = torch.ones(4, 3)
-    plots.separation(torch.ones(3, 4, 3), torch.ones(2, 4, 3), ones, ones[:, 0], torch.tensor([1.0, 10.0, 100.0, 0.001]), RATE, 256)
+    plots.separation(
+        torch.ones(3, 4, 3), torch.ones(2, 4, 3), ones, ones[:, 0], torch.tensor([1.0, 10.0, 100.0, 0.001]), RATE, 256
+    )
     (axis,) = [axis for axis in figures[0].axes if axis.get_title().startswith("Gain")]
     assert np.allclose(axis.lines[0].get_ydata(), [0, 10, 20, -30], atol=1e-4)
     low, high = axis.get_ylim()
@@ -283,7 +295,9 @@ def test_two_channels_are_heard_and_named_at_the_rate_of_the_prior(alive: AudioV
 def test_of_many_channels_two_are_heard(alive: AudioVAE, tmp_path: Path) -> None:
     page, _ = write(tmp_path, alive, noisy(0.3)[:, None] * np.array([1.0, 0.5, 2.0]), RATE)
     assert all(sound.shape[1] == 2 for sound in heard(page))
-    assert numbers(page)["channels"] == "3, which share one gain; the first two are heard, and their mean power is shown"
+    assert (
+        numbers(page)["channels"] == "3, which share one gain; the first two are heard, and their mean power is shown"
+    )
 
 
 def test_a_plain_short_file_is_shown_without_remarks(written: Written) -> None:
@@ -292,7 +306,9 @@ def test_a_plain_short_file_is_shown_without_remarks(written: Written) -> None:
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_of_a_long_file_the_beginning_is_shown(alive: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_long_file_the_beginning_is_shown(
+    alive: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As it was inferred when the file was enhanced, not once more by itself."""
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", 60)
     monkeypatch.setattr(blocks, "OVERLAP_FRAMES", 20)
@@ -319,12 +335,16 @@ def test_of_a_long_file_the_beginning_is_shown(alive: AudioVAE, tmp_path: Path, 
 def test_silence_has_a_page(alive: AudioVAE, tmp_path: Path) -> None:
     page, text = write(tmp_path, alive, np.zeros(RATE), RATE)
     assert all((sound == 0).all() and len(sound) == RATE for sound in heard(page))
-    assert numbers(page)["level of the active frames"] == numbers(page)["mean power taken away"] == "none: digital silence"
+    assert (
+        numbers(page)["level of the active frames"] == numbers(page)["mean power taken away"] == "none: digital silence"
+    )
     assert not re.search(r"\b(nan|inf)\b", text)
     assert len(page.content("img")) == 2
 
 
-@pytest.mark.parametrize("wave", [np.full(1, 0.5), np.full(4000, 0.3), 1e-7 * noisy(0.3)], ids=["one sample", "constant", "faint"])
+@pytest.mark.parametrize(
+    "wave", [np.full(1, 0.5), np.full(4000, 0.3), 1e-7 * noisy(0.3)], ids=["one sample", "constant", "faint"]
+)
 def test_odd_recordings_have_a_page(alive: AudioVAE, tmp_path: Path, wave: NDArray[Any]) -> None:
     page, text = write(tmp_path, alive, wave, RATE)
     whole, speech, rest = heard(page)

@@ -1,4 +1,6 @@
-"""What version 0.1.0 left on disk keeps working: see tests/data/make.py. Nothing here is ever made anew to please newer code."""
+"""What version 0.1.0 left on disk keeps working: see tests/data/make.py. Nothing here is ever made anew to please newer
+code.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from audiovae.recordings import LatentsFile, decode_file
 from data.make import HOP, MEASURED_SAMPLES, MODELS, N_FFT, RATE, RUN, checksum, measure, measure_latents
 
 from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, fit
 from audiovae.errors import TrainingError
-from audiovae.recordings import LatentsFile, decode_file
 from audiovae.saved import model_hash
 
 FROZEN = Path(__file__).parent / "data"

@@ -78,13 +78,17 @@ def slope_of_expectation(kind: type, dim: int, concentration: float, values: np.
 @on_sphere
 @all_dims
 @all_concentrations
-def test_the_kl_and_its_gradient_are_those_of_a_quadrature_over_the_angle(kind: type, dim: int, concentration: float) -> None:
+def test_the_kl_and_its_gradient_are_those_of_a_quadrature_over_the_angle(
+    kind: type, dim: int, concentration: float
+) -> None:
     k = torch.tensor(concentration, dtype=DOUBLE, requires_grad=True)
     kl = kl_divergence(kind(direction(dim), k), SphereUniform(dim))
     kl.backward()
     assert kl.item() == pytest.approx(expected_kl(kind, dim, concentration), rel=1e-6, abs=1e-9)
     statistic = angular(kind, dim, concentration)[0]
-    assert k.grad.item() == pytest.approx(concentration * slope_of_expectation(kind, dim, concentration, statistic), rel=1e-5)
+    assert k.grad.item() == pytest.approx(
+        concentration * slope_of_expectation(kind, dim, concentration, statistic), rel=1e-5
+    )
 
 
 @all_dims
@@ -113,17 +117,24 @@ def test_the_von_mises_fisher_has_the_bessel_functions_of_fifty_digits(dim: int,
 @pytest.mark.parametrize("dim", [2, 3, 8, 64])
 @pytest.mark.parametrize("concentration", [0.5, 20.0, 500.0])
 def test_the_von_mises_fisher_has_the_density_and_entropy_of_scipy(dim: int, concentration: float) -> None:
-    mu, points = direction(dim), normalize(torch.randn(20, dim, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)), dim=-1)
+    mu, points = (
+        direction(dim),
+        normalize(torch.randn(20, dim, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)), dim=-1),
+    )
     distribution = VonMisesFisher(mu, torch.tensor(concentration, dtype=DOUBLE))
     reference = scipy.stats.vonmises_fisher(mu.numpy(), concentration)
-    torch.testing.assert_close(distribution.log_prob(points), torch.from_numpy(reference.logpdf(points.numpy())), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        distribution.log_prob(points), torch.from_numpy(reference.logpdf(points.numpy())), rtol=1e-9, atol=1e-9
+    )
     assert float(distribution.entropy()) == pytest.approx(float(reference.entropy()), rel=1e-9)
 
 
 @on_sphere
 @all_dims
 @all_concentrations
-def test_the_density_of_a_direction_is_that_of_its_angle_over_the_circles_area(kind: type, dim: int, concentration: float) -> None:
+def test_the_density_of_a_direction_is_that_of_its_angle_over_the_circles_area(
+    kind: type, dim: int, concentration: float
+) -> None:
     """Hence it integrates to one over the sphere."""
     mu, other = direction(dim), direction(dim, seed=1)
     other = normalize(other - (other @ mu) * mu, dim=0)
@@ -132,7 +143,9 @@ def test_the_density_of_a_direction_is_that_of_its_angle_over_the_circles_area(k
     log_total = angular(kind, dim, concentration)[2]
     statistic = angles.cos() if kind is VonMisesFisher else angles.cos().log1p()
     expected = concentration * statistic - log_total - log_area(dim - 1)
-    torch.testing.assert_close(kind(mu, torch.tensor(concentration, dtype=DOUBLE)).log_prob(points), expected, rtol=1e-7, atol=1e-5)
+    torch.testing.assert_close(
+        kind(mu, torch.tensor(concentration, dtype=DOUBLE)).log_prob(points), expected, rtol=1e-7, atol=1e-5
+    )
 
 
 def test_the_log_area_of_the_smallest_sphere_is_that_of_two_points() -> None:
@@ -184,7 +197,9 @@ def test_densities_kls_and_means_have_the_gradients_of_finite_differences(kind: 
     assert gradcheck(lambda k: kind(mu, k).entropy(), k)
 
 
-def draw(kind: type, dim: int, concentration: float, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(
+    kind: type, dim: int, concentration: float, n: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Samples, their direction, and a concentration of each of them that requires a gradient."""
     torch.manual_seed(seed)
     mu, k = direction(dim, seed=seed + 5), torch.full((n,), concentration, dtype=DOUBLE, requires_grad=True)
@@ -194,9 +209,11 @@ def draw(kind: type, dim: int, concentration: float, n: int, seed: int = 0) -> t
 @on_sphere
 @all_dims
 @all_concentrations
-def test_samples_have_the_moments_of_the_density_and_the_gradients_of_the_moments(kind: type, dim: int, concentration: float) -> None:
-    """The gradients of the samples average to the derivatives of E[mu.z] and E[(mu.z)^2]; those of the accepted proposals
-    alone, without the derivative of the probability of acceptance, do not.
+def test_samples_have_the_moments_of_the_density_and_the_gradients_of_the_moments(
+    kind: type, dim: int, concentration: float
+) -> None:
+    """The gradients of the samples average to the derivatives of E[mu.z] and E[(mu.z)^2]; those of the accepted
+    proposals alone, without the derivative of the probability of acceptance, do not.
     """
     n = 2000 if dim < 256 else 500
     z, mu, k = draw(kind, dim, concentration, n)
@@ -226,7 +243,9 @@ def test_the_gradient_of_a_sample_on_the_ordinary_sphere_is_that_of_the_closed_f
 
 
 @pytest.mark.parametrize(("dim", "concentration"), [(2, 0.5), (3, 20.0), (8, 1e3), (64, 5.0), (256, 100.0)])
-def test_the_gradient_of_a_power_spherical_sample_is_that_of_the_beta_distribution(dim: int, concentration: float) -> None:
+def test_the_gradient_of_a_power_spherical_sample_is_that_of_the_beta_distribution(
+    dim: int, concentration: float
+) -> None:
     """-(dF/dk) / f with the distribution function of (1 + mu.z)/2 from SciPy, differentiated numerically."""
     z, mu, k = draw(PowerSpherical, dim, concentration, 30)
     s = (1 + z @ mu) / 2
@@ -265,7 +284,9 @@ def test_the_gradient_in_the_direction_is_that_of_the_mean(kind: type, dim: int)
 @all_dims
 @pytest.mark.parametrize("concentration", [1e-3, 10.0, 1e5])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-def test_samples_have_unit_length_whatever_the_direction(kind: type, dim: int, concentration: float, dtype: torch.dtype) -> None:
+def test_samples_have_unit_length_whatever_the_direction(
+    kind: type, dim: int, concentration: float, dtype: torch.dtype
+) -> None:
     """The first axis itself included, either way, and directions a rounding error away from it."""
     torch.manual_seed(0)
     axis = torch.eye(dim, dtype=dtype)[0]
@@ -289,7 +310,13 @@ def test_concentrations_out_of_range_count_as_the_nearest_in_it(kind: type) -> N
     distribution = kind(mu, k)
     assert torch.equal(distribution.concentration.detach(), torch.tensor([1e-3, 1e-3, 1e-3, 1e5, 1e5, 1e5]))
     z, kl = distribution.rsample((3,)), kl_divergence(distribution, SphereUniform(6))
-    total = z[..., 0].sum() + kl.sum() + distribution.log_prob(z.detach()).sum() + distribution.mean.sum() + distribution.entropy().sum()
+    total = (
+        z[..., 0].sum()
+        + kl.sum()
+        + distribution.log_prob(z.detach()).sum()
+        + distribution.mean.sum()
+        + distribution.entropy().sum()
+    )
     (gradient,) = torch.autograd.grad(total, k)
     assert bool(torch.isfinite(torch.cat([z.flatten(), kl, gradient])).all())
     assert torch.equal(gradient == 0, torch.tensor([True, True, False, False, True, True]))
@@ -352,7 +379,9 @@ def test_one_graph_gives_two_losses(kind: type) -> None:
 def test_wrong_parameters_and_values_are_refused(kind: type) -> None:
     mu = torch.tensor([0.6, 0.8])
     for wrong, named in ((math.nan, "nan"), (math.inf, "inf"), (-0.5, "-0.5")):
-        with pytest.raises(ValueError, match=rf"concentration of {kind.__name__} must be finite and not negative, got {named}"):
+        with pytest.raises(
+            ValueError, match=rf"concentration of {kind.__name__} must be finite and not negative, got {named}"
+        ):
             kind(mu, torch.tensor([1.0, wrong]))
     with pytest.raises(ValueError, match=rf"loc of {kind.__name__} must be of unit length, got a vector of length 2"):
         kind(torch.stack([mu, 2 * mu]), 1.0)
@@ -410,7 +439,9 @@ def test_what_the_two_share_is_abstract() -> None:
 
 def draw_concentrations(n_entries: int, low: float, high: float, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.exp(math.log(low) + math.log(high / low) * torch.rand(n_entries, dtype=DOUBLE, generator=generator)).clamp(low, high)
+    return torch.exp(
+        math.log(low) + math.log(high / low) * torch.rand(n_entries, dtype=DOUBLE, generator=generator)
+    ).clamp(low, high)
 
 
 def exact_kl(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -418,7 +449,12 @@ def exact_kl(a: torch.Tensor, b: torch.Tensor) -> float:
     with mpmath.workdps(30):
         a, b = ([mpmath.mpf(x) for x in c.tolist()] for c in (a, b))
         total, other_total = sum(a), sum(b)
-        kl = mpmath.loggamma(total) - mpmath.loggamma(other_total) + sum(map(mpmath.loggamma, b)) - sum(map(mpmath.loggamma, a))
+        kl = (
+            mpmath.loggamma(total)
+            - mpmath.loggamma(other_total)
+            + sum(map(mpmath.loggamma, b))
+            - sum(map(mpmath.loggamma, a))
+        )
         return float(kl + sum((x - y) * (mpmath.digamma(x) - mpmath.digamma(total)) for x, y in zip(a, b, strict=True)))
 
 
@@ -431,12 +467,17 @@ RANGES = ((1e-3, 1e-3), (1e-3, 1e-1), (0.1, 10.0), (1e-3, 1e5), (1e4, 1e5), (1e5
 def test_the_dirichlet_kl_is_that_of_thirty_digits(n_entries: int, of_p: tuple[float, float], change: float) -> None:
     """From two distributions that are the same but for rounding to very different ones."""
     a = draw_concentrations(n_entries, *of_p)
-    b = (a * torch.exp(change * torch.randn(n_entries, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)))).clamp(1e-3, 1e5)
+    b = (
+        a * torch.exp(change * torch.randn(n_entries, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)))
+    ).clamp(1e-3, 1e5)
     for p, q in ((a, b), (b, a)):
         kl = kl_divergence(LogDirichlet(p), LogDirichlet(q))
         assert kl.item() == pytest.approx(exact_kl(p, q), rel=1e-9, abs=2e-7)
         p, q = p.float(), q.float()
-        single, double = kl_divergence(LogDirichlet(p), LogDirichlet(q)), kl_divergence(LogDirichlet(p.double()), LogDirichlet(q.double()))
+        single, double = (
+            kl_divergence(LogDirichlet(p), LogDirichlet(q)),
+            kl_divergence(LogDirichlet(p.double()), LogDirichlet(q.double())),
+        )
         assert float(single) == pytest.approx(float(double), rel=1e-6)
         assert float(single) > -1e-6
 
@@ -468,7 +509,9 @@ def test_the_dirichlet_kl_vanishes_between_equals_only() -> None:
 
 @pytest.mark.parametrize("a", [(0.05, 0.4), (1.0, 1.0), (3.0, 0.7), (40.0, 90.0)])
 def test_of_two_entries_the_density_and_kl_are_those_of_a_quadrature_over_the_log_ratio(a: tuple[float, float]) -> None:
-    """The density is one with respect to Lebesgue measure over y_1 - y_2, where that of the Beta distribution is infinite."""
+    """The density is one with respect to Lebesgue measure over y_1 - y_2, where that of the Beta distribution is
+    infinite.
+    """
     ratio = torch.linspace(-700, 700, 200_001, dtype=DOUBLE)
     y = torch.stack([ratio, torch.zeros_like(ratio)], -1).log_softmax(-1)
     p, q = LogDirichlet(torch.tensor(a, dtype=DOUBLE)), LogDirichlet(torch.tensor((2.0, 0.3), dtype=DOUBLE))
@@ -485,7 +528,9 @@ def test_the_density_is_that_of_scipy_times_the_product_of_the_entries(n_entries
     a = draw_concentrations(n_entries, 0.2, 20)
     z = scipy.stats.dirichlet(np.full(n_entries, 2.0)).rvs(10, random_state=0)
     expected = [scipy.stats.dirichlet(a.numpy()).logpdf(point) + np.log(point).sum() for point in z]
-    torch.testing.assert_close(LogDirichlet(a).log_prob(torch.from_numpy(np.log(z))), torch.tensor(expected, dtype=DOUBLE))
+    torch.testing.assert_close(
+        LogDirichlet(a).log_prob(torch.from_numpy(np.log(z))), torch.tensor(expected, dtype=DOUBLE)
+    )
 
 
 @pytest.mark.parametrize("of_p", [*RANGES, (1.0, 1.0)])
@@ -513,7 +558,9 @@ def test_dirichlet_samples_have_the_moments_and_their_gradients(n_entries: int, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize("concentration", [1e-3, 1e-2, 1e5])
-def test_samples_of_many_entries_stay_finite_where_probabilities_underflow(concentration: float, dtype: torch.dtype) -> None:
+def test_samples_of_many_entries_stay_finite_where_probabilities_underflow(
+    concentration: float, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     a = torch.full((20, 256), concentration, dtype=dtype, requires_grad=True)
     distribution = LogDirichlet(a)
@@ -559,7 +606,9 @@ def test_dirichlet_shapes_seeds_and_mode() -> None:
 
 def test_wrong_dirichlet_parameters_and_values_are_refused() -> None:
     for wrong, named in ((math.nan, "nan"), (math.inf, "inf"), (0.0, "0.0"), (-2.0, "-2.0")):
-        with pytest.raises(ValueError, match=rf"concentration of LogDirichlet must be positive and finite, got {named}"):
+        with pytest.raises(
+            ValueError, match=rf"concentration of LogDirichlet must be positive and finite, got {named}"
+        ):
             LogDirichlet(torch.tensor([1.0, wrong]))
     for shape in ((1,), (), (3, 1)):
         with pytest.raises(ValueError, match="LogDirichlet needs at least 2 entries"):

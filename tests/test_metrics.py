@@ -46,7 +46,9 @@ def clean(speech: torch.Tensor) -> np.ndarray:
 def test_si_sdr_is_that_of_another_package(snr_db: float, offset: float) -> None:
     reference = noise(4000) + offset  # no mean is removed
     estimate = with_noise(reference, snr_db)
-    expected = fast_bss_eval.si_sdr(reference[None].astype(np.float64), estimate[None].astype(np.float64), zero_mean=False)
+    expected = fast_bss_eval.si_sdr(
+        reference[None].astype(np.float64), estimate[None].astype(np.float64), zero_mean=False
+    )
     assert si_sdr(reference, estimate) == pytest.approx(float(expected[0]), abs=1e-6)
 
 
@@ -130,7 +132,9 @@ def test_sound_without_speech_is_not_scored_by_estoi() -> None:
 @pytest.fixture
 def without_dnsmos(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes seconds a file."""
-    monkeypatch.setattr(metrics, "WAVE_METRICS", {name: f for name, f in metrics.WAVE_METRICS.items() if name != "dnsmos"})
+    monkeypatch.setattr(
+        metrics, "WAVE_METRICS", {name: f for name, f in metrics.WAVE_METRICS.items() if name != "dnsmos"}
+    )
 
 
 @pytest.mark.usefixtures("without_dnsmos")
@@ -170,11 +174,16 @@ def test_compare_gives_perceptual_metrics_16_khz_and_si_sdr_the_rate_of_the_file
 # Means over files
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, -1.0, 4.5, 0.25], list(np.random.default_rng(3).normal(5, 2, 40))])
+@pytest.mark.parametrize(
+    "values", [[1.0, 2.0], [3.0, -1.0, 4.5, 0.25], list(np.random.default_rng(3).normal(5, 2, 40))]
+)
 def test_the_interval_is_that_of_students_t(values: list[float]) -> None:
     result = estimate(values)
     low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
-    assert (result.mean - result.half_width, result.mean + result.half_width) == (pytest.approx(low), pytest.approx(high))
+    assert (result.mean - result.half_width, result.mean + result.half_width) == (
+        pytest.approx(low),
+        pytest.approx(high),
+    )
     assert result.n_files == len(values)
 
 
@@ -263,7 +272,9 @@ def certain(prior: AudioVAE) -> AudioVAE:
 
 @pytest.mark.parametrize("n_channels", [1, 2])
 def test_the_bound_is_that_of_an_offline_computation(certain: AudioVAE, n_channels: int) -> None:
-    """By the formulas, with the model's own posterior and PSD, for a wave of more than one block of the streaming computation."""
+    """By the formulas, with the model's own posterior and PSD, for a wave of more than one block of the streaming
+    computation.
+    """
     n_samples = evaluation._BLOCK + 12345
     wave = 0.2 * noise(n_channels, n_samples) * np.float32(1 + np.sin(np.arange(n_samples) / 30000)) / 2
     level = active_level(wave, RATE)
@@ -272,8 +283,10 @@ def test_the_bound_is_that_of_an_offline_computation(certain: AudioVAE, n_channe
         x = torch.from_numpy(wave.astype(np.float64))
         n_frames = 1 + math.ceil(x.shape[1] / 256)
         x = torch.nn.functional.pad(x, (512, n_frames * 256 + 1024))
-        x = torch.stft(x, 1024, 256, window=torch.from_numpy(window), center=False, return_complex=True).mT[:, :n_frames]
-        posterior = certain.vae.infer((x.abs() / level).square().float()).posterior
+        x = torch.stft(x, 1024, 256, window=torch.from_numpy(window), center=False, return_complex=True).mT[
+            :, :n_frames
+        ]
+        posterior = certain.vae.infer((x.abs() / level).square().float()).factors[0].posterior
         variance = certain.vae.likelihood(posterior.mean).variance.double() * level**2  # of x itself
         nll = (math.log(math.pi) + variance.log() + x.abs().square() / variance).sum(-1)
         kl = kl_divergence(Normal(posterior.mean.double(), posterior.stddev.double()), Normal(0.0, 1.0)).sum(-1)
@@ -293,7 +306,9 @@ def test_the_bound_is_minus_the_log_likelihood_of_the_prior(certain: AudioVAE, c
 
 @pytest.mark.parametrize("n_samples", [1, 3])
 @pytest.mark.parametrize("gain", [10.0, 1e-3])
-def test_scaling_a_wave_moves_the_bound_by_its_log_determinant(prior: AudioVAE, clean: np.ndarray, gain: float, n_samples: int) -> None:
+def test_scaling_a_wave_moves_the_bound_by_its_log_determinant(
+    prior: AudioVAE, clean: np.ndarray, gain: float, n_samples: int
+) -> None:
     values = []
     for wave in (clean, np.float32(gain) * clean):
         torch.manual_seed(0)
@@ -320,14 +335,18 @@ def test_a_file_is_scored_by_its_trimmed_wave_at_unit_rms(prior: AudioVAE, clean
     y = librosa.effects.trim(clean, top_db=30)[0]
     y = y / np.sqrt(np.mean(y**2))
     resynthesis = prior.resynthesize(torch.from_numpy(y)).detach().numpy()
-    assert score.values["si_sdr"] == pytest.approx(float(fast_bss_eval.si_sdr(y[None], resynthesis[None], zero_mean=False)[0]), abs=1e-2)
+    assert score.values["si_sdr"] == pytest.approx(
+        float(fast_bss_eval.si_sdr(y[None], resynthesis[None], zero_mean=False)[0]), abs=1e-2
+    )
     assert score.values["kl"] == pytest.approx(bound(prior, y[None])["kl"], rel=1e-3)
     assert score.values["bound"] == pytest.approx(score.values["nll"] + score.values["kl"], rel=1e-9)
 
 
 def test_a_silent_file_is_reported_and_has_no_values(prior: AudioVAE, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(9000), RATE)
-    assert evaluate_file(prior, tmp_path / "a.wav") == Score({}, dict.fromkeys(["bound", *metrics.WAVE_METRICS], "silent"))
+    assert evaluate_file(prior, tmp_path / "a.wav") == Score(
+        {}, dict.fromkeys(["bound", *metrics.WAVE_METRICS], "silent")
+    )
 
 
 def test_the_choices_of_phase_and_latents_are_those_of_the_resynthesis(
@@ -363,7 +382,11 @@ def test_an_improvement_is_the_difference_to_the_noisy_input() -> None:
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    checks: dict[str, Callable[..., float]] = {"pesq": metrics.pesq, "pystoi": metrics.estoi, "speechmos": metrics.dnsmos}
+    checks: dict[str, Callable[..., float]] = {
+        "pesq": metrics.pesq,
+        "pystoi": metrics.estoi,
+        "speechmos": metrics.dnsmos,
+    }
     for module, function in checks.items():
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(NotScored, match=r"not installed \(pip install 'audiovae\[metrics\]'"):

@@ -21,7 +21,9 @@ from audiovae.prior import check_choice
 from audiovae.stft import power
 
 GAINS = (1e-6, 1e-3, 0.1, 1.0, 10.0, 1e3)
-needs_torchaudio = pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
+needs_torchaudio = pytest.mark.skipif(
+    importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed"
+)
 
 
 def wave(seconds: float = 0.6, seed: int = 0) -> Tensor:
@@ -51,7 +53,9 @@ ODD_WAVES = {
 def test_resynthesis_follows_the_level(gain: float, prior: AudioVAE) -> None:
     """resynthesize(a x) == a resynthesize(x), within rounding."""
     expected = prior.resynthesize(wave()).detach()
-    torch.testing.assert_close(prior.resynthesize(gain * wave()) / gain, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        prior.resynthesize(gain * wave()) / gain, expected, rtol=0, atol=2e-5 * float(expected.abs().max())
+    )
 
 
 def test_resynthesis_of_real_speech_follows_the_level(speech: Tensor, prior: AudioVAE) -> None:
@@ -118,7 +122,7 @@ def test_a_given_level_is_used_for_all_channels(prior: AudioVAE) -> None:
 def test_resynthesis_is_the_magnitude_of_the_model_with_the_phase_of_the_wave(level: float, prior: AudioVAE) -> None:
     x = wave()
     spectrogram = prior.stft(x)
-    posterior = prior.vae.infer(power(spectrogram) / level**2).posterior
+    posterior = prior.vae.infer(power(spectrogram) / level**2).factors[0].posterior
     psd = prior.vae.likelihood(posterior.mean).variance * level**2
     torch.testing.assert_close(prior.decode(prior.encode(x, level)), psd, rtol=1e-3, atol=0)
     expected = prior.stft.inverse(psd.sqrt() * torch.polar(torch.ones_like(psd), spectrogram.angle()), len(x))
@@ -127,14 +131,18 @@ def test_resynthesis_is_the_magnitude_of_the_model_with_the_phase_of_the_wave(le
 
 @pytest.mark.parametrize("level", [None, 1.0, 0.05])
 def test_the_bound_is_that_of_the_wave_as_it_is(level: float | None) -> None:
-    """By hand, in double precision: the density of the unscaled STFT under the PSD at the wave's level, less the divergence."""
+    """By hand, in double precision: the density of the unscaled STFT under the PSD at the wave's level, less the
+    divergence.
+    """
     prior, x = build_prior().double(), wave().double()
     used = active_level(x.numpy(), RATE) if level is None else level
     spectrogram = prior.stft(x)
     torch.manual_seed(0)
     inference = prior.vae.infer(power(spectrogram) / used**2)
     likelihood = ComplexNormal(prior.vae.likelihood(inference.latents).variance * used**2)
-    expected = likelihood.log_prob(spectrogram).sum(-1) - kl_divergence(inference.posterior, inference.prior)
+    expected = likelihood.log_prob(spectrogram).sum(-1) - kl_divergence(
+        inference.factors[0].posterior, inference.factors[0].prior
+    )
     torch.manual_seed(0)
     actual = prior.log_likelihood(x, level=level)
     assert actual.shape == (prior.stft.n_frames(len(x)),)
@@ -157,7 +165,9 @@ def test_scaling_a_wave_moves_its_bound_by_the_jacobian(gain: float, n_samples: 
 def test_more_samples_tighten_the_bound(prior: AudioVAE) -> None:
     torch.manual_seed(2)
     x = wave()
-    bounds = [torch.stack([prior.log_likelihood(x, n_samples).mean().detach() for _ in range(20)]) for n_samples in (1, 8)]
+    bounds = [
+        torch.stack([prior.log_likelihood(x, n_samples).mean().detach() for _ in range(20)]) for n_samples in (1, 8)
+    ]
     assert bounds[1].min() > bounds[0].max()
 
 
@@ -213,7 +223,9 @@ def test_a_batch_gives_what_its_members_give(gains: tuple[float, ...], prior: Au
     waves = torch.stack([gain * wave(seed=i) for i, gain in enumerate(gains)])
     together, latents = prior.resynthesize(waves), prior.encode(waves)
     for i, member in enumerate(waves):
-        torch.testing.assert_close(together[i], prior.resynthesize(member), rtol=0, atol=2e-5 * max(gains[i], 1e-30) * 10)
+        torch.testing.assert_close(
+            together[i], prior.resynthesize(member), rtol=0, atol=2e-5 * max(gains[i], 1e-30) * 10
+        )
         torch.testing.assert_close(latents.posterior.mean[i], prior.encode(member).posterior.mean, atol=1e-4, rtol=1e-4)
 
 
@@ -336,7 +348,9 @@ def test_the_device_is_that_of_the_weights(prior: AudioVAE) -> None:
     if torch.cuda.is_available():
         on_gpu = build_prior().to("cuda")
         assert on_gpu.device.type == "cuda"
-        torch.testing.assert_close(on_gpu.resynthesize(wave().cuda()).cpu(), prior.resynthesize(wave()), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            on_gpu.resynthesize(wave().cuda()).cpu(), prior.resynthesize(wave()), atol=1e-3, rtol=0
+        )
 
 
 def test_the_global_random_state_is_left_alone_by_what_is_deterministic(prior: AudioVAE) -> None:

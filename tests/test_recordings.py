@@ -27,16 +27,20 @@ from audiovae.files import LatentsFile, Recording, decode_file, encode_file, res
 from audiovae.level import active_level
 from audiovae.models import MODELS
 from audiovae.phase import StreamingGriffinLim
-from audiovae.saved import model_hash
 from audiovae.stft import Front, StreamingSynthesis, power
 
-needs_torchaudio = pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
+needs_torchaudio = pytest.mark.skipif(
+    importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed"
+)
 
 
 def sound(n_samples: int, n_channels: int = 1, rate: int = RATE) -> NDArray[np.float32]:
     """Speech-like channels of different pitch and loudness."""
     seconds = max(n_samples / rate, 1e-9)
-    rows = [speech_like(seconds + 1 / rate, 0.01 * rate + 7 * i, seed=i, rate=rate)[:n_samples] / (i + 1) for i in range(n_channels)]
+    rows = [
+        speech_like(seconds + 1 / rate, 0.01 * rate + 7 * i, seed=i, rate=rate)[:n_samples] / (i + 1)
+        for i in range(n_channels)
+    ]
     return np.stack(rows).astype(np.float32)
 
 
@@ -104,7 +108,9 @@ def test_a_file_of_several_usual_blocks_is_resynthesised_as_a_whole(prior: Audio
 
 
 @pytest.mark.parametrize("length", [100, 9000])
-def test_blocks_of_any_length_give_the_same_file(length: int, prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_any_length_give_the_same_file(
+    length: int, prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = store(tmp_path / "x.wav", sound(length, 2, 44100), 44100)
     results = []
     for seconds in (0.003, 0.0111, 0.05, 20.0):
@@ -117,8 +123,12 @@ def test_blocks_of_any_length_give_the_same_file(length: int, prior: AudioVAE, t
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("phase", ["original", pytest.param("griffin-lim", marks=needs_torchaudio)])
-@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), [(16000, 1, 5000), (44100, 2, 10000), (16000, 1, 1), (1000, 3, 100)])
-def test_silence_stays_silent(phase: str, rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rate", "n_channels", "n_samples"), [(16000, 1, 5000), (44100, 2, 10000), (16000, 1, 1), (1000, 3, 100)]
+)
+def test_silence_stays_silent(
+    phase: str, rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
     path = store(tmp_path / "x.wav", np.zeros((n_channels, n_samples), np.float32), rate)
     resynthesize_file(prior, path, tmp_path / "y.wav", phase)  # type: ignore[arg-type]
     assert np.array_equal(audio.read(tmp_path / "y.wav")[0], np.zeros((n_channels, n_samples), np.float32))
@@ -149,7 +159,9 @@ def test_odd_sound_gives_finite_sound_of_the_same_shape(name: str, prior: AudioV
 def test_a_louder_file_gives_a_louder_file(gain: float, prior: AudioVAE, tmp_path: Path) -> None:
     wave = sound(6001, 2)
     for name, factor in (("a", 1.0), ("b", gain)):
-        resynthesize_file(prior, store(tmp_path / f"{name}.wav", np.float32(factor) * wave), tmp_path / f"{name}-out.wav")
+        resynthesize_file(
+            prior, store(tmp_path / f"{name}.wav", np.float32(factor) * wave), tmp_path / f"{name}-out.wav"
+        )
     first, second = (audio.read(tmp_path / f"{name}-out.wav")[0] for name in "ab")
     np.testing.assert_allclose(second / gain, first, rtol=0, atol=2e-5)
 
@@ -193,7 +205,9 @@ def test_a_source_that_cannot_be_read_leaves_no_output(damage: str, prior: Audio
     elif damage != "missing":
         content = bytearray(store(path, sound(40000), subtype="PCM_16").read_bytes())
         half = len(content) // 2
-        path.write_bytes(content[:half] if damage == "truncated" else content[:half] + bytes(2000) + content[half + 2000 :])
+        path.write_bytes(
+            content[:half] if damage == "truncated" else content[:half] + bytes(2000) + content[half + 2000 :]
+        )
     with pytest.raises(AudioError, match=r"is damaged|is truncated|NaN or infinite|no such file"):
         resynthesize_file(prior, path, tmp_path / "out" / "y.wav")
     with pytest.raises(AudioError, match=r"is damaged|is truncated|NaN or infinite|no such file"):
@@ -203,7 +217,9 @@ def test_a_source_that_cannot_be_read_leaves_no_output(damage: str, prior: Audio
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
-def test_the_level_of_a_file_is_that_of_its_wave(rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
+def test_the_level_of_a_file_is_that_of_its_wave(
+    rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
     wave = sound(n_samples, n_channels, rate)
     recording = Recording.open(prior.front, store(tmp_path / "x.wav", wave, rate))
     assert recording.level == pytest.approx(active_level(resample(wave, rate, RATE), RATE), rel=1e-4)
@@ -265,7 +281,9 @@ def encoded(prior: AudioVAE, tmp_path: Path) -> LatentsFile:
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
-def test_the_latents_of_a_file_are_those_of_its_wave(rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path) -> None:
+def test_the_latents_of_a_file_are_those_of_its_wave(
+    rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
+) -> None:
     wave = sound(n_samples, n_channels, rate)
     encoded = encode_file(prior, store(tmp_path / "x.wav", wave, rate))
     at_rate = resample(wave, rate, RATE)
@@ -277,14 +295,17 @@ def test_the_latents_of_a_file_are_those_of_its_wave(rate: int, n_channels: int,
     torch.testing.assert_close(encoded.posterior["loc"], expected.mean.detach(), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(encoded.posterior["scale"], expected.stddev.detach(), atol=1e-3, rtol=1e-3)
     assert encoded.level == pytest.approx(level, rel=1e-4)
-    assert (encoded.sample_rate, encoded.n_samples, encoded.model) == (rate, n_samples, model_hash(prior))
+    assert (encoded.sample_rate, encoded.n_samples, encoded.model) == (rate, n_samples, prior.model_hash())
 
 
 def holds_the_same(latents: LatentsFile, others: LatentsFile) -> bool:
     """Do two files hold the same arrays, under the same names?"""
     pairs = [({"latents": latents.latents}, {"latents": others.latents})]
     pairs += [(latents.posterior, others.posterior), (latents.sequence, others.sequence)]
-    return all(ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours) for ours, theirs in pairs)
+    return all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for ours, theirs in pairs
+    )
 
 
 def test_a_latents_file_gives_back_what_was_stored(encoded: LatentsFile, tmp_path: Path) -> None:
@@ -305,7 +326,7 @@ def test_a_latents_file_is_plain_arrays_without_pickle(encoded: LatentsFile, pri
     assert {array.shape for array in arrays.values()} == {(2, prior.stft.n_frames(-(-20001 * 16000 // 44100)), 8)}
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     assert {name: value.item() for name, value in content.items()} == {
-        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "n_arrays": 3, "model": model_hash(prior),
+        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "n_arrays": 3, "model": prior.model_hash(),
         "format_version": 2,
     }  # fmt: skip
 
@@ -336,7 +357,9 @@ def test_decoded_sound_has_the_spectrum_of_the_model(latents: str, prior: AudioV
 
 
 @needs_torchaudio
-def test_decoding_twice_with_one_seed_gives_the_same_bytes(encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+def test_decoding_twice_with_one_seed_gives_the_same_bytes(
+    encoded: LatentsFile, prior: AudioVAE, tmp_path: Path
+) -> None:
     encoded.save(tmp_path / "x.npz")
     results = []
     for seed in (0, 0, 1):
@@ -348,13 +371,17 @@ def test_decoding_twice_with_one_seed_gives_the_same_bytes(encoded: LatentsFile,
 
 def test_latents_of_another_model_are_refused(encoded: LatentsFile, tmp_path: Path) -> None:
     encoded.save(tmp_path / "x.npz")
-    with pytest.raises(ModelError, match=rf"x\.npz: was encoded by another model \({encoded.model[:12]}\); give that one with --model"):
+    with pytest.raises(
+        ModelError, match=rf"x\.npz: was encoded by another model \({encoded.model[:12]}\); give that one with --model"
+    ):
         decode_file(build_prior(seed=1), tmp_path / "x.npz", tmp_path / "y.wav")
     assert not (tmp_path / "y.wav").exists()
 
 
 @pytest.mark.parametrize("n_samples", [1, 20001 - 706, 20001 + 706, 2**60])
-def test_latents_of_another_length_are_refused(n_samples: int, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+def test_latents_of_another_length_are_refused(
+    n_samples: int, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path
+) -> None:
     dataclasses.replace(encoded, n_samples=n_samples).save(tmp_path / "x.npz")
     with pytest.raises(ModelError, match="is damaged: its latents do not fit its number of samples; encode it again"):
         decode_file(prior, tmp_path / "x.npz", tmp_path / "y.wav")
@@ -452,7 +479,15 @@ def test_latents_of_a_newer_version_are_refused(encoded: LatentsFile, tmp_path: 
 def test_latents_of_an_older_version_are_refused(tmp_path: Path) -> None:
     """As that version wrote them: location and spread of every frame, nothing else."""
     arrays = {"loc": np.zeros((2, 30, 8), np.float32), "scale": np.ones((2, 30, 8), np.float32), "format_version": 1}
-    np.savez(tmp_path / "x.npz", level=1.0, sample_rate=RATE, n_samples=7424, n_channels=2, model=np.array("a" * 64), **arrays)
+    np.savez(
+        tmp_path / "x.npz",
+        level=1.0,
+        sample_rate=RATE,
+        n_samples=7424,
+        n_channels=2,
+        model=np.array("a" * 64),
+        **arrays,
+    )
     with pytest.raises(ModelError, match=r"was written by an older audiovae \(format 1\); encode the sound again"):
         LatentsFile.load(tmp_path / "x.npz")
 
@@ -508,7 +543,9 @@ def test_a_forged_latents_file_is_refused(name: str, encoded: LatentsFile, prior
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", FORGED_POSTERIORS)
-def test_a_forged_posterior_is_refused_where_it_is_sampled(name: str, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path) -> None:
+def test_a_forged_posterior_is_refused_where_it_is_sampled(
+    name: str, encoded: LatentsFile, prior: AudioVAE, tmp_path: Path
+) -> None:
     path = forge(encoded, tmp_path / "x.npz", **FORGED_POSTERIORS[name])
     with pytest.raises(ModelError, match=r"is not a latents file|is damaged"):
         decode_file(prior, path, tmp_path / "y.wav", "sample")
@@ -547,7 +584,9 @@ def test_on_a_full_disk_saving_latents_fails_with_one_line_and_leaves_nothing(tm
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     messages = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert len(messages) == 3
-    assert all(message.startswith(f"{tmp_path / 'x.npz'}: cannot be written") and "\n" not in message for message in messages)
+    assert all(
+        message.startswith(f"{tmp_path / 'x.npz'}: cannot be written") and "\n" not in message for message in messages
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -560,7 +599,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "context": ("ContextVAE", {"width": 8, "dilations": (1, 2)}),
     "dynamics": ("DynamicVAE", {"width": 8, "prior_width": 8, "dilations": (1, 2), "prior_dilations": (1, 2)}),
     "a sequence": ("SequenceVAE", {"n_frames": 128, "width": 8, "hidden": 8, "blocks": 1}),
-    "a sequence on a sphere": ("SequenceVAE", {"n_frames": 128, "width": 8, "hidden": 8, "blocks": 1, "latent": "power-spherical"}),
+    "a sequence on a sphere": (
+        "SequenceVAE",
+        {"n_frames": 128, "width": 8, "hidden": 8, "blocks": 1, "latent": "power-spherical"},
+    ),
     "a recurrence": ("RVAE", {"width": 8}),
     "teacher forcing": ("VRNN", {"width": 8, "features": 8}),
     "a latent of the sequence": ("DSAE", {"width": 8, "sequence_dim": 2, "emission": (8,)}),
@@ -597,7 +639,7 @@ def test_a_file_is_to_every_kind_of_model_what_its_wave_is(kind: str, tmp_path: 
     with torch.no_grad():
         inference = prior.encode(torch.from_numpy(wave), active_level(wave, RATE)).inference
     torch.testing.assert_close(encoded.latents, inference.latents, atol=1e-3, rtol=1e-3)
-    assert bool(encoded.sequence) == (inference.sequence_posterior is not None)
+    assert bool(encoded.sequence) == (not all(factor.per_frame for factor in inference.factors))
     for latents in ("mean", "sample"):
         decode_file(prior, tmp_path / "x.npz", tmp_path / "z.wav", latents)  # type: ignore[arg-type]
         result, info = audio.read(tmp_path / "z.wav")
@@ -608,7 +650,9 @@ def test_a_file_is_to_every_kind_of_model_what_its_wave_is(kind: str, tmp_path: 
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("kind", ["context", "dynamics"])
-def test_stretches_with_context_give_what_the_whole_gives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stretches_with_context_give_what_the_whole_gives(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A third of the frames at a time, and what they see of their neighbours."""
     monkeypatch.setattr(stretch, "STRETCH_FRAMES", 90)
     prior, wave = prior_of(kind), sound(9000)
@@ -618,7 +662,9 @@ def test_stretches_with_context_give_what_the_whole_gives(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize(("context", "n_frames"), [(0, 37), (3, 9), (3, 1), (3, 100), (3, 22), (40, 100), (2**40, 100)])
-def test_stretches_keep_every_frame_once_with_its_context(context: int, n_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stretches_keep_every_frame_once_with_its_context(
+    context: int, n_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stretch, "STRETCH_FRAMES", 10)
     whole = torch.arange(float(n_frames)).expand(2, -1)
     for block in (1, 7, 100):
@@ -665,7 +711,9 @@ def test_stretches_fit_together(n_frames: int, block: int, monkeypatch: pytest.M
 def test_stretches_stand_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a synthesis that gives the number of each frame, held until the next, the whole counts up."""
     monkeypatch.setattr(
-        phase, "griffin_lim", lambda stft, magnitude, length: magnitude[..., 0].repeat_interleave(stft.hop_length, -1)[:, :length]
+        phase,
+        "griffin_lim",
+        lambda stft, magnitude, length: magnitude[..., 0].repeat_interleave(stft.hop_length, -1)[:, :length],
     )
     magnitude = torch.arange(300.0)[None, :, None].expand(1, 300, 33)
     wave = stream(STFT(64, 16), magnitude, 299 * 16, 13)

@@ -143,7 +143,9 @@ def test_two_backward_passes_over_one_graph_agree() -> None:
 def test_a_second_derivative_is_refused() -> None:
     model = build("dkf")
     drive, noise, _ = inputs(model, (3, 4))
-    (slope,) = torch.autograd.grad(model(drive.requires_grad_(), noise).latents.square().sum(), drive, create_graph=True)
+    (slope,) = torch.autograd.grad(
+        model(drive.requires_grad_(), noise).latents.square().sum(), drive, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
@@ -174,7 +176,9 @@ def test_path_follows_its_equations(kind: str, no_compiler: str, monkeypatch: py
     output = model(drive, noise, input_drive)
     torch.testing.assert_close(output.latents, output.loc + output.scale * noise)
     assert (output.states is None) == (model.lstm is None)
-    longer = model(*(None if x is None else torch.cat([x, torch.randn_like(x)], 1) for x in (drive, noise, input_drive)))
+    longer = model(
+        *(None if x is None else torch.cat([x, torch.randn_like(x)], 1) for x in (drive, noise, input_drive))
+    )
     torch.testing.assert_close(longer.latents[:, :6], output.latents)  # frames to come make no difference
     mean = model(drive, torch.zeros_like(noise), input_drive)
     assert torch.equal(mean.latents, mean.loc)
@@ -270,7 +274,9 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", "true")
@@ -293,7 +299,12 @@ def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
     compiler.chmod(0o755)
     cache = tmp_path / "cache"
     code = "from audiovae.networks import recurrence; raise SystemExit(not recurrence.compiled())"
-    environment = {**os.environ, "CXX": str(compiler), "XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "CXX": str(compiler),
+        "XDG_CACHE_HOME": str(cache),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     assert [path.name for path in (cache / "audiovae").iterdir()] == [library.name]

@@ -61,7 +61,9 @@ class Page(HTMLParser):
 
 
 def reported(path: Path, **values: float) -> ReportedFile:
-    return ReportedFile(path, {"nll": 1300.0, "kl": 50.5, "bound": 1350.5, "si_sdr": 7.25, **values}, {"pesq": "not installed"})
+    return ReportedFile(
+        path, {"nll": 1300.0, "kl": 50.5, "bound": 1350.5, "si_sdr": 7.25, **values}, {"pesq": "not installed"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +80,18 @@ def page(prior: AudioVAE, toy_corpus_folder: Path, tmp_path_factory: pytest.Temp
 def test_the_page_needs_nothing_but_itself(page: tuple[Path, Page]) -> None:
     path, parsed = page
     sources = [
-        value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href", "srcset", "data", "poster")
+        value
+        for _, attributes in parsed.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "data", "poster")
     ]
     assert sources
     assert all(str(source).startswith("data:") for source in sources)
     without_data = re.sub(r'src="data:[^"]*"', "", path.read_text(encoding="utf-8"))
-    assert not re.search(r"(https?:)?//|file:|url\(|@import|<script|<link|<iframe", without_data.replace(html.escape(str(path.parent)), ""))
+    assert not re.search(
+        r"(https?:)?//|file:|url\(|@import|<script|<link|<iframe",
+        without_data.replace(html.escape(str(path.parent)), ""),
+    )
 
 
 def test_the_sounds_are_the_recording_and_its_resyntheses_at_the_rate_of_the_model(
@@ -124,7 +132,9 @@ def test_odd_names_titles_and_notes_are_escaped(page: tuple[Path, Page]) -> None
 
 @contextmanager
 def plain_failures() -> Iterator[None]:
-    """A failure within the block is reported in ASCII: file names that are no Unicode cannot pass between test processes."""
+    """A failure within the block is reported in ASCII: file names that are no Unicode cannot pass between test
+    processes.
+    """
     try:
         yield
     except Exception as error:
@@ -149,7 +159,9 @@ def test_the_table_holds_values_means_and_reasons(page: tuple[Path, Page]) -> No
     assert "Not shown: silent." in text
 
 
-def test_a_reason_stands_where_only_some_files_could_be_scored(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_reason_stands_where_only_some_files_could_be_scored(
+    prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path
+) -> None:
     file = toy_corpus_folder / "speaker1" / "0.wav"
     rows = [ReportedFile(file, {"pesq": 3.5}, {}), ReportedFile(file, {}, {"pesq": "PESQ finds no <speech>"})]
     write_report(tmp_path / "r.html", [Evaluation("m", prior, rows)], "t")
@@ -192,20 +204,26 @@ def test_odd_recordings_have_pictures_and_sound(prior: AudioVAE, tmp_path: Path,
         assert 0 < np.abs(sound).max() < 1
 
 
-def test_a_prior_without_information_in_its_latents_is_warned_of(prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_prior_without_information_in_its_latents_is_warned_of(
+    prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path
+) -> None:
     import copy
 
     collapsed = copy.deepcopy(prior)
     with torch.no_grad():
         for parameter in collapsed.vae.encoder.parameters():
             parameter.zero_()
-        spread = next(p for p in reversed(list(collapsed.vae.encoder.parameters())) if p.ndim == 1)[collapsed.vae.latent_dim :]
+        spread = next(p for p in reversed(list(collapsed.vae.encoder.parameters())) if p.ndim == 1)[
+            collapsed.vae.latent_dim :
+        ]
         for candidate in torch.linspace(-3, 3, 2001):  # whatever maps it to a scale: take the one that is nearest to 1
             spread.copy_(candidate)
-            scale = collapsed.vae.infer(torch.ones(1, 513)).posterior.stddev
+            scale = collapsed.vae.infer(torch.ones(1, 513)).factors[0].posterior.stddev
             if abs(float(scale[0, 0]) - 1) < 2e-3:
                 break
-    write_report(tmp_path / "r.html", [Evaluation("m", collapsed, [reported(toy_corpus_folder / "speaker1" / "0.wav")])], "t")
+    write_report(
+        tmp_path / "r.html", [Evaluation("m", collapsed, [reported(toy_corpus_folder / "speaker1" / "0.wav")])], "t"
+    )
     assert any("the posterior has collapsed: 0 of 8" in text for text in Page(tmp_path / "r.html").text)
 
 

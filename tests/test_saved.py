@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -19,7 +20,8 @@ from conftest import RATE, build_prior
 
 from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, saved
 from audiovae.errors import ModelError, PathError
-from audiovae.saved import CARD, CONFIG, TENSORS, model_hash, read_config
+from audiovae.saved import CARD, CONFIG, TENSORS, read_config
+from audiovae.settings import MODEL_SETTINGS, settings_from_config, settings_to_config
 
 
 def digest(config: dict[str, Any]) -> str:
@@ -40,7 +42,10 @@ def rewrite(folder: Path, **changes: Any) -> None:
 SIZES = [
     ({}, {}),
     ({"n_fft": 512, "hop_length": 100, "window": "hann"}, {"latent_dim": 3, "hidden": (20, 10), "activation": "relu"}),
-    ({"n_fft": 64, "hop_length": 16, "window": "hamming"}, {"latent_dim": 1, "hidden": (8, 8), "residual": True, "dropout": 0.25}),
+    (
+        {"n_fft": 64, "hop_length": 16, "window": "hamming"},
+        {"latent_dim": 1, "hidden": (8, 8), "residual": True, "dropout": 0.25},
+    ),
 ]
 
 
@@ -84,7 +89,10 @@ def test_a_model_folder_holds_sizes_tensors_and_a_card(model_folder: Path) -> No
     assert config["vae"]["type"] == "FrameVAE"
     assert config["vae"]["settings"]["hidden"] == [32]
     tensors = safetensors.torch.load_file(model_folder / TENSORS)
-    assert sum(tensor.numel() for name, tensor in tensors.items() if "log_power" not in name) == 513 * 32 + 32 + 33 * 16 + 9 * 32 + 33 * 513
+    assert (
+        sum(tensor.numel() for name, tensor in tensors.items() if "log_power" not in name)
+        == 513 * 32 + 32 + 33 * 16 + 9 * 32 + 33 * 513
+    )
     assert not any("window" in name for name in tensors)
 
 
@@ -102,10 +110,12 @@ def test_a_model_loads_without_its_card(model_folder: Path) -> None:
 
 def test_a_model_can_be_saved_over_another(model_folder: Path) -> None:
     build_prior(seed=1).save_pretrained(model_folder)
-    assert model_hash(AudioVAE.from_pretrained(model_folder)) == model_hash(build_prior(seed=1))
+    assert AudioVAE.from_pretrained(model_folder).model_hash() == build_prior(seed=1).model_hash()
 
 
-def test_an_interrupted_save_is_never_taken_for_a_model(prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_is_never_taken_for_a_model(
+    prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever file it was about to write."""
     for stop_at in (TENSORS, CARD, CONFIG):
         folder = tmp_path / stop_at
@@ -118,7 +128,9 @@ def test_an_interrupted_save_is_never_taken_for_a_model(prior: AudioVAE, tmp_pat
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_bytes", fail)
-            with pytest.raises(PathError, match=r"cannot be written .*No space left on device.*; check the folder and the free space"):
+            with pytest.raises(
+                PathError, match=r"cannot be written .*No space left on device.*; check the folder and the free space"
+            ):
                 prior.save_pretrained(folder)
         with pytest.raises(ModelError, match=r"is not a model folder: it has no config\.json"):
             AudioVAE.from_pretrained(folder)
@@ -138,12 +150,17 @@ def test_the_hash_is_that_of_the_fields_and_through_them_of_the_tensors(model_fo
     config = json.loads((model_folder / CONFIG).read_text())
     assert config["tensors_sha256"] == hashlib.sha256((model_folder / TENSORS).read_bytes()).hexdigest()
     assert config["config_sha256"] == digest(config)
-    assert model_hash(prior) == config["config_sha256"]
+    assert prior.model_hash() == config["config_sha256"]
 
 
 def test_the_hash_is_the_same_each_time_and_after_loading(model_folder: Path, prior: AudioVAE) -> None:
-    assert model_hash(prior) == model_hash(prior) == model_hash(build_prior()) == model_hash(AudioVAE.from_pretrained(model_folder))
-    assert model_hash(build_prior().train()) == model_hash(prior)
+    assert (
+        prior.model_hash()
+        == prior.model_hash()
+        == build_prior().model_hash()
+        == AudioVAE.from_pretrained(model_folder).model_hash()
+    )
+    assert build_prior().train().model_hash() == prior.model_hash()
 
 
 def test_the_hash_changes_with_every_size_and_weight(prior: AudioVAE) -> None:
@@ -156,8 +173,66 @@ def test_the_hash_changes_with_every_size_and_weight(prior: AudioVAE) -> None:
         bias = nudged.vae.encoder[-1].bias
         bias[3] = torch.nextafter(bias[3], torch.tensor(1.0))
     others.append(nudged)
-    hashes = [model_hash(other) for other in [prior, *others]]
+    hashes = [other.model_hash() for other in [prior, *others]]
     assert len(set(hashes)) == len(hashes)
+
+
+def test_the_hash_of_every_shipped_model_is_that_of_its_file() -> None:
+    for name in saved.shipped_names():
+        assert AudioVAE.from_pretrained(name).model_hash() == read_config(saved.find(name))["config_sha256"]
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+# What a user may choose of what every config states: all else follows from the class.
+CHOICES = {
+    "FrameVAE": {"latent", "dirichlet_concentration", "likelihood", "labels"},
+    "ContextVAE": {"latent", "dirichlet_concentration", "likelihood", "labels"},
+    "SequenceVAE": {"latent", "dirichlet_concentration", "likelihood", "labels"},
+    "DynamicVAE": {"likelihood", "labels"},
+    "LabelVAE": {"labels"},
+    **{kind: {"likelihood"} for kind in ("Autoencoder", "RVAE", "DKF", "STORN", "VRNN", "SRNN", "DSAE")},
+}
+STATED = ["latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels"]  # first, and in this order
+
+
+@pytest.mark.parametrize("kind", MODEL_SETTINGS)
+def test_settings_hold_what_a_model_takes_and_configs_state_the_rest_too(kind: str) -> None:
+    settings = MODEL_SETTINGS[kind]()
+    names = {field.name for field in dataclasses.fields(settings)}
+    assert names & set(STATED) == CHOICES[kind] | {"latent_dim"}
+    config = settings_to_config(settings)
+    assert list(config)[:5] == STATED
+    assert config.keys() == names | set(STATED)
+    assert config["latent"] == ("point" if kind == "Autoencoder" else "gaussian")
+    assert config["dirichlet_concentration"] == 0.5
+    assert settings_from_config(kind, json.loads(json.dumps(config))) == settings
+    assert settings_from_config(kind, {name: config[name] for name in names}) == settings
+
+
+REFUSED_SETTINGS = [
+    ("RVAE", {"latent": "dirichlet"}, "latent is always 'gaussian' in a model of type RVAE, got 'dirichlet'"),
+    (
+        "DynamicVAE",
+        {"dirichlet_concentration": 0.7},
+        "dirichlet_concentration is always 0.5 in a model of type DynamicVAE, got 0.7",
+    ),
+    ("DKF", {"labels": {"digit": ["0", "1"]}}, "labels is always {} in a model of type DKF"),
+    ("LabelVAE", {"likelihood": "bernoulli"}, "likelihood is always 'complex-gaussian' in a model of type LabelVAE"),
+    ("Autoencoder", {"latent": "gaussian"}, "latent is always 'point' in a model of type Autoencoder"),
+    ("FrameVAE", {"depth": 3, "colour": 1}, "a model of type FrameVAE has no setting colour, depth"),
+    ("FlowVAE", {}, "the type of the model must be one of FrameVAE, .*, got 'FlowVAE'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), REFUSED_SETTINGS)
+def test_a_saved_choice_that_a_class_does_not_give_is_refused_with_the_reason(
+    kind: str, changes: dict[str, Any], message: str, model_folder: Path
+) -> None:
+    settings = settings_to_config(MODEL_SETTINGS.get(kind, FrameVAESettings)())
+    rewrite(model_folder, vae={"type": kind, "settings": {**settings, **changes}})
+    with pytest.raises(ModelError, match=rf"does not describe a model that this version can build \({message}"):
+        AudioVAE.from_pretrained(model_folder)
 
 
 # Damage --------------------------------------------------------------------------------------------------------------
@@ -170,7 +245,9 @@ def test_a_flipped_bit_in_the_tensors_is_refused(model_folder: Path) -> None:
         content = bytearray(whole)
         content[place] ^= 1 << int(generator.integers(8))
         (model_folder / TENSORS).write_bytes(content)
-        with pytest.raises(ModelError, match=r"model\.safetensors: is damaged: its SHA-256 is not the one in config\.json"):
+        with pytest.raises(
+            ModelError, match=r"model\.safetensors: is damaged: its SHA-256 is not the one in config\.json"
+        ):
             AudioVAE.from_pretrained(model_folder)
 
 
@@ -191,10 +268,14 @@ def test_a_flipped_bit_anywhere_in_the_config_is_refused(model_folder: Path) -> 
             read_config(model_folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"1", b"{}", b'"text"', b"\xff\xfe", b'{"format_version": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"1", b"{}", b'"text"', b"\xff\xfe", b'{"format_version": 1}']
+)
 def test_a_config_that_is_none_is_refused(content: bytes, model_folder: Path) -> None:
     (model_folder / CONFIG).write_bytes(content)
-    with pytest.raises(ModelError, match=r"config\.json: is damaged or not from audiovae; copy or train the model again"):
+    with pytest.raises(
+        ModelError, match=r"config\.json: is damaged or not from audiovae; copy or train the model again"
+    ):
         AudioVAE.from_pretrained(model_folder)
 
 
@@ -321,7 +402,7 @@ def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
 def test_a_model_folder_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_prior(seed=1).save_pretrained(tmp_path / "here" / "speech-16k")
     monkeypatch.chdir(tmp_path / "here")
-    assert model_hash(AudioVAE.from_pretrained("speech-16k")) == model_hash(build_prior(seed=1))
+    assert AudioVAE.from_pretrained("speech-16k").model_hash() == build_prior(seed=1).model_hash()
 
 
 def test_every_shipped_model_loads() -> None:
@@ -348,10 +429,14 @@ def test_a_hub_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(ModelError, match=r"owner/name: no such folder, and the hub does not give it \(ConnectionError\)"):
+    with pytest.raises(
+        ModelError, match=r"owner/name: no such folder, and the hub does not give it \(ConnectionError\)"
+    ):
         AudioVAE.from_pretrained("owner/name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ModelError, match=r"owner/name: no such folder; to load it from the hub: pip install 'audiovae\[hub\]'"):
+    with pytest.raises(
+        ModelError, match=r"owner/name: no such folder; to load it from the hub: pip install 'audiovae\[hub\]'"
+    ):
         AudioVAE.from_pretrained("owner/name")
 
 

@@ -17,7 +17,9 @@ GAIN_DB = 10.0
 
 @pytest.fixture
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Two sources that come and go at three microphones, with gains and delays of their own: `mix.wav`; gives the images."""
+    """Two sources that come and go at three microphones, with gains and delays of their own: `mix.wav`; gives the
+    images.
+    """
     generator = np.random.default_rng(0)
     delays = [[0, 3, 5], [4, 1, 0]]
     images = np.zeros((2, 3 * RATE, 3), np.float32)

@@ -33,7 +33,10 @@ def dynamic_prior() -> AudioVAE:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stft = STFT(64, 16)
-        vae = DynamicVAE(stft.n_freqs, DynamicVAESettings(latent_dim=4, width=16, dilations=(1, 2), prior_width=8, prior_dilations=(1,)))
+        vae = DynamicVAE(
+            stft.n_freqs,
+            DynamicVAESettings(latent_dim=4, width=16, dilations=(1, 2), prior_width=8, prior_dilations=(1,)),
+        )
         x = stft(torch.randn(RATE))
         vae.calibrate(x.real.square() + x.imag.square())
         for parameter in vae.parameters():
@@ -113,10 +116,10 @@ class LogVarianceVAE(VAE):
 
     def infer(self, power: Tensor, condition: Tensor | None = None, mean: bool = False) -> object:  # type: ignore[override]
         from audiovae.models.latents import standard_normal
-        from audiovae.models.vae import Inference
+        from audiovae.models.vae import Factor, Inference
 
         z = torch.zeros_like(power)
-        return Inference(z, standard_normal(z), standard_normal(z))
+        return Inference(z, (Factor(standard_normal(z), standard_normal(z)),))
 
     def prior(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> object:  # type: ignore[override]
         from audiovae.models.latents import standard_normal
@@ -129,6 +132,19 @@ class LogVarianceVAE(VAE):
         from audiovae import ComplexNormal
 
         return Independent(ComplexNormal(log_variance=latents), 1)
+
+    def log_likelihood(self, latents: Tensor, power: Tensor, condition: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def past(self, power: Tensor) -> None: ...
+
+    def mean_path(
+        self, power: Tensor, condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        raise NotImplementedError
+
+    def log_psd(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+        return latents
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Tensor:
         return torch.zeros(n_frames, self.n_freqs)

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixtures import E_STEPS, NOISES, SIZES, energy_of, make_alive, mixture_of, noisy, random_power, speech_and_noise, untrained
+from mixtures import (
+    E_STEPS,
+    NOISES,
+    SIZES,
+    energy_of,
+    make_alive,
+    mixture_of,
+    noisy,
+    random_power,
+    speech_and_noise,
+    untrained,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -63,7 +74,8 @@ def test_no_update_of_the_noise_makes_its_objective_worse(name: str, n_samples: 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("together", [False, True])
 def test_an_update_of_nmf_is_that_of_the_formula(together: bool) -> None:
-    """Multiplicative updates with the square root, W before H, each with the variance of its moment; a loop over all entries.
+    """Multiplicative updates with the square root, W before H, each with the variance of its moment; a loop over all
+    entries.
 
     Together, both with the variance of before.
     """
@@ -160,7 +172,11 @@ def test_an_update_of_the_gain_lowers_its_objective_down_to_the_best_gain(frame:
     energy, noise, latents, _ = energy_of(frame)
     mixture, inside = energy.mixture, energy.mixture.inside
     source = DeepSource(
-        mixture, mixture.power, copy.deepcopy(frame).double(), Still(latents), DeepSettings(2.5, gain_deviation=deviation)
+        mixture,
+        mixture.power,
+        copy.deepcopy(frame).double(),
+        Still(latents),
+        DeepSettings(2.5, gain_deviation=deviation),
     )
     view = SingleChannel(mixture).view([noise.unsqueeze(0), noise.unsqueeze(0)], 0)
     with torch.no_grad():
@@ -188,7 +204,9 @@ def test_an_update_of_the_gain_lowers_its_objective_down_to_the_best_gain(frame:
 
 
 def test_an_update_of_the_colour_finds_the_microphone(frame: AudioVAE) -> None:
-    """Speech of a known variance under a known filter, in little noise: exactly where the filter is a line between the bands' centres."""
+    """Speech of a known variance under a known filter, in little noise: exactly where the filter is a line between the
+    bands' centres.
+    """
     energy, _, latents, _ = energy_of(frame)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -217,9 +235,7 @@ def test_no_update_of_gain_and_colour_increases_the_nll(frame: AudioVAE, deviati
     """Under priors that weigh nothing."""
     energy, _, latents, _ = energy_of(frame)
     settings = DeepSettings(1e-9, *deviations)
-    source = DeepSource(
-        energy.mixture, energy.mixture.power, copy.deepcopy(frame).double(), Still(latents), settings
-    )
+    source = DeepSource(energy.mixture, energy.mixture.power, copy.deepcopy(frame).double(), Still(latents), settings)
     trace = []
     with torch.no_grad():
         source.infer(energy.view, 1.0)

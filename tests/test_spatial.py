@@ -1,4 +1,6 @@
-"""Spatial models: against full covariance matrices, automatic differentiation, another implementation, and properties of their optima."""
+"""Spatial models: against full covariance matrices, automatic differentiation, another implementation, and properties
+of their optima.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ SPACES = {
 @pytest.mark.parametrize("n_draws", [(1, 1), (3, 1), (1, 4), (1, 1, 2), (2, 3, 1)], ids=str)
 @pytest.mark.parametrize("name", SPACES)
 def test_everything_is_that_of_full_covariance_matrices(name: str, n_draws: tuple[int, ...]) -> None:
-    """nll = log det Y + x' Y^-1 x, y' H y, tr(Y^-1 H), tr((Y^-1 H)^2), lambda H Y^-1 x and lambda tr(H) / M, bin by bin.
+    """nll = log det Y + x' Y^-1 x, y' H y, tr(Y^-1 H), tr((Y^-1 H)^2), lambda H Y^-1 x and lambda tr(H) / M, bin by
+    bin.
 
     The draws of one source count one by one, those of several by their means.
     """
@@ -145,7 +148,10 @@ def test_everything_is_that_of_full_covariance_matrices(name: str, n_draws: tupl
                     found[1] += (solved.conj() @ h[n, i, f] @ solved).real / n_others
                     found[2] += ratio.trace().real / n_others
                     found[3] += (ratio @ ratio).trace().real / n_others
-                got = [part.reshape(-1, *mixture.power.shape)[-1, i, t, f] for part in (numerator, denominator, information)]
+                got = [
+                    part.reshape(-1, *mixture.power.shape)[-1, i, t, f]
+                    for part in (numerator, denominator, information)
+                ]
                 assert torch.allclose(torch.stack(got), found[1:], rtol=1e-7)
                 sums += found
             assert float(misfit.reshape(-1, *mixture.inside.shape)[-1, i, t]) == pytest.approx(float(sums[0]), rel=1e-8)

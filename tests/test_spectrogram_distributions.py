@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli
 
 from audiovae.distributions import ComplexNormal, LogPowerNormal, Point, ScaledBernoulli
 
@@ -34,7 +34,9 @@ def test_binary_cross_entropy_is_that_of_torch_on_the_scaled_spectrogram() -> No
 @pytest.mark.parametrize("power", [0.0, 1e30])
 def test_powers_beyond_the_range_of_a_scaled_spectrogram_are_finite(power: float) -> None:
     logits = torch.zeros(3, requires_grad=True)
-    ScaledBernoulli(logits, torch.tensor(-3.0), torch.tensor(8.0)).log_prob_of_power(torch.full((3,), power)).sum().backward()
+    ScaledBernoulli(logits, torch.tensor(-3.0), torch.tensor(8.0)).log_prob_of_power(
+        torch.full((3,), power)
+    ).sum().backward()
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.full((3,), 0.5 if power else -0.5))
 
@@ -69,6 +71,5 @@ def test_a_point_is_where_it_is_and_costs_nothing() -> None:
     assert (point.batch_shape, point.event_shape) == ((3,), (4,))
     assert torch.equal(point.rsample((2,)), location.expand(2, 3, 4))
     assert torch.equal(point.expand((5, 3)).mean, location.expand(5, 3, 4))
-    assert torch.equal(kl_divergence(point, Point(torch.zeros(4))), torch.zeros(3))
     point.rsample().sum().backward()
     assert location.grad is not None

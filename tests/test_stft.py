@@ -15,7 +15,14 @@ from audiovae import STFT
 from audiovae.stft import StreamingAnalysis, StreamingSynthesis
 
 WINDOWS = ("sine", "hann", "hamming")
-SIZES = ((1024, 256), (512, 128), (400, 160), (256, 100), (15, 7), (2, 1))  # some hops do not divide the window, one is odd
+SIZES = (
+    (1024, 256),
+    (512, 128),
+    (400, 160),
+    (256, 100),
+    (15, 7),
+    (2, 1),
+)  # some hops do not divide the window, one is odd
 LENGTHS = (1, 2, 15, 16, 255, 256, 257, 1023, 1025, 5000)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -30,14 +37,18 @@ def torch_stft(wave: torch.Tensor, stft: STFT) -> torch.Tensor:
     """torch.stft of the wave lengthened with zeros to whole hops, which makes as many frames as ours."""
     lengthened = torch.nn.functional.pad(wave, (0, -wave.shape[-1] % stft.hop_length))
     window = reference_window(stft.window_name, stft.n_fft).to(wave.dtype)
-    spectrogram = torch.stft(lengthened, stft.n_fft, stft.hop_length, window=window, center=True, pad_mode="constant", return_complex=True)
+    spectrogram = torch.stft(
+        lengthened, stft.n_fft, stft.hop_length, window=window, center=True, pad_mode="constant", return_complex=True
+    )
     return spectrogram.transpose(-1, -2)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("n_fft", [2, 400, 1024])
 def test_windows_are_those_of_scipy(window: str, n_fft: int) -> None:
-    torch.testing.assert_close(STFT(n_fft, n_fft // 2, window).window.double(), reference_window(window, n_fft), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        STFT(n_fft, n_fft // 2, window).window.double(), reference_window(window, n_fft), atol=1e-7, rtol=0
+    )
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -47,7 +58,11 @@ def test_analysis_is_that_of_torch_stft(window: str, n_fft: int, hop_length: int
     stft = STFT(n_fft, hop_length, window)
     wave = torch.randn(length, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
     spectrogram = stft(wave)
-    assert spectrogram.shape == (1 + math.ceil(length / hop_length), n_fft // 2 + 1) == (stft.n_frames(length), stft.n_freqs)
+    assert (
+        spectrogram.shape
+        == (1 + math.ceil(length / hop_length), n_fft // 2 + 1)
+        == (stft.n_frames(length), stft.n_freqs)
+    )
     torch.testing.assert_close(spectrogram, torch_stft(wave, stft), atol=1e-10, rtol=0)
 
 
@@ -82,7 +97,9 @@ def test_the_inverse_is_exact_at_any_length(window: str, n_fft: int, hop_length:
         wave = 2 * torch.rand(length, dtype=dtype, generator=torch.Generator().manual_seed(length)) - 1
         again = stft.inverse(stft(wave), length)
         assert again.dtype == dtype
-        torch.testing.assert_close(again, wave, atol=TOLERANCE[dtype], rtol=0, msg=lambda text, length=length: f"length {length}: {text}")
+        torch.testing.assert_close(
+            again, wave, atol=TOLERANCE[dtype], rtol=0, msg=lambda text, length=length: f"length {length}: {text}"
+        )
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 3), (2, 1, 3), ()])
@@ -112,14 +129,18 @@ def test_parseval_holds_in_every_frame(window: str) -> None:
     energy = (power[:, 0] + power[:, -1] + 2 * power[:, 1:-1].sum(-1)) / n_fft
     padded = torch.nn.functional.pad(wave, (n_fft // 2, n_fft))
     weights = reference_window(window, n_fft)
-    expected = [float((weights * padded[t * hop_length : t * hop_length + n_fft]).square().sum()) for t in range(len(power))]
+    expected = [
+        float((weights * padded[t * hop_length : t * hop_length + n_fft]).square().sum()) for t in range(len(power))
+    ]
     torch.testing.assert_close(energy, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_white_noise_has_the_power_of_the_window_in_every_bin(window: str) -> None:
     stft = STFT(64, 32, window)
-    power = stft(torch.randn(200, 6400, generator=torch.Generator().manual_seed(5)))[:, 2:-2].abs().square().mean((0, 1))
+    power = (
+        stft(torch.randn(200, 6400, generator=torch.Generator().manual_seed(5)))[:, 2:-2].abs().square().mean((0, 1))
+    )
     expected = reference_window(window, 64).square().sum().float().expand(33)
     # About 20,000 independent frames; the mean of squares at bins 0 and 32 (real) has a relative deviation of sqrt(2 / 20,000).
     torch.testing.assert_close(power, expected, atol=0, rtol=6 * math.sqrt(2 / 20000))
@@ -131,7 +152,9 @@ def test_analysis_and_synthesis_are_linear() -> None:
     a, b = torch.randn(2, 777, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(stft(2.5 * a - 3 * b), 2.5 * stft(a) - 3 * stft(b))
     x, y = torch.randn(2, stft.n_frames(777), 65, dtype=torch.complex128, generator=generator)
-    torch.testing.assert_close(stft.inverse(2.5 * x - 3 * y, 777), 2.5 * stft.inverse(x, 777) - 3 * stft.inverse(y, 777))
+    torch.testing.assert_close(
+        stft.inverse(2.5 * x - 3 * y, 777), 2.5 * stft.inverse(x, 777) - 3 * stft.inverse(y, 777)
+    )
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -144,7 +167,9 @@ def test_the_inverse_of_any_spectrogram_is_the_least_squares_one(window: str) ->
     # Both halves of the spectrum count: bins 1 to 7 twice.
     weight = torch.tensor([1.0] + [math.sqrt(2)] * 7 + [1.0], dtype=torch.float64)
     matrix = torch.view_as_real(stft.frames(identity) * weight).flatten(1).T  # [frame * freq * 2, sample]
-    spectrogram = torch.randn(stft.n_frames(n_samples), 9, dtype=torch.complex128, generator=torch.Generator().manual_seed(7))
+    spectrogram = torch.randn(
+        stft.n_frames(n_samples), 9, dtype=torch.complex128, generator=torch.Generator().manual_seed(7)
+    )
     spectrogram[:, [0, -1]] = spectrogram[:, [0, -1]].real.to(torch.complex128)
     target = torch.view_as_real(spectrogram * weight).flatten()
     solution = torch.from_numpy(np.linalg.lstsq(matrix.numpy(), target.numpy())[0])
@@ -274,7 +299,9 @@ def test_streamed_analysis_equals_the_offline_one() -> None:
     for stft, length, blocks in random_streams(20):
         wave = torch.randn(2, length, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
         what = f"{stft}, {length} samples in blocks of {blocks}: "
-        torch.testing.assert_close(stream(stft, wave, blocks), stft(wave), atol=1e-12, rtol=0, msg=lambda text, what=what: what + text)
+        torch.testing.assert_close(
+            stream(stft, wave, blocks), stft(wave), atol=1e-12, rtol=0, msg=lambda text, what=what: what + text
+        )
 
 
 def test_streamed_synthesis_equals_the_offline_one() -> None:

@@ -32,8 +32,12 @@ def z_score(draws: torch.Tensor, expected: torch.Tensor | float) -> torch.Tensor
 @pytest.mark.parametrize("parameter", ["scale", "log_scale"])
 @pytest.mark.parametrize("df", DFS)
 @pytest.mark.parametrize("scale", [1e-12, 0.5, 1e6])
-def test_the_density_is_that_of_the_bivariate_real_student_t_of_half_the_scale(df: float, scale: float, parameter: str) -> None:
-    points = math.sqrt(scale) * torch.cat([draw_points(50), 100 * draw_points(50), torch.zeros(1, dtype=torch.complex128)])
+def test_the_density_is_that_of_the_bivariate_real_student_t_of_half_the_scale(
+    df: float, scale: float, parameter: str
+) -> None:
+    points = math.sqrt(scale) * torch.cat(
+        [draw_points(50), 100 * draw_points(50), torch.zeros(1, dtype=torch.complex128)]
+    )
     given = {"scale": scale, "log_scale": math.log(scale)}[parameter]
     distribution = ComplexStudentT(df, **{parameter: torch.tensor(given, dtype=DOUBLE)})
     reference = scipy.stats.multivariate_t([0, 0], scale / 2 * np.eye(2), df, allow_singular=True)
@@ -56,7 +60,9 @@ def test_many_degrees_of_freedom_give_the_complex_gaussian() -> None:
     variance = torch.tensor([1e-3, 1.0, 50.0])
     power = variance * torch.tensor([[0.0], [0.1], [1.0], [30.0]])
     student, gaussian = ComplexStudentT(1e6, variance), ComplexNormal(variance)
-    torch.testing.assert_close(student.log_prob_of_power(power), gaussian.log_prob_of_power(power), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        student.log_prob_of_power(power), gaussian.log_prob_of_power(power), rtol=1e-5, atol=1e-3
+    )
     double = ComplexStudentT(1e6, variance.double()).log_prob_of_power(power.double())
     torch.testing.assert_close(student.log_prob_of_power(power).double(), double, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(student.variance, gaussian.variance, rtol=1e-5, atol=0)
@@ -130,7 +136,9 @@ def test_the_summed_density_can_be_differentiated_twice_over_one_graph() -> None
 
 def test_the_gradient_at_a_power_of_zero_is_its_limit() -> None:
     power = torch.tensor([0.0, 1e-12], dtype=DOUBLE, requires_grad=True)
-    (slope,) = torch.autograd.grad(ComplexStudentT(4.0, torch.tensor(2.0, dtype=DOUBLE)).log_prob_of_power(power).sum(), power)
+    (slope,) = torch.autograd.grad(
+        ComplexStudentT(4.0, torch.tensor(2.0, dtype=DOUBLE)).log_prob_of_power(power).sum(), power
+    )
     torch.testing.assert_close(slope, torch.full((2,), -0.75, dtype=DOUBLE))
     value = torch.tensor(0j, requires_grad=True)
     (slope,) = torch.autograd.grad(ComplexStudentT(4.0, torch.tensor(2.0)).log_prob(value), value)
@@ -138,9 +146,12 @@ def test_the_gradient_at_a_power_of_zero_is_its_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("df", "scale", "power"), [((), (4, 7), (4, 7)), ((7,), (4, 1), (3, 4, 7)), ((4, 1), (7,), (7,)), ((4, 7), (), (1,))]
+    ("df", "scale", "power"),
+    [((), (4, 7), (4, 7)), ((7,), (4, 1), (3, 4, 7)), ((4, 1), (7,), (7,)), ((4, 7), (), (1,))],
 )
-def test_degrees_of_freedom_scales_and_powers_broadcast(df: tuple[int, ...], scale: tuple[int, ...], power: tuple[int, ...]) -> None:
+def test_degrees_of_freedom_scales_and_powers_broadcast(
+    df: tuple[int, ...], scale: tuple[int, ...], power: tuple[int, ...]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     given = [torch.rand(shape, dtype=DOUBLE, generator=generator) + 0.5 for shape in (df, scale, power)]
     distribution = ComplexStudentT(given[0], given[1])
@@ -148,7 +159,9 @@ def test_degrees_of_freedom_scales_and_powers_broadcast(df: tuple[int, ...], sca
     assert distribution.df.shape == distribution.log_scale.shape == distribution.mean.shape == distribution.batch_shape
     values = distribution.log_prob_of_power(given[2])
     whole = torch.broadcast_tensors(*given)
-    expected = torch.stack([ComplexStudentT(d, s).log_prob_of_power(p) for d, s, p in zip(*(t.flatten() for t in whole), strict=True)])
+    expected = torch.stack(
+        [ComplexStudentT(d, s).log_prob_of_power(p) for d, s, p in zip(*(t.flatten() for t in whole), strict=True)]
+    )
     torch.testing.assert_close(values, expected.view(whole[0].shape))
     torch.testing.assert_close(distribution.summed_log_prob_of_power(given[2]), values.sum(-1))
 
@@ -161,7 +174,9 @@ def test_a_scale_below_the_floor_counts_as_the_floor(parameter: str) -> None:
     torch.testing.assert_close(distribution.scale, expected.scale)
     power = torch.tensor([0.0, 1.0, 1e-4, 2.0], dtype=DOUBLE)
     torch.testing.assert_close(distribution.log_prob_of_power(power), expected.log_prob_of_power(power))
-    torch.testing.assert_close(distribution.expand((2, 4)).log_prob_of_power(power)[1], expected.log_prob_of_power(power))
+    torch.testing.assert_close(
+        distribution.expand((2, 4)).log_prob_of_power(power)[1], expected.log_prob_of_power(power)
+    )
 
 
 @pytest.mark.parametrize("df", [1.0, 3.0, 12.0, 1e6])
@@ -194,7 +209,9 @@ def test_maximum_likelihood_finds_the_degrees_of_freedom() -> None:
     truth = ComplexStudentT(torch.tensor(5.0, dtype=DOUBLE), torch.tensor(2.0, dtype=DOUBLE))
     power = truth.rsample((20_000,)).abs().square()
     df, log_scale = (torch.full((20_000,), value, dtype=DOUBLE, requires_grad=True) for value in (5.0, math.log(2.0)))
-    for score in torch.autograd.grad(ComplexStudentT(df, log_scale=log_scale).log_prob_of_power(power).sum(), (df, log_scale)):
+    for score in torch.autograd.grad(
+        ComplexStudentT(df, log_scale=log_scale).log_prob_of_power(power).sum(), (df, log_scale)
+    ):
         assert abs(float(z_score(score, 0.0))) < Z_LIMIT
 
 
@@ -223,7 +240,9 @@ def test_wrong_parameters_and_values_are_refused() -> None:
     with pytest.raises(ValueError, match="either scale or log_scale, got both"):
         ComplexStudentT(3.0, one, one)
     for wrong, named in ((0.0, "0.0"), (-1.0, "-1.0"), (math.nan, "nan"), (math.inf, "inf")):
-        with pytest.raises(ValueError, match=f"degrees of freedom of ComplexStudentT must be positive and finite, got {named}"):
+        with pytest.raises(
+            ValueError, match=f"degrees of freedom of ComplexStudentT must be positive and finite, got {named}"
+        ):
             ComplexStudentT(torch.tensor([2.0, wrong]), one)
     for wrong, named in ((0.0, "0.0"), (-2.0, "-2.0"), (math.nan, "nan")):
         with pytest.raises(ValueError, match=f"scale of ComplexStudentT must be positive, got {named}"):

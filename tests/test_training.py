@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from audiovae import (
     STFT,
@@ -40,6 +41,8 @@ from audiovae.cli.main import main
 from audiovae.corpora.batches import SegmentSampler
 from audiovae.errors import CorpusError, PathError, TrainingError
 from audiovae.models import MODELS
+from audiovae.objectives import ELBO, Objective
+from audiovae.trainable import Trainable
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
@@ -59,7 +62,9 @@ def build(seed: int = 0, sizes: FrameVAESettings = SIZES, rate: int = 16000) -> 
     return AudioVAE(stft, FrameVAE(stft.n_freqs, sizes), rate)
 
 
-def run(packed: Path, folder: Path, settings: TrainingSettings = SETTINGS, prior: AudioVAE | None = None, **options: Any) -> Fitted:
+def run(
+    packed: Path, folder: Path, settings: TrainingSettings = SETTINGS, prior: AudioVAE | None = None, **options: Any
+) -> Fitted:
     corpus = PackedCorpus(packed)
     return fit(prior or build(settings.seed), corpus, corpus, folder, settings, **options)
 
@@ -75,7 +80,10 @@ def rows(folder: Path) -> list[tuple[int, float, float]]:
 
 def results(folder: Path) -> dict[str, bytes]:
     """What must be the same, byte by byte, however often a run was interrupted."""
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "README.md", "training/trace.csv")}
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("model.safetensors", "config.json", "README.md", "training/trace.csv")
+    }
 
 
 def all_finite(value: Any) -> bool:
@@ -96,7 +104,9 @@ def uninterrupted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 # One seed, one result
 
 
-def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     run(packed, tmp_path / "again")
     run(packed, tmp_path / "other", replace(SETTINGS, seed=1))
     assert results(tmp_path / "again") == results(uninterrupted)
@@ -138,7 +148,9 @@ def test_a_finished_run_is_not_trained_further(packed: Path, uninterrupted: Path
     assert results(tmp_path / "model") == results(uninterrupted)
 
 
-def test_a_finished_run_whose_model_was_deleted_writes_it_again(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_finished_run_whose_model_was_deleted_writes_it_again(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     shutil.copytree(uninterrupted, tmp_path / "model")
     for name in ("model.safetensors", "config.json"):
         (tmp_path / "model" / name).unlink()
@@ -146,7 +158,9 @@ def test_a_finished_run_whose_model_was_deleted_writes_it_again(packed: Path, un
     assert results(tmp_path / "model") == results(uninterrupted)
 
 
-def test_a_save_that_fails_keeps_the_model_of_before(model_folder: Path, prior: AudioVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_keeps_the_model_of_before(
+    model_folder: Path, prior: AudioVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, **options: Any) -> None:
         raise PathError(path, "cannot be written (No space left on device)")
 
@@ -172,8 +186,17 @@ def test_other_precisions_train_as_well(packed: Path, tmp_path: Path, precision:
 
 def command(packed: Path, folder: Path, *more: str) -> list[str]:
     """The command line of SETTINGS, SIZES and FRONT_END."""
-    options = [f"--training.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in vars(SETTINGS).items()]
-    options += ["--vae.latent_dim=4", "--vae.hidden=[16]", "--vae.dropout=0.1", "--stft.n_fft=256", "--stft.hop_length=64"]
+    options = [
+        f"--training.{name}={list(value) if isinstance(value, tuple) else value}"
+        for name, value in vars(SETTINGS).items()
+    ]
+    options += [
+        "--vae.latent_dim=4",
+        "--vae.hidden=[16]",
+        "--vae.dropout=0.1",
+        "--stft.n_fft=256",
+        "--stft.hop_length=64",
+    ]
     return ["train", str(packed), "-o", str(folder), *options, "--quiet", *more]
 
 
@@ -195,7 +218,9 @@ sys.exit(main(sys.argv[2:]))
 def kill_when(packed: Path, folder: Path, ready: Callable[[], bool], last: int) -> float:
     """Start training in a process of its own and kill it at a random moment after `ready`; returns how long after."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SLOW_TRAINING, str(last), *command(packed, folder)], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TRAINING, str(last), *command(packed, folder)], env=environment
+    )
     try:
         deadline = time.monotonic() + 120
         while not ready():
@@ -210,16 +235,22 @@ def kill_when(packed: Path, folder: Path, ready: Callable[[], bool], last: int) 
     return delay
 
 
-def test_killed_before_the_first_checkpoint_it_starts_again_and_ends_the_same(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_before_the_first_checkpoint_it_starts_again_and_ends_the_same(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     trace = folder / "training" / "trace.csv"
-    kill_when(packed, folder, lambda: trace.exists() and trace.read_text().count("\n") >= 2, last=4)  # after step 3 of 5
+    kill_when(
+        packed, folder, lambda: trace.exists() and trace.read_text().count("\n") >= 2, last=4
+    )  # after step 3 of 5
     assert not (folder / "training" / NEWEST).exists()
     assert main(command(packed, folder)) == 0
     assert results(folder) == results(uninterrupted)
 
 
-def test_killed_twice_after_a_checkpoint_it_continues_and_ends_the_same(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_twice_after_a_checkpoint_it_continues_and_ends_the_same(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     checkpoint = folder / "training" / NEWEST
     delays = [kill_when(packed, folder, checkpoint.exists, last=28)]
@@ -239,7 +270,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("place", "nth"),
     [
-        ("audiovae.training.record.save", 2),
+        ("audiovae.saved.write", 2),
         ("audiovae.training.loop.save_checkpoint", 2),
         ("audiovae.training.record.Record.validation", 3),
     ],
@@ -265,7 +296,9 @@ def test_killed_between_model_curves_and_checkpoint_it_ends_the_same(
     assert results(tmp_path / "model") == results(uninterrupted)
 
 
-def test_killed_between_the_two_renames_of_a_checkpoint_the_one_before_is_taken(packed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_between_the_two_renames_of_a_checkpoint_the_one_before_is_taken(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     stop_at(packed, folder, 12)
     (folder / "training" / NEWEST).unlink()
@@ -286,7 +319,12 @@ def stop_at(packed: Path, folder: Path, step: int, settings: TrainingSettings = 
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda path: os.truncate(path, 5000), lambda path: path.write_bytes(b"\0" * 900), lambda path: os.truncate(path, 0)]
+    "damage",
+    [
+        lambda path: os.truncate(path, 5000),
+        lambda path: path.write_bytes(b"\0" * 900),
+        lambda path: os.truncate(path, 0),
+    ],
 )
 def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_one(
     packed: Path, uninterrupted: Path, tmp_path: Path, damage: Callable[[Path], object]
@@ -372,9 +410,14 @@ def begun(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"patience": 3}, r"another patience \(settings\): 50 there, 3 now"),
     ],
 )
-def test_a_run_with_other_settings_is_refused_by_their_name(begun: Path, packed: Path, change: dict[str, Any], difference: str) -> None:
+def test_a_run_with_other_settings_is_refused_by_their_name(
+    begun: Path, packed: Path, change: dict[str, Any], difference: str
+) -> None:
     before = results(begun)
-    with pytest.raises(TrainingError, match=rf"model: holds a run with {difference}; repeat its settings to continue it, or --overwrite"):
+    with pytest.raises(
+        TrainingError,
+        match=rf"model: holds a run with {difference}; repeat its settings to continue it, or --overwrite",
+    ):
         run(packed, begun, replace(SETTINGS, **change))
     assert results(begun) == before
 
@@ -383,8 +426,14 @@ def test_a_run_with_other_settings_is_refused_by_their_name(begun: Path, packed:
     ("prior", "difference"),
     [
         (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another latent_dim \(model\): 4 there, 5 now"),
-        (lambda: build(sizes=replace(SIZES, hidden=(16, 16))), r"another hidden \(model\): \[16\] there, \[16, 16\] now"),
-        (lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000), r"another hop_length \(model\): 64 there, 32 now"),
+        (
+            lambda: build(sizes=replace(SIZES, hidden=(16, 16))),
+            r"another hidden \(model\): \[16\] there, \[16, 16\] now",
+        ),
+        (
+            lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000),
+            r"another hop_length \(model\): 64 there, 32 now",
+        ),
     ],
 )
 def test_a_run_with_another_model_is_refused_by_the_difference(
@@ -395,9 +444,15 @@ def test_a_run_with_another_model_is_refused_by_the_difference(
 
 
 @pytest.mark.parametrize("role", ["train", "validation"])
-def test_a_run_on_other_data_is_refused(begun: Path, packed: Path, tmp_path: Path, tone_folder: Callable[..., Path], role: str) -> None:
+def test_a_run_on_other_data_is_refused(
+    begun: Path, packed: Path, tmp_path: Path, tone_folder: Callable[..., Path], role: str
+) -> None:
     prepare(tone_folder(tmp_path / "sound", n_speakers=3), tmp_path / "other")
-    corpora = {"train": PackedCorpus(packed), "validation": PackedCorpus(packed), role: PackedCorpus(tmp_path / "other")}
+    corpora = {
+        "train": PackedCorpus(packed),
+        "validation": PackedCorpus(packed),
+        role: PackedCorpus(tmp_path / "other"),
+    }
     with pytest.raises(TrainingError, match=rf"holds a run with another ({role}|description) \(data\)"):
         fit(build(), corpora["train"], corpora["validation"], begun, SETTINGS)
 
@@ -423,8 +478,12 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_of_training(
     assert len(list((folder / "training").glob("events.*"))) == 1
 
 
-@pytest.mark.parametrize("bad", [["--stft.hop_length=200"], ["--vae.hidden=[0]"], ["--device=nonsense"], ["--training.precision=nonsense"]])
-def test_a_model_is_not_deleted_for_a_run_that_cannot_begin(uninterrupted: Path, packed: Path, tmp_path: Path, bad: list[str]) -> None:
+@pytest.mark.parametrize(
+    "bad", [["--stft.hop_length=200"], ["--vae.hidden=[0]"], ["--device=nonsense"], ["--training.precision=nonsense"]]
+)
+def test_a_model_is_not_deleted_for_a_run_that_cannot_begin(
+    uninterrupted: Path, packed: Path, tmp_path: Path, bad: list[str]
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(uninterrupted, folder)
     with pytest.raises(SystemExit):
@@ -446,19 +505,25 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_utterances_and_keeps_the_
             with torch.no_grad():
                 last_weights(prior).fill_(math.nan)
 
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 12, in a batch from .*; the checkpoint of step 10 is kept") as caught:
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan at step 12, in a batch from .*; the checkpoint of step 10 is kept"
+    ) as caught:
         run(packed, folder, prior=prior, progress=spoil)
-    _, utterances = SegmentSampler(corpus, "train", prior.stft, 8, torch.device("cpu")).draw(8, SETTINGS.seed, 12, 0)
+    _, utterances = SegmentSampler(corpus, "train", prior.segment_samples(8), torch.device("cpu")).draw(
+        8, SETTINGS.seed, 12, 0
+    )
     assert f"in a batch from {', '.join(sorted({u.id for u in utterances}))};" in str(caught.value)
     state = load_checkpoint(folder / "training")
     assert state is not None
     assert state["step"] == 10
-    assert all_finite({name: state[name] for name in ("vae", "optimizer", "average", "best")})
+    assert all_finite({name: state[name] for name in ("model", "optimizer", "average", "best")})
     run(packed, folder)  # without what spoilt it, it goes on as if nothing had been
     assert results(folder) == results(uninterrupted)
 
 
-def test_an_absurd_learning_rate_is_reported_and_leaves_no_model(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absurd_learning_rate_is_reported_and_leaves_no_model(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(command(packed, tmp_path / "model", "--training.learning_rate=1e30"))
     output = capsys.readouterr()
@@ -469,19 +534,23 @@ def test_an_absurd_learning_rate_is_reported_and_leaves_no_model(packed: Path, t
     assert not (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_weights_that_became_nan_just_before_a_checkpoint_do_not_replace_the_last_good_one(packed: Path, tmp_path: Path) -> None:
+def test_weights_that_became_nan_just_before_a_checkpoint_do_not_replace_the_last_good_one(
+    packed: Path, tmp_path: Path
+) -> None:
     folder, prior, calls = tmp_path / "model", build(), []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return gradient * math.nan if len(calls) == 10 else gradient  # of the step after which the second checkpoint is due
+        return (
+            gradient * math.nan if len(calls) == 10 else gradient
+        )  # of the step after which the second checkpoint is due
 
     last_weights(prior).register_hook(spoil)
     with pytest.raises(TrainingError, match=r"at step (9|10)"):
         run(packed, folder, prior=prior)
     state = load_checkpoint(folder / "training")
     assert state is not None
-    assert all_finite({name: state[name] for name in ("vae", "optimizer", "average", "best")})
+    assert all_finite({name: state[name] for name in ("model", "optimizer", "average", "best")})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -496,11 +565,13 @@ def prescribed_elbos(monkeypatch: pytest.MonkeyPatch, elbos: list[float]) -> lis
         seen.append(copy.deepcopy(prior.vae.state_dict()))
         return elbos[len(seen) - 1] + 1.0, 1.0
 
-    monkeypatch.setattr(loop, "_validate", validate)
+    monkeypatch.setattr(loop, "_score", validate)
     return seen
 
 
-def test_the_best_weights_are_saved_and_not_the_last(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_weights_are_saved_and_not_the_last(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = prescribed_elbos(monkeypatch, [-10.0, -5.0, -7.0, -5.0, -8.0, -6.0])
     fitted = run(packed, tmp_path / "model")
     assert (fitted.steps, fitted.best_step, fitted.elbo) == (30, 10, -5.0)
@@ -526,7 +597,9 @@ def test_patience_stops_training(
     assert fitted.steps == stops_at == 5 * len(seen)
 
 
-def test_patience_goes_on_where_an_interrupted_run_left_it(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_goes_on_where_an_interrupted_run_left_it(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = replace(SETTINGS, patience=2)
     with monkeypatch.context() as patched:
         prescribed_elbos(patched, [-5.0, -6.0])
@@ -554,10 +627,13 @@ def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine(warmup: flo
 
 
 @pytest.mark.parametrize(
-    ("beta_warmup", "step", "expected"), [(0.0, 0, 0.5), (0.0, 99, 0.5), (0.4, 0, 0.0), (0.4, 10, 0.125), (0.4, 40, 0.5), (0.4, 99, 0.5)]
+    ("beta_warmup", "step", "expected"),
+    [(0.0, 0, 0.5), (0.0, 99, 0.5), (0.4, 0, 0.0), (0.4, 10, 0.125), (0.4, 40, 0.5), (0.4, 99, 0.5)],
 )
 def test_beta_rises_linearly_from_zero(beta_warmup: float, step: int, expected: float) -> None:
-    assert beta(TrainingSettings(steps=100, beta=0.5, beta_warmup=beta_warmup), step) == pytest.approx(expected, rel=1e-12)
+    assert beta(TrainingSettings(steps=100, beta=0.5, beta_warmup=beta_warmup), step) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_the_first_step_of_adam_moves_weights_by_the_scheduled_learning_rate(packed: Path, tmp_path: Path) -> None:
@@ -575,7 +651,9 @@ def test_the_first_step_of_adam_moves_weights_by_the_scheduled_learning_rate(pac
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
-def test_the_averaged_weights_follow_their_recursion(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
+def test_the_averaged_weights_follow_their_recursion(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float
+) -> None:
     seen = prescribed_elbos(monkeypatch, [-float(i) for i in range(6)])
     prior, history = build(), []
     average = last_weights(prior).detach().double().clone()
@@ -602,7 +680,12 @@ def test_the_averaged_weights_follow_their_recursion(packed: Path, tmp_path: Pat
 def test_training_improves_loss_and_bound_on_the_toy_corpus(packed: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=150, validate_every=30, log_every=10, beta_warmup=0.0, equaliser_db=0.0)
     elbos: list[float] = []
-    fitted = run(packed, tmp_path / "model", settings, progress=lambda now: elbos.append(now.elbo) if now.elbo is not None else None)
+    fitted = run(
+        packed,
+        tmp_path / "model",
+        settings,
+        progress=lambda now: elbos.append(now.elbo) if now.elbo is not None else None,
+    )
     losses = [loss for _, loss, _ in rows(tmp_path / "model")]
     assert fitted.elbo == max(elbos)
     assert elbos[-1] > elbos[0] + 100  # nats per frame
@@ -611,14 +694,18 @@ def test_training_improves_loss_and_bound_on_the_toy_corpus(packed: Path, tmp_pa
 
 
 def test_the_reported_elbo_is_that_of_the_saved_model(packed: Path, tmp_path: Path) -> None:
-    """Against the definition: E_q log p(x | z) - KL on segments of the validation speakers, with the model's own distributions."""
+    """Against the definition: E_q log p(x | z) - KL on segments of the validation speakers, with the model's own
+    distributions.
+    """
     fitted = run(packed, tmp_path / "model")
     prior = AudioVAE.from_pretrained(tmp_path / "model")
     corpus = PackedCorpus(packed)
-    waves, _ = SegmentSampler(corpus, "validation", prior.stft, 8, torch.device("cpu")).draw(2500, seed=5, step=0)
+    waves, _ = SegmentSampler(corpus, "validation", prior.segment_samples(8), torch.device("cpu")).draw(
+        2500, seed=5, step=0
+    )
     with torch.no_grad():
         x = prior.stft.frames(waves)
-        q = prior.vae.infer(x.abs().square()).posterior
+        q = prior.vae.infer(x.abs().square()).factors[0].posterior
         z = q.rsample()
         g = prior.vae.likelihood(z).variance
         log_p = (-math.log(math.pi) - g.log() - x.abs().square() / g).sum(-1)
@@ -661,19 +748,27 @@ def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrup
         assert 0.01 < np.abs(wave).max() <= 0.91
 
 
-def test_what_tensorboard_shows_is_made_without_dropout(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_tensorboard_shows_is_made_without_dropout(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modes: list[bool] = []
     monkeypatch.setattr(
-        loop.Record, "validation", lambda record, step, log_likelihood, kl, prior, wave, condition: modes.append(prior.training)
+        loop.Record, "illustration", lambda record, step, model, wave, condition: modes.append(model.training)
     )
     run(packed, tmp_path / "model")
     assert modes == [False] * 6
 
 
 @pytest.mark.parametrize("role", ["train", "validation"])
-def test_a_corpus_at_another_rate_is_refused(packed: Path, tmp_path: Path, tone_folder: Callable[..., Path], role: str) -> None:
+def test_a_corpus_at_another_rate_is_refused(
+    packed: Path, tmp_path: Path, tone_folder: Callable[..., Path], role: str
+) -> None:
     prepare(tone_folder(tmp_path / "sound", n_speakers=3), tmp_path / "other", PrepareSettings(sample_rate=8000))
-    corpora = {"train": PackedCorpus(packed), "validation": PackedCorpus(packed), role: PackedCorpus(tmp_path / "other")}
+    corpora = {
+        "train": PackedCorpus(packed),
+        "validation": PackedCorpus(packed),
+        role: PackedCorpus(tmp_path / "other"),
+    }
     with pytest.raises(TrainingError, match=r"was prepared at 8000 Hz, and the model has 16000 Hz"):
         fit(build(), corpora["train"], corpora["validation"], tmp_path / "model", SETTINGS)
 
@@ -683,7 +778,9 @@ def test_a_corpus_without_a_needed_split_is_refused_and_leaves_nothing(
     tmp_path: Path, tone_folder: Callable[..., Path], split: str
 ) -> None:
     prepare(
-        tone_folder(tmp_path / "sound", n_speakers=2), tmp_path / "packed", PrepareSettings(validation=1.0 if split == "train" else 0.0)
+        tone_folder(tmp_path / "sound", n_speakers=2),
+        tmp_path / "packed",
+        PrepareSettings(validation=1.0 if split == "train" else 0.0),
     )
     with pytest.raises(CorpusError, match=rf"packed: has no recording in the split '{split}'"):
         run(tmp_path / "packed", tmp_path / "model")
@@ -702,7 +799,10 @@ def test_a_corpus_without_a_needed_split_is_refused_and_leaves_nothing(
         ({"beta": -0.5}, "beta must not be negative, got -0.5"),
         ({"beta": math.nan}, "beta must not be negative, got nan"),
         ({"weight_decay": math.nan}, "weight_decay must not be negative, got nan"),
-        ({"batch_frames": 100, "segment_frames": 16}, r"batch_frames \(100\) must be a multiple of segment_frames \(16\)"),
+        (
+            {"batch_frames": 100, "segment_frames": 16},
+            r"batch_frames \(100\) must be a multiple of segment_frames \(16\)",
+        ),
     ],
 )
 def test_settings_that_make_no_run_are_refused_with_their_value(change: dict[str, Any], message: str) -> None:
@@ -720,9 +820,17 @@ IWAE: dict[str, Any] = {"importance_samples": 3}
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "labels": ("FrameVAE", {"hidden": (8,), "dropout": 0.1, **BOTH}, {}),
     "a point": ("Autoencoder", {"hidden": (8,)}, {}),
-    "a sphere": ("FrameVAE", {"hidden": (8,), "latent": "von-mises-fisher", "likelihood": "complex-student-t"}, {"free_bits": 0.1}),
+    "a sphere": (
+        "FrameVAE",
+        {"hidden": (8,), "latent": "von-mises-fisher", "likelihood": "complex-student-t"},
+        {"free_bits": 0.1},
+    ),
     "context, weighted": ("ContextVAE", {"width": 8, "dilations": (1,), "latent": "dirichlet", **DIGIT}, IWAE),
-    "dynamics, cycles": ("DynamicVAE", {"width": 8, "prior_width": 8, **DIGIT}, {"beta_warmup": 0.5, "beta_cycles": 2, "free_bits": 0.05}),
+    "dynamics, cycles": (
+        "DynamicVAE",
+        {"width": 8, "prior_width": 8, **DIGIT},
+        {"beta_warmup": 0.5, "beta_cycles": 2, "free_bits": 0.05},
+    ),
     "sequences": ("SequenceVAE", {"n_frames": 128, "width": 8, "hidden": 8, **BOTH}, {}),
     "a predictor": ("LabelVAE", {"width": 8, **DIGIT}, {}),
     "RVAE": ("RVAE", {"width": 8}, {}),
@@ -770,8 +878,12 @@ def test_every_kind_of_model_trained_and_continued_ends_the_same(
     assert type(AudioVAE.from_pretrained(tmp_path / "whole").vae).__name__ == name
 
 
-def test_labels_reach_the_model_with_their_recordings(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every segment of every batch, in training and validation, has the one-hot labels of the recording that it was drawn from."""
+def test_labels_reach_the_model_with_their_recordings(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every segment of every batch, in training and validation, has the one-hot labels of the recording that it was
+    drawn from.
+    """
     monkeypatch.setattr(loop, "VALIDATION_FRAMES", 64)
     monkeypatch.setattr(loop, "CALIBRATION_FRAMES", 256)
     corpus = PackedCorpus(digits)
@@ -789,8 +901,13 @@ def test_labels_reach_the_model_with_their_recordings(digits: Path, tmp_path: Pa
     run(digits, tmp_path / "model", replace(BRIEF, steps=3, equaliser_db=0.0), prior=prior)
     assert len(seen) == 3
     for step, (_, condition) in enumerate(seen):
-        _, utterances = SegmentSampler(corpus, "train", prior.stft, 8, torch.device("cpu")).draw(4, BRIEF.seed, step, 0)
-        expected = [[u.labels["digit"] == "0", u.labels["digit"] == "1", u.speaker == "ann", u.speaker == "bob"] for u in utterances]
+        _, utterances = SegmentSampler(corpus, "train", prior.segment_samples(8), torch.device("cpu")).draw(
+            4, BRIEF.seed, step, 0
+        )
+        expected = [
+            [u.labels["digit"] == "0", u.labels["digit"] == "1", u.speaker == "ann", u.speaker == "bob"]
+            for u in utterances
+        ]
         assert condition.tolist() == [[float(value) for value in row] for row in expected]
     assert len({str(condition.tolist()) for _, condition in seen}) > 1
 
@@ -798,10 +915,104 @@ def test_labels_reach_the_model_with_their_recordings(digits: Path, tmp_path: Pa
 def test_a_recording_without_a_label_of_the_model_is_named(packed: Path, tmp_path: Path) -> None:
     prior = AudioVAE(STFT(256, 64), FrameVAE(129, FrameVAESettings(latent_dim=2, hidden=(4,), **DIGIT)), 16000)
     with pytest.raises(
-        TrainingError, match=r"speaker\d/\d\.wav \(train\): the label 'digit' is missing; this model is conditioned on digit \(0, 1\)"
+        TrainingError,
+        match=r"speaker\d/\d\.wav \(train\): the label 'digit' is missing; this model is conditioned on digit \(0, 1\)",
     ):
         run(packed, tmp_path / "model", BRIEF, prior=prior)
     assert not (tmp_path / "model").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Anything that keeps the contract
+
+
+class Loudness(Trainable):
+    """x_n ~ N(0, exp(theta)) for the samples of two channels, the second a tenth of the first: nothing spectral,
+    nothing latent.
+
+    Its best weights are known: theta_c = log E x_c^2.
+    """
+
+    sample_rate = 16000
+    labels, kind, unit = {}, "Loudness", "nats per sample"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(2, 1))
+        self.register_buffer("calibrated", torch.zeros(()))
+
+    def segment_samples(self, n_frames: int) -> int:
+        return 100 * n_frames
+
+    def observe(self, waves: torch.Tensor, equaliser: Any = None) -> torch.Tensor:
+        assert equaliser is None
+        return torch.stack([waves, 0.1 * waves], dim=-2)  # [segment, channel, sample]
+
+    def calibrate(self, observed: torch.Tensor) -> None:
+        self.calibrated += observed.shape[1]
+
+    def elbo(self, observed: torch.Tensor, condition: torch.Tensor | None) -> ELBO:
+        density = -0.5 * (math.log(2 * math.pi) + self.theta + observed.square() / self.theta.exp())
+        return ELBO(density.mean(-2), torch.zeros_like(density.mean(-2)))
+
+    def loss(self, observed: torch.Tensor, condition: torch.Tensor | None, objective: Objective) -> torch.Tensor:
+        terms = self.elbo(observed, condition)
+        return torch.stack([-terms.bound.mean(), terms.kl.mean()])
+
+    def check(self, settings: TrainingSettings) -> None:
+        if settings.free_bits:
+            raise TrainingError("Loudness has no latents")
+
+    def warning(self, observed: torch.Tensor, condition: torch.Tensor | None) -> str:
+        return f"heard {observed.shape[1]} channels"
+
+    def config(self) -> dict[str, Any]:
+        return {"channels": 2}
+
+    def illustrate(self, wave: torch.Tensor, condition: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        return {"heard": wave, "map": torch.rand(3, 5, 4)}
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        saved.write(folder, self.config(), self.state_dict(), str(card))
+
+
+def test_what_keeps_the_contract_is_trained_to_its_known_best_and_shown(packed: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, steps=300, learning_rate=0.1, equaliser_db=0.0, validate_every=100)
+    corpus, model = PackedCorpus(packed), Loudness()
+    fitted = fit(model, corpus, corpus, tmp_path / "model", settings)
+    waves, _ = SegmentSampler(corpus, "train", 800, torch.device("cpu")).draw(2000, seed=3, step=0)
+    expected = waves.square().mean().log() + torch.tensor([[0.0], [2 * math.log(0.1)]])
+    torch.testing.assert_close(model.theta.detach(), expected, atol=0.2, rtol=0)
+    assert fitted.warning == "heard 2 channels"
+    config, tensors = saved.read(tmp_path / "model")
+    assert config["channels"] == 2
+    assert torch.equal(tensors["theta"], model.theta.detach())
+    assert float(tensors["calibrated"]) == 2
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "A Loudness of 2 weights" in card
+    assert "nats per sample" in card
+    board = EventAccumulator(str(tmp_path / "model" / "training"))
+    board.Reload()
+    assert board.Tags()["audio"] == ["validation/heard"]
+    assert board.Tags()["images"] == ["validation/map"]
+    with pytest.raises(TrainingError, match="Loudness has no latents"):
+        fit(Loudness(), corpus, corpus, tmp_path / "other", replace(settings, free_bits=0.1))
+
+
+def test_a_run_of_an_older_version_is_refused_with_the_reason(
+    packed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "model")
+    before = json.loads((folder / "training" / "run.json").read_text())
+    del before["format"]
+    (folder / "training" / "run.json").write_text(json.dumps(before))
+    with pytest.raises(
+        TrainingError,
+        match=r"holds a run of another version of audiovae, whose checkpoints .*; --overwrite starts anew",
+    ):
+        run(packed, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -817,7 +1028,9 @@ def test_two_processes_take_the_same_steps_and_report_once(packed: Path, tmp_pat
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     traces = []
     for arguments in (begin, [*begin, "--overwrite"]):  # neither process may see what the other is to delete
-        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=150, check=False)
+        done = subprocess.run(
+            [program, *arguments], env=environment, capture_output=True, text=True, timeout=150, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["steps"] == 30
         state = load_checkpoint(folder / "training")
@@ -828,14 +1041,16 @@ def test_two_processes_take_the_same_steps_and_report_once(packed: Path, tmp_pat
     assert traces[0] == traces[1]
 
 
-def test_mixed_precision_scores_the_power_in_full_precision(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_scores_the_power_in_full_precision(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine rounds plain tensors to bfloat16 on their way into a model; what the likelihood scores must not be."""
     seen: dict[str, torch.Tensor] = {}
     forward = loop.TrainingLoss.forward
 
-    def spy(self: loop.TrainingLoss, batch: loop.Batch, beta: float) -> torch.Tensor:
-        seen.setdefault(precision, batch.frame_power)
-        return forward(self, batch, beta)
+    def spy(self: loop.TrainingLoss, batch: loop.Batch) -> torch.Tensor:
+        seen.setdefault(precision, batch.observed)
+        return forward(self, batch)
 
     monkeypatch.setattr(loop.TrainingLoss, "forward", spy)
     corpus = PackedCorpus(packed)

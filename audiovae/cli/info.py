@@ -20,6 +20,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 def run(options: Any) -> int:
     from audiovae import saved
     from audiovae.cli.batch import print_json
+    from audiovae.prior import AudioVAE
 
     model = options.name or options.model
     if model is None:
@@ -33,7 +34,7 @@ def run(options: Any) -> int:
             print("audiovae info MODEL shows one of them, or a model folder of your own")
         return 0
     folder = saved.find(model)
-    prior = saved.load(model)
+    prior = AudioVAE.from_pretrained(model)
     config = saved.read_config(folder)
     settings = config["vae"]["settings"]
     facts = {

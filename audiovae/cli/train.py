@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,31 @@ from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     kind = _kind(getattr(parser, "given", ()), getattr(parser, "config", None))
     parser.add_argument("packed", help="corpus as prepared by: audiovae prepare")
-    parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="model folder; a run that was stopped there is continued")
-    parser.add_argument("--validation", metavar="PACKED", help="corpus whose validation split is scored, if not the same")
-    parser.add_argument("--config", action="config", help="YAML file of the options below; dotted options after it override it")
     parser.add_argument(
-        "--type", choices=list(MODEL_SETTINGS), default=kind, help="member of the family, whose sizes the options --vae are"
+        "-o", "--output", metavar="MODEL", required=True, help="model folder; a run that was stopped there is continued"
     )
     parser.add_argument(
-        "--labels", nargs="*", default=[], metavar="LABEL", help="condition the model on labels of the corpus, such as: speaker"
+        "--validation", metavar="PACKED", help="corpus whose validation split is scored, if not the same"
     )
-    parser.add_class_arguments(MODEL_SETTINGS[kind], "vae", skip={"labels"}, help=f"sizes of {kind}")
+    parser.add_argument(
+        "--config", action="config", help="YAML file of the options below; dotted options after it override it"
+    )
+    parser.add_argument(
+        "--type",
+        choices=list(MODEL_SETTINGS),
+        default=kind,
+        help="member of the family, whose sizes the options --vae are",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="*",
+        default=[],
+        metavar="LABEL",
+        help="condition the model on labels of the corpus, such as: speaker",
+    )
+    parser.add_class_arguments(
+        MODEL_SETTINGS[kind], "vae", skip={"labels"} if _takes_labels(kind) else set(), help=f"sizes of {kind}"
+    )
     parser.add_class_arguments(STFTSettings, "stft", help="front end")
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
@@ -38,7 +53,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def _kind(given: Sequence[str], config: str | None) -> str:
-    """The type of the model, which decides what other options there are: as typed, or of the YAML file, or the default."""
+    """The type of the model, which decides what other options there are: as typed, of the YAML file, or the default."""
     words = [part for text in given for part in (text.split("=", 1) if text.startswith("--type=") else [text])]
     kind = next((words[i + 1] for i, text in enumerate(words[:-1]) if text == "--type"), None)
     if kind is None and config is not None:
@@ -52,10 +67,19 @@ def _kind(given: Sequence[str], config: str | None) -> str:
     return kind if kind in MODEL_SETTINGS else "FrameVAE"
 
 
+def _takes_labels(kind: str) -> bool:
+    return any(field.name == "labels" for field in fields(MODEL_SETTINGS[kind]))
+
+
 def run(options: Any) -> int:
-    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):  # one of several processes of the same run
+    if int(os.environ.get("LOCAL_RANK", 0)) or int(
+        os.environ.get("NODE_RANK", 0)
+    ):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
     shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
+    if options.labels and not _takes_labels(options.type):
+        takers = ", ".join(filter(_takes_labels, MODEL_SETTINGS))
+        raise AudiovaeError(f"train: {options.type} takes no labels: its structure has no place for them; {takers} do")
     try:
         settings = TrainingSettings(**{**options.training.as_dict(), **shorts})
     except ValueError as error:
@@ -79,8 +103,10 @@ def run(options: Any) -> int:
     try:
         stft = STFT(**options.stft.as_dict())
         model, settings_of = MODELS[options.type]
-        labels = {name: corpus.classes(name) for name in options.labels}
-        prior = AudioVAE(stft, model(stft.n_freqs, settings_of(**options.vae.as_dict(), labels=labels)), corpus.header.sample_rate)
+        sizes = options.vae.as_dict()
+        if options.labels:
+            sizes["labels"] = {name: corpus.classes(name) for name in options.labels}
+        prior = AudioVAE(stft, model(stft.n_freqs, settings_of(**sizes)), corpus.header.sample_rate)
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 
@@ -98,6 +124,8 @@ def run(options: Any) -> int:
     if options.json:
         print_json({"model": str(output), **asdict(fitted)})
     elif not options.quiet:
-        unit = "nats per frame" if prior.vae.is_density else "per frame"
-        print(f"{output}: validation ELBO {fitted.elbo:.1f} {unit}, reached at step {fitted.best_step} of {fitted.steps}")
+        print(
+            f"{output}: validation ELBO {fitted.elbo:.1f} {prior.unit}, reached at step {fitted.best_step} of "
+            f"{fitted.steps}"
+        )
     return 0

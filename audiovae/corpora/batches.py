@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import CorpusError
-from audiovae.stft import STFT
 
 _SHARE_OF_DEVICE = 0.5  # of the free memory that a corpus may take on a GPU; a larger one stays on the disk
 
@@ -24,21 +23,20 @@ class SegmentSampler:
     Args:
         corpus: the packed recordings.
         split: "train", "validation" or "test".
-        stft: whose frames are counted; a segment has no frame that reaches beyond it.
-        segment_frames: frames per segment. A recording too short for that is followed by zeros.
+        segment_samples: length of a segment. A recording too short for that is followed by zeros.
         device: where the batches are wanted.
 
     Raises:
         CorpusError: no recording in that split.
     """
 
-    def __init__(self, corpus: PackedCorpus, split: str, stft: STFT, segment_frames: int, device: torch.device) -> None:
+    def __init__(self, corpus: PackedCorpus, split: str, segment_samples: int, device: torch.device) -> None:
         self.utterances = corpus.split(split)
         if not self.utterances:
             raise CorpusError(
                 corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more"
             )
-        self.segment_samples = (segment_frames - 1) * stft.hop_length + stft.n_fft
+        self.segment_samples = segment_samples
         lengths = np.array([u.n_samples for u in self.utterances])
         self._starts = np.array([u.start for u in self.utterances])
         self._last = np.maximum(lengths - self.segment_samples, 0)  # latest start within a recording
@@ -98,9 +96,8 @@ def random_equaliser(
     """Power gains of smooth random equalisers, one a segment: another microphone, another room, another voice's tilt.
 
     The gain in dB is a sum of the first seven cosines over frequency, with weights of variance deviation_db^2 / (1 +
-    k).
-    Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of
-        sound.
+    k). Multiplying the power of a circular complex Gaussian by a gain gives another one: the statistics stay those of
+    sound.
     """
     order = np.arange(7)
     weights = np.random.default_rng(seed).standard_normal((n_segments, 7)) * deviation_db / np.sqrt(1 + order)

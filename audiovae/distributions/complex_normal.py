@@ -52,12 +52,19 @@ class ComplexNormal(Distribution):
     support = _Complex()
     has_rsample = True
 
-    def __init__(self, variance: Any = None, log_variance: Any = None, floor: float = 0.0, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, variance: Any = None, log_variance: Any = None, floor: float = 0.0, validate_args: bool | None = None
+    ) -> None:
         if (variance is None) == (log_variance is None):
-            raise ValueError("ComplexNormal takes either variance or log_variance, got " + ("neither" if variance is None else "both"))
+            raise ValueError(
+                "ComplexNormal takes either variance or log_variance, got "
+                + ("neither" if variance is None else "both")
+            )
         (given,) = broadcast_all(variance if log_variance is None else log_variance)
         if log_variance is None and validate_args is not False and not bool((given > 0).all()):
-            raise ValueError(f"Expected parameter variance of ComplexNormal to be positive, but found invalid values:\n{given}")
+            raise ValueError(
+                f"Expected parameter variance of ComplexNormal to be positive, but found invalid values:\n{given}"
+            )
         self._given = given.log() if log_variance is None else given
         self._log_floor = math.log(floor) if floor > 0 else -math.inf
         super().__init__(self._given.shape, validate_args=validate_args)
@@ -85,7 +92,9 @@ class ComplexNormal(Distribution):
         return self.variance.sqrt()
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> ComplexNormal:
-        return ComplexNormal(log_variance=self.log_variance.expand(torch.Size(batch_shape)), validate_args=self._validate_args)
+        return ComplexNormal(
+            log_variance=self.log_variance.expand(torch.Size(batch_shape)), validate_args=self._validate_args
+        )
 
     def __repr__(self) -> str:
         return f"ComplexNormal(log_variance: {tuple(self._given.shape)})"
@@ -129,10 +138,11 @@ def _rows(array: Tensor, at_once: int) -> tuple[Tensor, ...]:
 
 
 class _SummedLogProb(torch.autograd.Function):
-    """sum over the last axis of -log(pi) - v - power exp(-v), v = max(log_variance, log_floor), in as few passes as can be.
+    """sum over the last axis of -log(pi) - v - power exp(-v), v = max(log_variance, log_floor), in as few passes as can
+    be.
 
-    An array of frames by bins is too large for the cache: every pass that makes a new one costs as much as a small matrix
-    product. This one makes a single array, which is the gradient with respect to v already.
+    An array of frames by bins is too large for the cache: every pass that makes a new one costs as much as a small
+    matrix product. This one makes a single array, which is the gradient with respect to v already.
     """
 
     @staticmethod
@@ -140,8 +150,12 @@ class _SummedLogProb(torch.autograd.Function):
         ctx.log_floor, ctx.floored = log_floor, False
         slope = torch.empty_like(log_variance)
         total = log_variance.new_empty(log_variance.shape[:-1])
-        rows_at_once = max(1, _CACHED // log_variance.shape[-1]) if log_variance.device.type == "cpu" else max(1, total.numel())
-        for work, v, p, out in zip(*(_rows(t, rows_at_once) for t in (slope, log_variance, power, total.unsqueeze(-1))), strict=True):
+        rows_at_once = (
+            max(1, _CACHED // log_variance.shape[-1]) if log_variance.device.type == "cpu" else max(1, total.numel())
+        )
+        for work, v, p, out in zip(
+            *(_rows(t, rows_at_once) for t in (slope, log_variance, power, total.unsqueeze(-1))), strict=True
+        ):
             torch.neg(v, out=work)
             if log_floor > -math.inf and bool(work.amax() > -log_floor):
                 work.clamp_(max=-log_floor)

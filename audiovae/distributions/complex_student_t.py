@@ -18,10 +18,10 @@ _LARGEST_EXPONENT = 60.0  # exp of it times any degrees of freedom is finite in 
 class ComplexStudentT(Distribution):
     """Zero-mean circular complex Student-t with df degrees of freedom and scale s, independent over its batch.
 
-    log p(x) = -log(pi) - log(s) - (df/2 + 1) log(1 + 2 |x|^2 / (df s)), a density over the plane (real, imaginary): that of the
-    bivariate real Student-t of scale matrix (s/2) I. It is N_C(0, s) divided by the square root of an independent
-    chi-squared variable over its df degrees of freedom, N_C(0, s) itself as df goes to infinity, and the complex Cauchy
-    distribution at df = 1. The scale is a power, E|x|^2 = s df / (df - 2).
+    log p(x) = -log(pi) - log(s) - (df/2 + 1) log(1 + 2 |x|^2 / (df s)), a density over the plane (real, imaginary):
+    that of the bivariate real Student-t of scale matrix (s/2) I. It is N_C(0, s) divided by the square root of an
+    independent chi-squared variable over its df degrees of freedom, N_C(0, s) itself as df goes to infinity, and the
+    complex Cauchy distribution at df = 1. The scale is a power, E|x|^2 = s df / (df - 2).
 
     Args:
         df: degrees of freedom > 0, a number or any shape; it may be learned.
@@ -30,27 +30,39 @@ class ComplexStudentT(Distribution):
         floor: smallest scale, below which a given one counts as this.
 
     Raises:
-        ValueError: none or both of scale and log_scale, a scale that is not positive, or degrees of freedom that are not
-            positive and finite.
+        ValueError: none or both of scale and log_scale, a scale that is not positive, or degrees of freedom that are
+            not positive and finite.
 
-    Reference: S. Kotz and S. Nadarajah, "Multivariate t distributions and their applications", Cambridge University Press,
-        2004; K. Yoshii, K. Itoyama, M. Goto, "Student's t nonnegative matrix factorization and positive semidefinite tensor
-        factorization for single-channel audio source separation", ICASSP 2016.
+    Reference: S. Kotz and S. Nadarajah, "Multivariate t distributions and their applications", Cambridge University
+        Press, 2004; K. Yoshii, K. Itoyama, M. Goto, "Student's t nonnegative matrix factorization and positive
+        semidefinite tensor factorization for single-channel audio source separation", ICASSP 2016.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"df": constraints.positive, "log_scale": constraints.real}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "df": constraints.positive,
+        "log_scale": constraints.real,
+    }
     support = ComplexNormal.support
     has_rsample = True
 
-    def __init__(self, df: Any, scale: Any = None, log_scale: Any = None, floor: float = 0.0, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, df: Any, scale: Any = None, log_scale: Any = None, floor: float = 0.0, validate_args: bool | None = None
+    ) -> None:
         if (scale is None) == (log_scale is None):
-            raise ValueError("ComplexStudentT takes either scale or log_scale, got " + ("neither" if scale is None else "both"))
+            raise ValueError(
+                "ComplexStudentT takes either scale or log_scale, got " + ("neither" if scale is None else "both")
+            )
         wide, given = broadcast_all(df, scale if log_scale is None else log_scale)
-        self._df = torch.as_tensor(df, dtype=wide.dtype, device=wide.device)  # most often a single number: cheaper than its expansion
+        self._df = torch.as_tensor(
+            df, dtype=wide.dtype, device=wide.device
+        )  # most often a single number: cheaper than its expansion
         if validate_args is not False:
             wrong = ~(torch.isfinite(self._df) & (self._df > 0))
             if bool(wrong.any()):
-                raise ValueError(f"the degrees of freedom of ComplexStudentT must be positive and finite, got {float(self._df[wrong][0])}")
+                raise ValueError(
+                    "the degrees of freedom of ComplexStudentT must be positive and finite, got "
+                    f"{float(self._df[wrong][0])}"
+                )
             if log_scale is None and not bool((given > 0).all()):
                 raise ValueError(f"the scale of ComplexStudentT must be positive, got {float(given[~(given > 0)][0])}")
         self._given = given.log() if log_scale is None else given
@@ -91,7 +103,9 @@ class ComplexStudentT(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> ComplexStudentT:
         shape = torch.Size(batch_shape)
-        return ComplexStudentT(self._df.expand(shape), log_scale=self.log_scale.expand(shape), validate_args=self._validate_args)
+        return ComplexStudentT(
+            self._df.expand(shape), log_scale=self.log_scale.expand(shape), validate_args=self._validate_args
+        )
 
     def __repr__(self) -> str:
         return f"ComplexStudentT(log_scale: {tuple(self._given.shape)})"

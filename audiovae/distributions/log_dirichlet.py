@@ -23,12 +23,13 @@ class _LogSimplex(constraints.Constraint):
 
 
 class LogDirichlet(Distribution):
-    """Distribution of y = log z for z ~ Dirichlet(a): log p(y) = sum_k a_k y_k - log B(a), on vectors with logsumexp(y) = 0.
+    """Distribution of y = log z for z ~ Dirichlet(a): log p(y) = sum_k a_k y_k - log B(a), on vectors with logsumexp(y)
+    = 0.
 
-    log B(a) = sum_k log Gamma(a_k) - log Gamma(a_0), a_0 = sum_k a_k. The density is the Dirichlet's over z_1..z_{K-1} times
-    z_1 ... z_K, the Jacobian of the softmax: that of the log-ratios y_k - y_K, k < K, with respect to Lebesgue measure, the
-    same whichever entry is the reference. It is bounded for every a, where the Dirichlet's is infinite at the corners
-    for a_k < 1. As z underflows for small a, work with y as far as possible.
+    log B(a) = sum_k log Gamma(a_k) - log Gamma(a_0), a_0 = sum_k a_k. The density is the Dirichlet's over z_1..z_{K-1}
+    times z_1 ... z_K, the Jacobian of the softmax: that of the log-ratios y_k - y_K, k < K, with respect to Lebesgue
+    measure, the same whichever entry is the reference. It is bounded for every a, where the Dirichlet's is infinite at
+    the corners for a_k < 1. As z underflows for small a, work with y as far as possible.
 
     Args:
         concentration: a, `[..., K]` with K at least 2; below `SMALLEST_CONCENTRATION` an entry counts as this and above
@@ -47,11 +48,16 @@ class LogDirichlet(Distribution):
 
     def __init__(self, concentration: Tensor, validate_args: bool | None = None) -> None:
         if concentration.ndim == 0 or concentration.shape[-1] < 2:
-            raise ValueError(f"LogDirichlet needs at least 2 entries, got a concentration of shape {tuple(concentration.shape)}")
+            raise ValueError(
+                f"LogDirichlet needs at least 2 entries, got a concentration of shape {tuple(concentration.shape)}"
+            )
         if validate_args is not False:
             wrong = ~(torch.isfinite(concentration) & (concentration > 0))
             if bool(wrong.any()):
-                raise ValueError(f"the concentration of LogDirichlet must be positive and finite, got {float(concentration[wrong][0])}")
+                raise ValueError(
+                    "the concentration of LogDirichlet must be positive and finite, got "
+                    f"{float(concentration[wrong][0])}"
+                )
         self._given = concentration
         super().__init__(concentration.shape[:-1], concentration.shape[-1:], validate_args=validate_args)
 

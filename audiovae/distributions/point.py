@@ -6,17 +6,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, register_kl
+from torch.distributions import Distribution, constraints
 
 
 class Point(Distribution):
-    """All mass at `location`: event `[latent]`. It has no density; `kl_divergence` of two of them is zero: nothing is paid for a code.
+    """All mass at `location`: event `[latent]`. It has no density, and no prior.
 
     Args:
         location: `[..., latent]`.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"location": constraints.independent(constraints.real, 1)}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "location": constraints.independent(constraints.real, 1)
+    }
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 
@@ -37,8 +39,3 @@ class Point(Distribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.location.expand(self._extended_shape(torch.Size(sample_shape)))
-
-
-@register_kl(Point, Point)
-def _kl_point(p: Point, q: Point) -> Tensor:
-    return p.location.new_zeros(torch.broadcast_shapes(p.batch_shape, q.batch_shape))

@@ -16,8 +16,8 @@ from audiovae.distributions.complex_normal import EULER_GAMMA, VARIANCE_FLOOR
 class ScaledBernoulli(Distribution):
     """The textbook's likelihood: s = (log(|x|^2 + 1e-6) - low) / (high - low), cut to 0..1, as a probability.
 
-    log_prob = s log(m) + (1 - s) log(1 - m) with m = sigmoid(logits): minus the binary cross-entropy. It is no density of x,
-    nor of s. Its `variance` is the PSD whose mean log power is the one that m stands for.
+    log_prob = s log(m) + (1 - s) log(1 - m) with m = sigmoid(logits): minus the binary cross-entropy. It is no density
+    of x, nor of s. Its `variance` is the PSD whose mean log power is the one that m stands for.
 
     Args:
         logits: of m, any shape.
@@ -51,9 +51,11 @@ class ScaledBernoulli(Distribution):
 
 
 class LogPowerNormal(Distribution):
-    """Squared error on the standardised log power: u = (log(|x|^2 + 1e-6) - mean) / std ~ N(location, 1), a density of u and not of x.
+    """Squared error on the standardised log power: u = (log(|x|^2 + 1e-6) - mean) / std ~ N(location, 1), a density of
+    u and not of x.
 
-    Its `variance` is the PSD of the complex Gaussian whose mean log power is at `location`: E[log |x|^2] = log PSD - gamma.
+    Its `variance` is the PSD of the complex Gaussian whose mean log power is at `location`: E[log |x|^2] = log PSD -
+        gamma.
 
     Args:
         location: mean of u, any shape.

@@ -1,4 +1,6 @@
-"""Distributions on the unit sphere of R^d: the uniform one, what those around a direction share, and the von Mises-Fisher."""
+"""Distributions on the unit sphere of R^d: the uniform one, what those around a direction share, and the von
+Mises-Fisher.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class SphereUniform(Distribution):
         return self._zero.expand(self._extended_shape())
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> SphereUniform:
-        return SphereUniform(self.dim, batch_shape, self._zero.dtype, self._zero.device, validate_args=self._validate_args)
+        return SphereUniform(
+            self.dim, batch_shape, self._zero.dtype, self._zero.device, validate_args=self._validate_args
+        )
 
     def __repr__(self) -> str:
         return f"SphereUniform(dim: {self.dim}, batch_shape: {tuple(self._batch_shape)})"
@@ -104,10 +108,11 @@ class AroundDirection(Distribution, ABC):
     """What distributions on the unit sphere share whose density is log p(z) = k T(mu.z) - log M(k) - log S.
 
     S is the surface of the sphere and M(k) = E[exp(k T)] for a uniform z, so that the KL divergence to the uniform
-    distribution is k E[T] - log M(k), with derivative k Var[T]. The angle between z and mu is drawn in double precision by
-    `_draw`, and z = cos(angle) mu + sin(angle) s with s a uniform direction orthogonal to mu, by a Householder reflection.
-    The gradient with respect to k is that of implicit reparameterisation, d angle / dk = -(dF/dk) / f with F and f the
-    distribution function and density of the angle; it is exact and needs no correction for rejections behind a sample.
+    distribution is k E[T] - log M(k), with derivative k Var[T]. The angle between z and mu is drawn in double precision
+    by `_draw`, and z = cos(angle) mu + sin(angle) s with s a uniform direction orthogonal to mu, by a Householder
+    reflection. The gradient with respect to k is that of implicit reparameterisation, d angle / dk = -(dF/dk) / f with
+    F and f the distribution function and density of the angle; it is exact and needs no correction for rejections
+    behind a sample.
 
     Args:
         loc: mu, of unit length along its last axis, `[..., dim]` with dim at least 2.
@@ -135,7 +140,9 @@ class AroundDirection(Distribution, ABC):
         if validate_args is not False:
             wrong = ~(torch.isfinite(given) & (given >= 0))
             if bool(wrong.any()):
-                raise ValueError(f"the concentration of {name} must be finite and not negative, got {float(given[wrong][0])}")
+                raise ValueError(
+                    f"the concentration of {name} must be finite and not negative, got {float(given[wrong][0])}"
+                )
             wrong = ~sphere.check(loc)
             if bool(wrong.any()):
                 length = float(torch.linalg.vector_norm(loc[wrong][0]))
@@ -149,7 +156,9 @@ class AroundDirection(Distribution, ABC):
     @staticmethod
     @abstractmethod
     def _statistic(squared_distance: Tensor) -> Tensor:
-        """T, which falls with the distance: a function of |z - mu|^2 = 2 - 2 mu.z, as 1 - mu.z has lost its digits near mu."""
+        """T, which falls with the distance: a function of |z - mu|^2 = 2 - 2 mu.z, as 1 - mu.z has lost its digits near
+        mu.
+        """
 
     @staticmethod
     @abstractmethod
@@ -176,7 +185,9 @@ class AroundDirection(Distribution, ABC):
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> AroundDirection:
         shape = torch.Size(batch_shape)
-        return type(self)(self.loc.expand(*shape, self.dim), self._given.expand(shape), validate_args=self._validate_args)
+        return type(self)(
+            self.loc.expand(*shape, self.dim), self._given.expand(shape), validate_args=self._validate_args
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(loc: {tuple(self.loc.shape)}, concentration: {tuple(self._batch_shape)})"
@@ -244,8 +255,8 @@ class _Angle(torch.autograd.Function):
 def _angle_slope(angle: Tensor, concentration: Tensor, dim: int, kind: type[AroundDirection]) -> Tensor:
     """Derivative of an angle in k, -(dF/dk) / f, by Gauss-Legendre quadrature.
 
-    dF/dk is the integral of (T - E[T]) f from 0 to the angle or, with the other sign, from the angle to pi. On one of the
-    two T - E[T] keeps its sign, so that nothing cancels. The interval ends where the density is negligible.
+    dF/dk is the integral of (T - E[T]) f from 0 to the angle or, with the other sign, from the angle to pi. On one of
+    the two T - E[T] keeps its sign, so that nothing cancels. The interval ends where the density is negligible.
     """
 
     def log_density_and_statistic(angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,13 +282,13 @@ def _angle_slope(angle: Tensor, concentration: Tensor, dim: int, kind: type[Arou
 class VonMisesFisher(AroundDirection):
     """Von Mises-Fisher distribution on the unit sphere of R^d: log p(z) = k mu.z + log C_d(k).
 
-    log C_d(k) = (d/2 - 1) log k - (d/2) log(2 pi) - log I_{d/2-1}(k) with I the modified Bessel function. The mean is A_d(k) mu
-    with A_d(k) = I_{d/2}(k) / I_{d/2-1}(k), and the KL divergence to the uniform distribution k A_d(k) + log C_d(k) + log S,
-    with derivative k A_d'(k). All of these are in double precision inside and neither overflow, underflow nor cancel. See
-    `AroundDirection` for the arguments and errors.
+    log C_d(k) = (d/2 - 1) log k - (d/2) log(2 pi) - log I_{d/2-1}(k) with I the modified Bessel function. The mean is
+    A_d(k) mu with A_d(k) = I_{d/2}(k) / I_{d/2-1}(k), and the KL divergence to the uniform distribution k A_d(k) + log
+    C_d(k) + log S, with derivative k A_d'(k). All of these are in double precision inside and neither overflow,
+    underflow nor cancel. See `AroundDirection` for the arguments and errors.
 
-    Reference: K. Mardia and P. Jupp, "Directional statistics", Wiley, 2000; T. Davidson et al., "Hyperspherical variational
-        auto-encoders", UAI 2018.
+    Reference: K. Mardia and P. Jupp, "Directional statistics", Wiley, 2000; T. Davidson et al., "Hyperspherical
+        variational auto-encoders", UAI 2018.
     """
 
     @property
@@ -297,7 +308,8 @@ class VonMisesFisher(AroundDirection):
 
     @staticmethod
     def _draw(concentration: Tensor, dim: int) -> Tensor:
-        """Rejection from a transformed Beta variable, written with two Gamma variables so that neither 1 - w nor 1 + w cancels.
+        """Rejection from a transformed Beta variable, written with two Gamma variables so that neither 1 - w nor 1 + w
+        cancels.
 
         Reference: A. Wood, "Simulation of the von Mises Fisher distribution", Communications in Statistics 23(1), 1994.
         """
@@ -310,7 +322,9 @@ class VonMisesFisher(AroundDirection):
         left = torch.arange(len(concentration), device=concentration.device)
         while len(left):
             above, below = torch._standard_gamma(concentration.new_full((2, len(left)), m / 2))
-            angle[left] = 2 * torch.atan(torch.sqrt(b[left] * above / below))  # tan^2 of the half angle is (1 - w) / (1 + w)
+            angle[left] = 2 * torch.atan(
+                torch.sqrt(b[left] * above / below)
+            )  # tan^2 of the half angle is (1 - w) / (1 + w)
             t = 2 * a[left] * b[left] * (above + below) / (below + b[left] * above)
             log_uniform = -torch.empty_like(t).exponential_()
             left = left[m * t.log() - t - largest[left] < log_uniform]
@@ -339,9 +353,9 @@ _ORDER_OF_EXPANSION = 64  # four terms of the expansion leave an error of 2e-11 
 def _bessel_terms(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Log I_n(k) - log(its first term in k), A_d(k) = I_{n+1}(k) / I_n(k), and A_d'(k), with n = dim/2 - 1.
 
-    The first is log(Gamma(n+1) (2/k)^n I_n(k)) = -log C_d(k) - log S, the logarithm of E[exp(k mu.z)] for a uniform z: 0 at
-    k = 0, where I_n(k) itself underflows. Orders of 64 or more have a uniform expansion; lower ones follow by steps down,
-    I_{n-1} / I_n = 2n/k + I_{n+1} / I_n, which damp the errors of the ratio and of its derivative.
+    The first is log(Gamma(n+1) (2/k)^n I_n(k)) = -log C_d(k) - log S, the logarithm of E[exp(k mu.z)] for a uniform z:
+    0 at k = 0, where I_n(k) itself underflows. Orders of 64 or more have a uniform expansion; lower ones follow by
+    steps down, I_{n-1} / I_n = 2n/k + I_{n+1} / I_n, which damp the errors of the ratio and of its derivative.
 
     Reference: F. Olver et al., "NIST digital library of mathematical functions", 10.41.3 and 10.29.1.
     """

@@ -20,11 +20,9 @@ from audiovae.audio import AudioInfo, Writer
 from audiovae.errors import ModelError
 from audiovae.files.recording import Recording
 from audiovae.files.stretch import STRETCH_FRAMES, stretches
-from audiovae.models import Inference
-from audiovae.models.latents import standard_normal
+from audiovae.models import Factor, Inference
 from audiovae.phase import StreamingGriffinLim
 from audiovae.prior import AudioVAE, LatentChoice, check_choice
-from audiovae.saved import model_hash
 from audiovae.stft import power
 
 LATENTS_FORMAT_VERSION = 2
@@ -138,10 +136,13 @@ def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = 
     for stretch in stretches((block.spectrogram for block in recording.blocks()), prior.vae.context):
         inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
         latents.append(inference.latents[:, stretch.kept].cpu())
-        for name, tensor in tensors(inference.posterior).items():
-            posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
-        if inference.sequence_posterior is not None and not sequence:
-            sequence = {name: tensor.cpu() for name, tensor in tensors(inference.sequence_posterior).items()}
+        first = not sequence
+        for factor in inference.factors:
+            for name, tensor in tensors(factor.posterior).items():
+                if factor.per_frame:
+                    posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
+                elif first:
+                    sequence[name] = tensor.cpu()
     joined = {name: torch.cat(parts, dim=1) for name, parts in posterior.items()}
     info = recording.info
     return LatentsFile(
@@ -151,7 +152,7 @@ def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = 
         recording.level,
         info.sample_rate,
         info.n_samples,
-        model_hash(prior),
+        prior.model_hash(),
     )
 
 
@@ -171,7 +172,7 @@ def decode_file(
     """
     check_choice(latents)
     encoded = LatentsFile.load(source)
-    if encoded.model != model_hash(prior):
+    if encoded.model != prior.model_hash():
         raise ModelError(source, f"was encoded by another model ({encoded.model[:12]}); give that one with --model")
     z = encoded.latents
     # What was encoded: its format is not kept, so the target's suffix names one.
@@ -197,6 +198,6 @@ def decode_file(
 
 def _sampled(prior: AudioVAE, encoded: LatentsFile) -> Float[Tensor, "channel frame latent"]:
     build = prior.vae.latents.build
-    z = encoded.latents
-    of_frames = build(**encoded.posterior) if encoded.posterior else standard_normal(z[..., :0])
-    return Inference(z, of_frames, of_frames, build(**encoded.sequence) if encoded.sequence else None).sample()
+    stored = [(encoded.posterior, True), (encoded.sequence, False)]
+    factors = tuple(Factor(build(**tensors), None, per_frame) for tensors, per_frame in stored if tensors)
+    return Inference(encoded.latents, factors).sample()

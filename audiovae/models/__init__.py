@@ -14,14 +14,27 @@ from audiovae.models.rvae import RVAE
 from audiovae.models.sequence_vae import SequenceVAE
 from audiovae.models.srnn import SRNN
 from audiovae.models.storn import STORN
-from audiovae.models.vae import VAE, Inference
+from audiovae.models.vae import VAE, Factor, Inference
 from audiovae.models.vrnn import VRNN
 from audiovae.settings import MODEL_SETTINGS
 
 # Class and settings by class name. A new model costs one file, its settings, and its name here.
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     model.__name__: (model, MODEL_SETTINGS[model.__name__])
-    for model in (FrameVAE, Autoencoder, ContextVAE, DynamicVAE, SequenceVAE, LabelVAE, RVAE, DKF, DSAE, STORN, VRNN, SRNN)
+    for model in (
+        FrameVAE,
+        Autoencoder,
+        ContextVAE,
+        DynamicVAE,
+        SequenceVAE,
+        LabelVAE,
+        RVAE,
+        DKF,
+        DSAE,
+        STORN,
+        VRNN,
+        SRNN,
+    )
 }
 
-__all__ = ["MODELS", "VAE", "Conditions", "Inference", *MODELS]
+__all__ = ["MODELS", "VAE", "Conditions", "Factor", "Inference", *MODELS]

@@ -7,13 +7,15 @@ from typing import cast
 from torch import nn
 
 from audiovae.models.frame_wise import FrameWise
+from audiovae.models.latents import PointFamily
 from audiovae.networks.mlp import mlp, start_small
 from audiovae.settings import AutoencoderSettings
 
 
 class Autoencoder(FrameWise):
-    """z_t = f(x_t), trained on log p(x_t | z_t) alone: squared error on the log power, cross-entropy on a scaled spectrogram, or a density.
+    """z_t = f(x_t), trained on log p(x_t | z_t) alone.
 
+    That is squared error on the log power, cross-entropy on a scaled spectrogram, or a density.
     Its KL is zero, for there is no prior: it can be neither sampled nor plugged into a separator as one.
 
     Args:
@@ -21,15 +23,13 @@ class Autoencoder(FrameWise):
         settings: the sizes.
 
     Raises:
-        ValueError: a size that makes no network, or labels.
+        ValueError: a size that makes no network.
     """
 
+    has_prior = False
+
     def __init__(self, n_freqs: int, settings: AutoencoderSettings = AutoencoderSettings()) -> None:
-        if settings.latent != "point":
-            raise ValueError(f"latent must be point in an autoencoder, got {settings.latent!r}: its code is no distribution; see FrameVAE")
-        if settings.labels:
-            raise ValueError("an autoencoder takes no labels; see FrameVAE")
-        super().__init__(n_freqs, settings)
+        super().__init__(n_freqs, settings, PointFamily(settings.latent_dim))
         options = (settings.activation, settings.dropout, settings.residual)
         self.encoder = mlp([n_freqs, *settings.hidden, self.latents.n_outputs], *options)
         self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options, last_bias=False)

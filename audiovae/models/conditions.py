@@ -16,8 +16,8 @@ from audiovae.errors import ConditionError
 class Conditions:
     """Names and classes of labels, and the vectors that stand for them.
 
-    A condition is a vector of one block per label, each a distribution over its classes: one-hot for a known label, anything
-    on the simplex for a soft one, which has a gradient.
+    A condition is a vector of one block per label, each a distribution over its classes: one-hot for a known label,
+    anything on the simplex for a soft one, which has a gradient.
 
     Args:
         labels: classes by name.
@@ -43,7 +43,9 @@ class Conditions:
         for name in given:
             if name not in self.labels:
                 near = difflib.get_close_matches(name, self.labels, 1)
-                raise ConditionError(f"unknown label {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"this model {self}"))
+                raise ConditionError(
+                    f"unknown label {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"this model {self}")
+                )
         blocks = []
         for name, classes in self.labels.items():
             if name not in given:
@@ -56,14 +58,21 @@ class Conditions:
     def every(self) -> Float[Tensor, "combination label"]:
         """The conditions of all combinations of classes, the last label running fastest."""
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.n_classes)).reshape(-1, len(self.n_classes))
-        return torch.cat([functional.one_hot(column, n).float() for column, n in zip(grid.T, self.n_classes, strict=True)], dim=-1)
+        return torch.cat(
+            [functional.one_hot(column, n).float() for column, n in zip(grid.T, self.n_classes, strict=True)], dim=-1
+        )
 
     def names(self, condition: Float[Tensor, " label"]) -> dict[str, str]:
         """The likeliest class of every label."""
         blocks = condition.split(self.n_classes)
-        return {name: classes[int(block.argmax())] for (name, classes), block in zip(self.labels.items(), blocks, strict=True)}
+        return {
+            name: classes[int(block.argmax())]
+            for (name, classes), block in zip(self.labels.items(), blocks, strict=True)
+        }
 
-    def join(self, features: Float[Tensor, "*batch frame feature"], condition: Tensor | None) -> Float[Tensor, "*batch frame joined"]:
+    def join(
+        self, features: Float[Tensor, "*batch frame feature"], condition: Tensor | None
+    ) -> Float[Tensor, "*batch frame joined"]:
         """Features of frames, each followed by its condition; just the features where the model has no labels.
 
         Raises:
@@ -75,7 +84,9 @@ class Conditions:
             return features
         return torch.cat([features, self.per_frame(condition, features)], dim=-1)
 
-    def per_frame(self, condition: Tensor | None, like: Float[Tensor, "*batch frame feature"]) -> Float[Tensor, "*batch frame label"]:
+    def per_frame(
+        self, condition: Tensor | None, like: Float[Tensor, "*batch frame feature"]
+    ) -> Float[Tensor, "*batch frame label"]:
         """The condition of every frame, `[..., frame, label]`, for one per sequence or per frame.
 
         Raises:
@@ -90,7 +101,8 @@ class Conditions:
             return condition.unsqueeze(-2).expand(*batch, n_frames, -1)
         except RuntimeError as error:
             raise ConditionError(
-                f"a condition of shape {list(condition.shape)} fits neither {batch} sequences nor their {n_frames} frames"
+                f"a condition of shape {list(condition.shape)} fits neither {batch} sequences nor their {n_frames} "
+                "frames"
             ) from error
 
     def of_sequence(
@@ -108,13 +120,16 @@ class Conditions:
         try:
             return condition.expand(*batch, self.size).unsqueeze(-2)
         except RuntimeError as error:
-            raise ConditionError(f"a condition of shape {list(condition.shape)} fits no {list(batch)} sequences") from error
+            raise ConditionError(
+                f"a condition of shape {list(condition.shape)} fits no {list(batch)} sequences"
+            ) from error
 
     def check(self, condition: Tensor | None) -> Tensor:
         """The condition, if it is one of this model.
 
         Raises:
-            ConditionError: it is missing, of another size, negative, not finite, or does not sum to one for every label.
+            ConditionError: it is missing, of another size, negative, not finite, or does not sum to one for every
+                label.
         """
         if condition is None:
             raise ConditionError(f"a condition is missing: this model {self}")
@@ -125,14 +140,17 @@ class Conditions:
             if not bool((block >= 0).all() & (off < 1e-3).all()):
                 worst = float(off.max())
                 raise ConditionError(
-                    f"the classes of {name!r} must be non-negative and sum to 1, got a sum that is {worst:.3g} off or a negative entry"
+                    f"the classes of {name!r} must be non-negative and sum to 1, got a sum that is {worst:.3g} off or "
+                    "a negative entry"
                 )
         return condition
 
     def __str__(self) -> str:
         if not self.labels:
             return "has no labels"
-        return "is conditioned on " + " and ".join(f"{name} ({_listed(classes)})" for name, classes in self.labels.items())
+        return "is conditioned on " + " and ".join(
+            f"{name} ({_listed(classes)})" for name, classes in self.labels.items()
+        )
 
 
 def _listed(classes: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical
 from audiovae.models.latents import normal_from_outputs, standard_normal
-from audiovae.models.vae import EVERYTHING, Inference, with_sequence
+from audiovae.models.vae import EVERYTHING, Factor, Inference, in_every_frame
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import DSAESettings
@@ -20,18 +20,19 @@ from audiovae.settings import DSAESettings
 class DSAE(Dynamical):
     """A vector v for the whole sequence (the voice) and a chain of latents z (what is said).
 
-    Generation: p(x, z, v) = p(v) prod_t p(x_t | z_t, v) p(z_t | z_{1:t-1}), causal, v known from the start; p(v) = N(0, I).
+    Generation: p(x, z, v) = p(v) prod_t p(x_t | z_t, v) p(z_t | z_{1:t-1}), causal, v known from the start; p(v) = N(0,
+        I).
     Inference: q(z, v | x) = q(v | x_{1:T}) prod_t q(z_t | v, x_{1:T}), which sees everything, and no other z.
 
-    The likelihood needs no past x. The last `sequence_dim` coordinates of the latents are v in every frame; a decoder given
-    others takes their mean.
+    The likelihood needs no past x. The last `sequence_dim` coordinates of the latents are v in every frame; a decoder
+    given others takes their mean.
 
     Args:
         n_freqs: frequency bins per frame.
         settings: the sizes; `latent_dim` is that of z alone.
 
     Raises:
-        ValueError: a size that makes no network, labels, or latents that are not Gaussian.
+        ValueError: a size that makes no network.
 
     Reference: Y. Li and S. Mandt, "Disentangled sequential autoencoder", ICML 2018.
     """
@@ -40,12 +41,12 @@ class DSAE(Dynamical):
     lookahead = EVERYTHING  # v is of the whole sequence
 
     def __init__(self, n_freqs: int, settings: DSAESettings = DSAESettings()) -> None:
-        super().__init__(n_freqs, settings, "the prior p(z_t | z_{1:t-1}) is a Gaussian whose mean moves")
-        if settings.sequence_dim < 1:
-            raise ValueError(f"sequence_dim must be positive, got {settings.sequence_dim}")
-        self._frame_dim = self.latent_dim
-        self.latent_dim = self._frame_dim + settings.sequence_dim
-        self.latents = type(self.latents)(self.latent_dim)
+        if min(settings.latent_dim, settings.sequence_dim) < 1:
+            raise ValueError(
+                f"latent_dim and sequence_dim must be positive, got {settings.latent_dim} and {settings.sequence_dim}"
+            )
+        super().__init__(n_freqs, settings, settings.latent_dim + settings.sequence_dim)
+        self._frame_dim = settings.latent_dim
         self.sequence_encoder = SequenceLSTM(n_freqs, settings.width, "both")
         self.to_sequence = nn.Linear(2 * settings.width, 2 * settings.sequence_dim)
         self.encoder = SequenceLSTM(n_freqs + settings.sequence_dim, settings.width, "both")
@@ -58,19 +59,22 @@ class DSAE(Dynamical):
         )
         start_small(self.to_sequence, self.to_latents, self.to_prior, cast(nn.Linear, self.decoder[-1]))
 
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+    def infer(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
+    ) -> Inference:
         x = self._inputs(power, condition)
         states = self.sequence_encoder(x)
         forward, backward = states.chunk(2, dim=-1)
         ends = torch.cat([forward[..., -1, :], backward[..., 0, :]], dim=-1)  # both have seen it all
         of_sequence = normal_from_outputs(self.to_sequence(ends).to(power.dtype))
         v = of_sequence.mean if mean else of_sequence.rsample()
-        states = self.encoder(with_sequence(x, v))
+        states = self.encoder(torch.cat([x, in_every_frame(v, x.shape[-2])], dim=-1))
         with torch.autocast(power.device.type, enabled=False):
             smoothed = self.smoother(states.reshape(-1, *states.shape[-2:]))[0].reshape(*states.shape[:-1], -1)
         posterior = normal_from_outputs(self.to_latents(smoothed).to(power.dtype))
-        latents = with_sequence(posterior.mean if mean else posterior.rsample(), v)
-        return Inference(latents, posterior, self.prior(latents), of_sequence, standard_normal(v))
+        z = posterior.mean if mean else posterior.rsample()
+        factors = (Factor(posterior, self.prior(z)), Factor(of_sequence, standard_normal(v), per_frame=False))
+        return Inference(torch.cat([z, in_every_frame(v, z.shape[-2])], dim=-1), factors)
 
     def prior(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
@@ -78,12 +82,11 @@ class DSAE(Dynamical):
         states = self.transition(shift(latents[..., : self._frame_dim]))
         return normal_from_outputs(self.to_prior(states).to(latents.dtype))
 
-    def likelihood(
-        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
-    ) -> Distribution:
-        self.latents.check(latents)
+    def decode(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
         z, v = latents.split([self._frame_dim, self.latent_dim - self._frame_dim], dim=-1)
-        return self.observation(self.decoder(with_sequence(z, v.mean(-2))))
+        return cast(Tensor, self.decoder(torch.cat([z, in_every_frame(v.mean(-2), z.shape[-2])], dim=-1)))
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         z, state, drawn = self.log_power.mean.new_zeros(self._frame_dim), None, []
@@ -91,4 +94,5 @@ class DSAE(Dynamical):
             output, state = self.transition.step(z, state)
             z = normal_from_outputs(self.to_prior(output)).sample()
             drawn.append(z)
-        return with_sequence(torch.stack(drawn), torch.randn_like(z.new_zeros(self.latent_dim - self._frame_dim)))
+        v = torch.randn_like(z.new_zeros(self.latent_dim - self._frame_dim))
+        return torch.cat([torch.stack(drawn), in_every_frame(v, n_frames)], dim=-1)

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
 
-from audiovae.models.conditions import Conditions
-from audiovae.models.latents import normal, normal_from_outputs, only_gaussian
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.models.latents import Gaussian, normal, normal_from_outputs
+from audiovae.models.sound_vae import SoundVAE
+from audiovae.models.vae import Factor, Inference
 from audiovae.networks.mlp import start_small
 from audiovae.networks.temporal import reach, temporal_network
 from audiovae.settings import DynamicVAESettings
@@ -21,48 +19,46 @@ from audiovae.settings import DynamicVAESettings
 _PRIOR_KERNEL = 3
 
 
-class DynamicVAE(VAE):
+class DynamicVAE(SoundVAE):
     """p(x, z) = prod_t p(x_t | z_{t-R:t+R}) p(z_t | z_{t-S:t-1}) and q(z | x) = prod_t q(z_t | x_{t-R:t+R}).
 
-    Encoder and decoder are dilated depthwise convolutions that see R frames to both sides; the prior is a causal one that
-    sees the S latents before. Given x the posterior factorises, so nothing steps through time in training: all frames of
-    all distributions are one pass each. Generation does step, over the prior alone. It needs no past x.
+    Encoder and decoder are dilated depthwise convolutions that see R frames to both sides; the prior is a causal one
+    that sees the S latents before. Given x the posterior factorises, so nothing steps through time in training: all
+    frames of all distributions are one pass each. Generation does step, over the prior alone. It needs no past x.
 
     Args:
         n_freqs: frequency bins per frame.
         settings: the sizes.
 
     Raises:
-        ValueError: a size that makes no network, or latents that are not Gaussian.
+        ValueError: a size that makes no network.
     """
 
     def __init__(self, n_freqs: int, settings: DynamicVAESettings = DynamicVAESettings()) -> None:
-        super().__init__()
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
-        self.latents = only_gaussian(settings, "the prior p(z_t | z_<t) is a Gaussian whose mean moves")
-        self.conditions = Conditions(settings.labels)
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
+        super().__init__(n_freqs, settings, Gaussian(settings.latent_dim), settings.labels)
         y, sizes = self.conditions.size, (settings.kernel_size, settings.dilations)
         self.encoder = temporal_network(n_freqs + y, settings.width, 2 * self.latent_dim, *sizes)
         self.decoder = temporal_network(self.latent_dim + y, settings.width, n_freqs, *sizes, last_bias=False)
         self.transition = temporal_network(
-            self.latent_dim + y, settings.prior_width, 2 * self.latent_dim, _PRIOR_KERNEL, settings.prior_dilations, causal=True
+            self.latent_dim + y,
+            settings.prior_width,
+            2 * self.latent_dim,
+            _PRIOR_KERNEL,
+            settings.prior_dilations,
+            causal=True,
         )
         self._prior_reach = 1 + reach(_PRIOR_KERNEL, settings.prior_dilations, causal=True)  # S
         self.lookahead = reach(*sizes)
         self.context = 2 * reach(*sizes) + self._prior_reach
         start_small(*(cast(nn.Linear, network[-1]) for network in (self.encoder, self.decoder, self.transition)))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power)
-
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+    def infer(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
+    ) -> Inference:
         outputs = self.encoder(self.conditions.join(self.log_power(power), condition))
         posterior = normal_from_outputs(outputs.to(power.dtype))
         latents = posterior.mean if mean else posterior.rsample()
-        return Inference(latents, posterior, self.prior(latents, condition))
+        return Inference(latents, (Factor(posterior, self.prior(latents, condition)),))
 
     def prior(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
@@ -71,11 +67,15 @@ class DynamicVAE(VAE):
         outputs = self.transition(self.conditions.join(before, condition))
         return normal_from_outputs(outputs.to(latents.dtype))
 
-    def likelihood(
-        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
-    ) -> Distribution:
-        self.latents.check(latents)
-        return self.observation(self.decoder(self.conditions.join(latents, condition)))
+    def decode(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        return cast(Tensor, self.decoder(self.conditions.join(latents, condition)))
+
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        return self.infer(power, condition, mean=True).latents, None
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         drawn = self.log_power.mean.new_zeros(n_frames, self.latent_dim)

@@ -10,48 +10,46 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent
 
-from audiovae.errors import ConditionError
-from audiovae.models.conditions import Conditions
-from audiovae.models.latents import normal, only_gaussian
-from audiovae.models.observation import Observation
-from audiovae.models.vae import VAE
-from audiovae.networks.log_power import LogPower
+from audiovae.errors import ConditionError, LatentError
+from audiovae.models.latents import Gaussian, normal
+from audiovae.models.sound_vae import SoundVAE
 from audiovae.networks.recurrence import StochasticRecurrence
-from audiovae.settings import ModelSettings
+from audiovae.settings import SoundSettings
 
-NO_LABELS = "{} takes no labels: its published structure has no place for them; FrameVAE, ContextVAE, DynamicVAE and SequenceVAE do"
 RECURRENT_CONTEXT = 64  # frames after which what a recurrence remembers is taken to make no difference: one second
 
 
-class Dynamical(VAE, ABC):
+class Dynamical(SoundVAE, ABC):
     """A published dynamical VAE: Gaussian latents, no labels, standardised log power in, any likelihood out.
 
     Args:
         n_freqs: frequency bins per frame.
         settings: the sizes.
-        why_gaussian: what in its structure takes no other latents.
+        latent_dim: width of a frame's latents, where it is not that of the settings.
 
-    Raises:
-        ValueError: labels, or latents that are not Gaussian.
+    Attributes:
+        draws_in_turn: is each latent vector inferred from the one drawn before it, in a recurrence?
     """
 
     context = lookahead = RECURRENT_CONTEXT
+    cautious = True
+    draws_in_turn: bool = False
 
-    def __init__(self, n_freqs: int, settings: ModelSettings, why_gaussian: str) -> None:
-        super().__init__()
-        if settings.labels:
-            raise ValueError(NO_LABELS.format(type(self).__name__))
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
-        self.latents = only_gaussian(settings, why_gaussian)
-        self.conditions = Conditions({})
-        self.log_power = LogPower(n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood)
+    def __init__(self, n_freqs: int, settings: SoundSettings, latent_dim: int | None = None) -> None:
+        super().__init__(n_freqs, settings, Gaussian(settings.latent_dim if latent_dim is None else latent_dim))
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
-        self.log_power.calibrate(power)
-        self.observation.calibrate(power, cautious=True)
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        if self.draws_in_turn:
+            raise LatentError(
+                f"{type(self).__name__} infers each latent vector from the one before it: it has no graph to export"
+            )
+        return self.infer(power, condition, mean=True).latents, None
 
-    def _inputs(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
+    def _inputs(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
         """What encoders see: the standardised log power; raises ConditionError for a condition."""
         if condition is not None:
             raise ConditionError(f"a condition was given to {type(self).__name__}, which takes none")
@@ -59,11 +57,18 @@ class Dynamical(VAE, ABC):
 
 
 def path(
-    recurrence: StochasticRecurrence, drive: Float[Tensor, "*batch frame drive"], mean: bool, input_drive: Tensor | None = None
+    recurrence: StochasticRecurrence,
+    drive: Float[Tensor, "*batch frame drive"],
+    mean: bool,
+    input_drive: Tensor | None = None,
 ) -> tuple[Tensor, Independent, Tensor | None]:
     """Latents along one path, the posterior along it, and the LSTM's states."""
     shape = (*drive.shape[:-1], recurrence.latent_dim)
     dtype = recurrence.mixer.weight.dtype
-    noise = torch.zeros(shape, dtype=dtype, device=drive.device) if mean else torch.randn(shape, dtype=dtype, device=drive.device)
+    noise = (
+        torch.zeros(shape, dtype=dtype, device=drive.device)
+        if mean
+        else torch.randn(shape, dtype=dtype, device=drive.device)
+    )
     out = recurrence(drive, noise, input_drive)
     return out.latents, normal(out.loc, out.scale), out.states

@@ -7,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from audiovae.models.frame_wise import FrameWise
+from audiovae.models.latents import latent_family
 from audiovae.networks.mlp import mlp, start_small
 from audiovae.settings import FrameVAESettings
 
@@ -15,10 +16,10 @@ class FrameVAE(FrameWise):
     """z_t ~ p(z), x_t | z_t ~ p(x | z), q(z_t | x_t): no context in time. Any latents, any likelihood.
 
     With Gaussian latents and the complex Gaussian likelihood it is z_t ~ N(0, I), x_ft | z_t ~ N_C(0, g_f(z_t)),
-    q(z_t | x_t) = N(loc(x_t), scale(x_t)^2). With the Bernoulli likelihood it is the textbook's VAE. With labels y it is the
-    conditional VAE p(x | z, y) with q(z | x, y) and p(z): K. Sohn et al., "Learning structured output representation using
-    deep conditional generative models", NeurIPS 2015; D. Kingma et al., "Semi-supervised learning with deep generative
-    models", NeurIPS 2014 (M2).
+    q(z_t | x_t) = N(loc(x_t), scale(x_t)^2). With the Bernoulli likelihood it is the textbook's VAE. With labels y it
+    is the conditional VAE p(x | z, y) with q(z | x, y) and p(z): K. Sohn et al., "Learning structured output
+    representation using deep conditional generative models", NeurIPS 2015; D. Kingma et al., "Semi-supervised learning
+    with deep generative models", NeurIPS 2014 (M2).
 
     Args:
         n_freqs: frequency bins per frame.
@@ -33,7 +34,7 @@ class FrameVAE(FrameWise):
     """
 
     def __init__(self, n_freqs: int, settings: FrameVAESettings = FrameVAESettings()) -> None:
-        super().__init__(n_freqs, settings)
+        super().__init__(n_freqs, settings, latent_family(settings), settings.labels)
         options = (settings.activation, settings.dropout, settings.residual)
         y = self.conditions.size
         self.encoder = mlp([n_freqs + y, *settings.hidden, self.latents.n_outputs], *options)

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from audiovae.errors import ConditionError, LatentError
 from audiovae.models.conditions import Conditions
-from audiovae.models.latents import normal_from_outputs, only_gaussian
-from audiovae.models.vae import EVERYTHING, VAE, Inference
+from audiovae.models.latents import Gaussian, normal_from_outputs
+from audiovae.models.vae import EVERYTHING, VAE, Factor, Inference
 from audiovae.networks.log_power import LogPower
 from audiovae.networks.mlp import start_small
 from audiovae.networks.temporal import TemporalBlock, reach
@@ -45,36 +45,38 @@ class SoftCategorical(Distribution):
 class LabelVAE(VAE):
     """p(y, z | x) = prod_t p(y | x, z_t) p(z_t | x) and q(z_t | x, y), y being one label of the sound.
 
-    The condition is what is predicted, so `infer` with it gives q(z | x, y), and without it draws z from p(z | x): all that is
-    known before the label is. With `pool` every frame sees the whole sequence, and a sequence's frames are as many draws of
-    one decision. Its likelihood is of labels: a categorical distribution, whose `mean` are the probabilities.
+    The condition is what is predicted, so `infer` with it gives q(z | x, y), and without it draws z from p(z | x): all
+    that is known before the label is. With `pool` every frame sees the whole sequence, and a sequence's frames are as
+    many draws of one decision. Its likelihood is of labels: a categorical distribution, whose `mean` are the
+    probabilities.
 
     Args:
         n_freqs: frequency bins per frame.
         settings: the sizes, with exactly one label.
 
     Raises:
-        ValueError: a size that makes no network, not one label, or latents that are not Gaussian.
+        ValueError: a size that makes no network, or not one label.
 
-    Reference: K. Sohn, H. Lee, X. Yan, "Learning structured output representation using deep conditional generative models",
-        NeurIPS 2015.
+    Reference: K. Sohn, H. Lee, X. Yan, "Learning structured output representation using deep conditional generative
+        models", NeurIPS 2015.
     """
 
-    predicts = "label"
-    needs_past = True  # p(y | x, z) sees the sound itself
+    has_psd = is_density = False
 
-    def __init__(self, n_freqs: int, settings: LabelVAESettings = LabelVAESettings(labels={"label": ("no", "yes")})) -> None:
+    def __init__(
+        self, n_freqs: int, settings: LabelVAESettings = LabelVAESettings(labels={"label": ("no", "yes")})
+    ) -> None:
         super().__init__()
         if len(settings.labels) != 1:
-            raise ValueError(f"a LabelVAE predicts exactly one label, got {list(settings.labels) or 'none'}; name one of the corpus")
-        if settings.likelihood != "complex-gaussian":
-            raise ValueError(f"likelihood has no place in a LabelVAE, whose likelihood is categorical, got {settings.likelihood!r}")
+            raise ValueError(
+                f"a LabelVAE predicts exactly one label, got {list(settings.labels) or 'none'}; name one of the corpus"
+            )
         if settings.halvings and not settings.pool:
             raise ValueError(f"halvings must be 0 where labels are per frame (pool: false), got {settings.halvings}")
-        self.n_freqs, self.latent_dim, self.settings = n_freqs, settings.latent_dim, settings
+        self.n_freqs, self.settings = n_freqs, settings
+        self.latents, self.latent_dim = Gaussian(settings.latent_dim), settings.latent_dim
         self._pool = settings.pool
         self.context = EVERYTHING if settings.pool else settings.blocks * reach(settings.kernel_size, (1,))
-        self.latents = only_gaussian(settings, "its prior p(z | x) is a Gaussian whose mean moves")
         self.conditions = Conditions(settings.labels)
         self.log_power = LogPower(n_freqs)
         width, y = settings.width, self.conditions.size
@@ -85,7 +87,10 @@ class LabelVAE(VAE):
         ]
         self.stages = nn.ModuleList(nn.ModuleList(stage) for stage in blocks)
         self.summary = nn.Sequential(
-            nn.Dropout(settings.dropout), nn.Linear((2 if settings.pool else 1) * width, width), nn.SiLU(), nn.Dropout(settings.dropout)
+            nn.Dropout(settings.dropout),
+            nn.Linear((2 if settings.pool else 1) * width, width),
+            nn.SiLU(),
+            nn.Dropout(settings.dropout),
         )
         self.to_prior = nn.Linear(width, 2 * self.latent_dim)
         self.to_posterior = nn.Sequential(nn.Linear(width + y, width), nn.SiLU(), nn.Linear(width, 2 * self.latent_dim))
@@ -95,14 +100,16 @@ class LabelVAE(VAE):
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)
 
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+    def infer(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
+    ) -> Inference:
         features = self._features(power)
         prior = normal_from_outputs(self.to_prior(features).to(power.dtype))
         posterior = prior
         if condition is not None:
             y = self.conditions.per_frame(condition, power)
             posterior = normal_from_outputs(self.to_posterior(torch.cat([features, y], dim=-1)).to(power.dtype))
-        return Inference(posterior.mean if mean else posterior.rsample(), posterior, prior)
+        return Inference(posterior.mean if mean else posterior.rsample(), (Factor(posterior, prior),))
 
     def prior(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
@@ -121,12 +128,37 @@ class LabelVAE(VAE):
         outputs = self.to_labels(torch.cat([self._features(past), latents], dim=-1))
         return SoftCategorical(torch.log_softmax(outputs.to(latents.dtype), dim=-1))
 
+    def log_likelihood(
+        self,
+        latents: Float[Tensor, "*batch frame latent"],
+        power: Float[Tensor, "*batch frame freq"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "*batch frame"]:
+        """Log p(y | x, z) of the label y = `condition`, x having the power given."""
+        label = self.conditions.per_frame(condition, power)
+        return cast(Tensor, self.likelihood(latents, past=self.past(power)).log_prob(label))
+
+    def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor:
+        return power  # p(z | x) and p(y | x, z) see the sound itself
+
+    def mean_path(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
+        return self.infer(power, condition, mean=True).latents, None
+
+    def log_psd(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        raise LatentError("a LabelVAE predicts labels: it has no PSD")
+
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         raise LatentError("a LabelVAE has no latents without a sound; it predicts the label of one")
 
     @torch.no_grad()
-    def predict(self, power: Float[Tensor, "*batch frame freq"], n_samples: int = 1) -> Float[Tensor, "*batch frame label"]:
-        """p(y | x) by `n_samples` draws z ~ p(z | x); with `pool`, also averaged over the frames and the same in each."""
+    def predict(
+        self, power: Float[Tensor, "*batch frame freq"], n_samples: int = 1
+    ) -> Float[Tensor, "*batch frame label"]:
+        """p(y | x) by `n_samples` draws z ~ p(z | x); with `pool`, averaged over the frames too, the same in each."""
         draws = [self.likelihood(self.infer(power).latents, past=power).mean for _ in range(n_samples)]
         probabilities = torch.stack(draws).mean(0)
         return probabilities.mean(-2, keepdim=True).expand_as(probabilities) if self._pool else probabilities

@@ -14,7 +14,7 @@ from torch.nn import functional
 from audiovae.distributions import LogDirichlet, Point, PowerSpherical, SphereUniform, VonMisesFisher
 from audiovae.errors import LatentError
 from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE
-from audiovae.settings import ModelSettings
+from audiovae.settings import LatentSettings
 
 SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5
 
@@ -25,6 +25,9 @@ class LatentFamily(ABC):
     Args:
         dim: latent dimensions.
 
+    Raises:
+        ValueError: too few dimensions for the family.
+
     Attributes:
         n_outputs: numbers per frame that an encoder gives.
     """
@@ -33,6 +36,8 @@ class LatentFamily(ABC):
     parameters: ClassVar[tuple[str, ...]]  # names of a posterior's tensors, in files too
 
     def __init__(self, dim: int) -> None:
+        if dim < 1:
+            raise ValueError(f"latent_dim must be positive, got {dim}")
         self.dim = dim
         self.n_outputs = 2 * dim
 
@@ -50,7 +55,11 @@ class LatentFamily(ABC):
 
     @abstractmethod
     def prior(self, like: Float[Tensor, "*batch latent"]) -> Distribution:
-        """p(z), independent over frames: of the batch shape, type and device of some latents."""
+        """p(z), independent over frames: of the batch shape, type and device of some latents.
+
+        Raises:
+            LatentError: there is none.
+        """
 
     @abstractmethod
     def centre(self, posterior: Distribution) -> Float[Tensor, "*batch latent"]:
@@ -72,9 +81,7 @@ class LatentFamily(ABC):
             raise LatentError(f"the decoder expects {self.name} latents, {fault}")
 
     def tensors(self, posterior: Distribution) -> dict[str, Tensor]:
-        """The parameters of a posterior by name; none of one over no dimensions."""
-        if posterior.event_shape[0] == 0:
-            return {}
+        """The parameters of a posterior by name."""
         inner = posterior.base_dist if isinstance(posterior, Independent) else posterior
         return {name: getattr(inner, name) for name in self.parameters}
 
@@ -82,7 +89,9 @@ class LatentFamily(ABC):
 def standard_normal(like: Float[Tensor, "*batch latent"]) -> Independent:
     """N(0, I) of the batch shape of some latents."""
     zeros = like.new_zeros(like.shape[-1])
-    return Independent(Normal(zeros, torch.ones_like(zeros), validate_args=False), 1, validate_args=False).expand(like.shape[:-1])
+    return Independent(Normal(zeros, torch.ones_like(zeros), validate_args=False), 1, validate_args=False).expand(
+        like.shape[:-1]
+    )
 
 
 def normal(loc: Float[Tensor, "*batch latent"], scale: Float[Tensor, "*batch latent"]) -> Independent:
@@ -136,17 +145,17 @@ class PointFamily(_Euclidean):
         self.n_outputs = dim
 
     def from_outputs(self, outputs: Float[Tensor, "*batch output"]) -> Distribution:
-        return Point(outputs)
+        return Point(outputs, validate_args=False)
 
     def build(self, **parameters: Tensor) -> Distribution:
         return Point(parameters["location"])
 
     def prior(self, like: Float[Tensor, "*batch latent"]) -> Distribution:
-        return Point(torch.zeros_like(like))
+        raise LatentError("an autoencoder has no prior to draw from; train a VAE for that")
 
 
 class _Sphere(LatentFamily):
-    """Directions: loc = h / |h|, concentration = 1 + softplus of one more output, which keeps it from collapsing at the start."""
+    """Directions: loc = h / |h|, concentration = 1 + softplus of one more output, so as not to collapse at first."""
 
     parameters = ("loc", "concentration")
     distribution: ClassVar[type[VonMisesFisher | PowerSpherical]]
@@ -160,7 +169,9 @@ class _Sphere(LatentFamily):
     def from_outputs(self, outputs: Float[Tensor, "*batch output"]) -> Distribution:
         direction = outputs[..., :-1]
         pole = functional.one_hot(torch.zeros((), dtype=torch.long, device=outputs.device), self.dim).to(outputs.dtype)
-        direction = torch.where(direction.norm(dim=-1, keepdim=True) > 1e-6, direction, pole)  # no direction in a zero vector
+        direction = torch.where(
+            direction.norm(dim=-1, keepdim=True) > 1e-6, direction, pole
+        )  # no direction in a zero vector
         concentration = (1 + functional.softplus(outputs[..., -1])).clamp(max=LARGEST_CONCENTRATION)
         return self.distribution(functional.normalize(direction, dim=-1), concentration, validate_args=False)
 
@@ -206,7 +217,8 @@ class DirichletFamily(LatentFamily):
             raise ValueError(f"Dirichlet latents need latent_dim of at least 2, got {dim}")
         if not SMALLEST_CONCENTRATION <= prior_concentration <= LARGEST_CONCENTRATION:
             raise ValueError(
-                f"dirichlet_concentration must be from {SMALLEST_CONCENTRATION} to {LARGEST_CONCENTRATION:g}, got {prior_concentration}"
+                f"dirichlet_concentration must be from {SMALLEST_CONCENTRATION} to {LARGEST_CONCENTRATION:g}, got "
+                f"{prior_concentration}"
             )
         super().__init__(dim)
         self.n_outputs = dim
@@ -233,33 +245,20 @@ class DirichletFamily(LatentFamily):
         return None if off < 1e-3 else f"logarithms of numbers that sum to 1, got a sum of exp({off:.3g})"
 
 
-LATENTS = {family.name: family for family in (Gaussian, VonMisesFisherFamily, PowerSphericalFamily, PointFamily)}
+_FAMILIES: dict[str, type[LatentFamily]] = {
+    family.name: family for family in (Gaussian, VonMisesFisherFamily, PowerSphericalFamily)
+}
 
 
-def latent_family(settings: ModelSettings, dim: int | None = None) -> LatentFamily:
+def latent_family(settings: LatentSettings) -> LatentFamily:
     """The family that some settings name.
 
     Raises:
         ValueError: an unknown one, or too few dimensions for it.
     """
-    dim = settings.latent_dim if dim is None else dim
-    if dim < 1:
-        raise ValueError(f"latent_dim must be positive, got {dim}")
     if settings.latent == DirichletFamily.name:
-        return DirichletFamily(dim, settings.dirichlet_concentration)
-    if settings.latent not in LATENTS:
-        raise ValueError(f"latent must be one of {', '.join([*LATENTS, DirichletFamily.name])}, got {settings.latent!r}")
-    return LATENTS[settings.latent](dim)
-
-
-def only_gaussian(settings: ModelSettings, reason: str) -> Gaussian:
-    """The Gaussian family, for a model whose structure takes no other.
-
-    Raises:
-        ValueError: the settings name another, with the reason.
-    """
-    if settings.latent != "gaussian":
-        raise ValueError(f"latent must be gaussian here, got {settings.latent!r}: {reason}")
-    family = latent_family(settings)
-    assert isinstance(family, Gaussian)
-    return family
+        return DirichletFamily(settings.latent_dim, settings.dirichlet_concentration)
+    if settings.latent not in _FAMILIES:
+        known = ", ".join([*_FAMILIES, DirichletFamily.name])
+        raise ValueError(f"latent must be one of {known}, got {settings.latent!r}")
+    return _FAMILIES[settings.latent](settings.latent_dim)

@@ -16,6 +16,7 @@ from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR
 from audiovae.settings import LikelihoodName
 
 _RANGE = (0.001, 0.999)  # quantiles of the log power that become 0 and 1 in a scaled spectrogram
+DENSITIES = ("complex-gaussian", "complex-student-t")  # of the complex STFT
 _CALIBRATION_VALUES = 2**20  # of a training corpus that the quantiles are taken from
 _FIRST_DF = 10.0
 
@@ -25,7 +26,8 @@ class Observation(nn.Module):
 
     * complex-gaussian: x ~ N_C(0, exp(o + b)).
     * complex-student-t: the same scale with heavy tails; degrees of freedom above 2, one number, learnt.
-    * bernoulli: the log power scaled to 0..1, as if it were a probability, with mean sigmoid(o + b): the textbook's. No density.
+    * bernoulli: the log power scaled to 0..1, as if it were a probability, with mean sigmoid(o + b): the textbook's. No
+      density.
     * squared-error: the standardised log power ~ N(o + b, 1). No density of x.
 
     Args:
@@ -61,8 +63,8 @@ class Observation(nn.Module):
         """Start at the mean spectrum of training frames, and take the range or the deviation of their log power.
 
         Args:
-            cautious: start a density at the mean power instead of the mean of its logarithm: slower, but without the huge
-                first losses of loud frames, from which some models fall into a state that ignores its latents.
+            cautious: start a density at the mean power instead of the mean of its logarithm: slower, but without the
+                huge first losses of loud frames, from which some models fall into a state that ignores its latents.
         """
         log_power = torch.log(power + VARIANCE_FLOOR)
         mean = log_power.mean(0)
@@ -81,8 +83,8 @@ class Observation(nn.Module):
         else:
             self.bias.copy_(mean + EULER_GAMMA)  # E[log |x|^2] = log variance - gamma
 
-    def forward(self, output: Float[Tensor, "*batch freq"]) -> Distribution:
-        """Batch `[..., frame]`, event `[freq]`; its `variance` is the PSD, or what stands for it. Takes over the output's memory."""
+    def forward(self, output: Float[Tensor, "*batch freq"]) -> Independent:
+        """Batch `[..., frame]`, event `[freq]`; `variance` is or stands for the PSD. Takes over the output's memory."""
         value = output.to(self.bias.dtype).add_(self.bias)  # back from mixed precision
         of_bins: Distribution
         if self.likelihood == "complex-gaussian":

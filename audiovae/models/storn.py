@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical
 from audiovae.models.latents import normal_from_outputs, standard_normal
-from audiovae.models.vae import Inference
+from audiovae.models.vae import Factor, Inference
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import STORNSettings
@@ -30,7 +30,7 @@ class STORN(Dynamical):
         settings: the sizes.
 
     Raises:
-        ValueError: a size that makes no network, labels, or latents that are not Gaussian.
+        ValueError: a size that makes no network.
 
     Reference: J. Bayer and C. Osendorfer, "Learning stochastic recurrent networks", 2014.
     """
@@ -38,36 +38,39 @@ class STORN(Dynamical):
     needs_past = True
 
     def __init__(self, n_freqs: int, settings: STORNSettings = STORNSettings()) -> None:
-        super().__init__(n_freqs, settings, "its published structure has Gaussian latents")
+        super().__init__(n_freqs, settings)
         self.features = tanh_layers(n_freqs, settings.features)
         self.encoder = SequenceLSTM(settings.features, settings.width)
         self.to_latents = nn.Sequential(*tanh_layers(settings.width, 64, 32), nn.Linear(32, 2 * self.latent_dim))
         self.past_features = tanh_layers(n_freqs, settings.features)
         self.latent_features = tanh_layers(self.latent_dim, 32, 64)
         self.decoder = SequenceLSTM(settings.features + 64, settings.width)
-        self.to_spectrum = nn.Sequential(*tanh_layers(settings.width, settings.features), nn.Linear(settings.features, n_freqs, bias=False))
+        self.to_spectrum = nn.Sequential(
+            *tanh_layers(settings.width, settings.features), nn.Linear(settings.features, n_freqs, bias=False)
+        )
         start_small(cast(nn.Linear, self.to_latents[-1]), cast(nn.Linear, self.to_spectrum[-1]))
 
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+    def infer(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
+    ) -> Inference:
         states = self.encoder(self.features(self._inputs(power, condition)))
         posterior = normal_from_outputs(self.to_latents(states).to(power.dtype))
         latents = posterior.mean if mean else posterior.rsample()
-        return Inference(latents, posterior, self.prior(latents))
+        return Inference(latents, (Factor(posterior, self.prior(latents)),))
 
     def prior(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
     ) -> Distribution:
         return standard_normal(latents)
 
-    def likelihood(
-        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
-    ) -> Distribution:
-        self.latents.check(latents)
+    def decode(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
         z = self.latent_features(latents)
         if past is None:
-            return self.observation(self._run_freely(z))
+            return self._run_freely(z)
         before = self.past_features(shift(self.log_power(past)))
-        return self.observation(self.to_spectrum(self.decoder(torch.cat([before, z], dim=-1))))
+        return cast(Tensor, self.to_spectrum(self.decoder(torch.cat([before, z], dim=-1))))
 
     def _run_freely(self, z: Float[Tensor, "*batch frame feature"]) -> Float[Tensor, "*batch frame freq"]:
         before, state, outputs = z.new_zeros(*z.shape[:-2], self.n_freqs), None, []

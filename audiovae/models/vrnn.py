@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical, path
 from audiovae.models.latents import normal_from_outputs
-from audiovae.models.vae import Inference
+from audiovae.models.vae import Factor, Inference
 from audiovae.networks.lstm import shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -35,16 +35,16 @@ class VRNN(Dynamical):
         settings: the sizes.
 
     Raises:
-        ValueError: a size that makes no network, labels, or latents that are not Gaussian.
+        ValueError: a size that makes no network.
 
     Reference: J. Chung et al., "A recurrent latent variable model for sequential data", NeurIPS 2015.
     """
 
     needs_past = True
-    factorised_posterior = False
+    factorised_posterior, draws_in_turn = False, True
 
     def __init__(self, n_freqs: int, settings: VRNNSettings = VRNNSettings()) -> None:
-        super().__init__(n_freqs, settings, "its prior is a Gaussian whose mean moves")
+        super().__init__(n_freqs, settings)
         self._width = settings.width
         self.features = tanh_layers(n_freqs, settings.features)
         self.recurrence = StochasticRecurrence(self.latent_dim, layers_in=_LATENT_FEATURES, lstm=settings.width)
@@ -54,24 +54,25 @@ class VRNN(Dynamical):
         self.to_spectrum = nn.Linear(settings.width + _LATENT_FEATURES[-1], n_freqs, bias=False)
         start_small(self.to_prior, self.to_spectrum)
 
-    def infer(self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False) -> Inference:
+    def infer(
+        self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
+    ) -> Inference:
         x = self._inputs(power, condition)
         gates = self.past_to_gates(self.features(shift(x)))
         latents, posterior, states = path(self.recurrence, self.to_drive(self.features(x)), mean, gates)
         assert states is not None
-        return Inference(latents, posterior, self._prior_of_states(states))
+        return Inference(latents, (Factor(posterior, self._prior_of_states(states)),))
 
     def prior(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
     ) -> Distribution:
         return self._prior_of_states(self._states(latents, past)[0])
 
-    def likelihood(
-        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
-    ) -> Distribution:
-        self.latents.check(latents)
+    def decode(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
         states, outputs = self._states(latents, past)
-        return self.observation(self._spectrum(states, latents) if outputs is None else outputs)
+        return self._spectrum(states, latents) if outputs is None else outputs
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         drawn: list[Tensor] = []
@@ -86,10 +87,14 @@ class VRNN(Dynamical):
     def _prior_of_states(self, states: Float[Tensor, "*batch state"]) -> Distribution:
         return normal_from_outputs(self.to_prior(states).to(states.dtype))
 
-    def _spectrum(self, states: Float[Tensor, "*batch state"], latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch freq"]:
+    def _spectrum(
+        self, states: Float[Tensor, "*batch state"], latents: Float[Tensor, "*batch latent"]
+    ) -> Float[Tensor, "*batch freq"]:
         return cast(Tensor, self.to_spectrum(torch.cat([states, self._latent_features(latents)], dim=-1)))
 
-    def _states(self, latents: Float[Tensor, "*batch frame latent"], past: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _states(
+        self, latents: Float[Tensor, "*batch frame latent"], past: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """H along a path of latents; with their own past also the spectra on the way."""
         if past is None:
             frames = iter(latents.unbind(-2))
@@ -98,7 +103,9 @@ class VRNN(Dynamical):
         sequences = inputs.to(self.to_prior.weight.dtype).reshape(-1, *inputs.shape[-2:])  # back from mixed precision
         zeros = sequences.new_zeros(1, len(sequences), self._width)
         with torch.autocast(inputs.device.type, enabled=False):
-            states = torch.lstm(sequences, (zeros, zeros), self._lstm_weights(), True, 1, 0.0, self.training, False, True)[0]
+            states = torch.lstm(
+                sequences, (zeros, zeros), self._lstm_weights(), True, 1, 0.0, self.training, False, True
+            )[0]
         return states.reshape(*inputs.shape[:-1], -1), None
 
     def _latent_features(self, latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch feature"]:
@@ -112,7 +119,9 @@ class VRNN(Dynamical):
         assert cell is not None
         return torch.cat([cell.weight_ih, self.past_to_gates.weight], dim=1), cell.weight_hh, cell.bias_ih, cell.bias_hh
 
-    def _run_freely(self, n_frames: int, latent_of: Callable[[Tensor], Tensor], batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _run_freely(
+        self, n_frames: int, latent_of: Callable[[Tensor], Tensor], batch: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """States and spectra on the model's own past, with the latents that `latent_of` gives for each state."""
         before = self.log_power.mean.new_zeros(math.prod(batch), self.n_freqs)
         z = before.new_zeros(len(before), self.latent_dim)

@@ -39,5 +39,7 @@ class LogPower(nn.Module):
         return torch.addcmul(-self.mean / self.std, log_power, 1 / self.std, out=log_power)
 
     def expected(self, variance: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
-        """Mean of `forward(|x|^2)` for x ~ N_C(0, variance): E[log |x|^2] = log variance - gamma. What stands for an x not seen."""
+        """Mean of `forward(|x|^2)` for x ~ N_C(0, variance): E[log |x|^2] = log variance - gamma. What stands for an x
+        not seen.
+        """
         return (torch.log(variance) - EULER_GAMMA - self.mean) / self.std

@@ -14,7 +14,8 @@ Direction = Literal["forward", "backward", "both"]
 
 
 class SequenceLSTM(nn.Module):
-    """An LSTM over `[..., frame, feature]` in the given direction, from a zero state, in full precision also under autocast.
+    """An LSTM over `[..., frame, feature]` in the given direction, from a zero state, in full precision also under
+    autocast.
 
     Args:
         n_inputs: features per frame.

@@ -15,7 +15,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "si
 
 
 def mlp(
-    sizes: Sequence[int], activation: ActivationName, dropout: float = 0.0, residual: bool = False, last_bias: bool = True
+    sizes: Sequence[int],
+    activation: ActivationName,
+    dropout: float = 0.0,
+    residual: bool = False,
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """Linear layers from `sizes[0]` to `sizes[-1]`, each but the last followed by the activation and dropout.
 
@@ -34,7 +38,9 @@ def mlp(
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes[:-1])):
-        layer = nn.Sequential(nn.Linear(n_in, n_out), ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout > 0 else []))
+        layer = nn.Sequential(
+            nn.Linear(n_in, n_out), ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout > 0 else [])
+        )
         layers.append(Residual(layer) if residual and i > 0 and n_in == n_out else layer)
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=last_bias))
 

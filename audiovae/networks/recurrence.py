@@ -1,8 +1,8 @@
 """Stochastic recurrences: the sample of one frame is an input of the next.
 
 On a CPU the loop over time is C++ (`recurrence.cpp`), compiled at first use and kept in `$XDG_CACHE_HOME/audiovae`
-(`~/.cache/audiovae`). On other devices, without a C++ compiler, or with the environment variable `AUDIOVAE_NO_COMPILER=1`, it
-is PyTorch's: the same numbers, slower.
+(`~/.cache/audiovae`). On other devices, without a C++ compiler, or with the environment variable
+`AUDIOVAE_NO_COMPILER=1`, it is PyTorch's: the same numbers, slower.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class StochasticRecurrence(nn.Module):
         input_drive_size: four times `lstm`; 0 without an LSTM.
     """
 
-    def __init__(self, latent_dim: int, layers_in: Sequence[int] = (), lstm: int | None = None, hidden: Sequence[int] = ()) -> None:
+    def __init__(
+        self, latent_dim: int, layers_in: Sequence[int] = (), lstm: int | None = None, hidden: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         widths_in, widths_out = [latent_dim, *layers_in], [*hidden, 2 * latent_dim]
         self.latent_dim = latent_dim
@@ -127,10 +129,15 @@ class StochasticRecurrence(nn.Module):
             fits = drive.device.type == "cpu" and dtype in (torch.float32, torch.float64)
             loop = self._compiled_loop if fits and compiled() else self._loop
             latents, loc, scale, states = loop(
-                frames_first(drive), frames_first(noise.detach()), None if input_drive is None else frames_first(input_drive)
+                frames_first(drive),
+                frames_first(noise.detach()),
+                None if input_drive is None else frames_first(input_drive),
             )
         return RecurrenceOutput(
-            batch_first(latents), batch_first(loc), batch_first(scale), None if self.lstm is None else batch_first(states)
+            batch_first(latents),
+            batch_first(loc),
+            batch_first(scale),
+            None if self.lstm is None else batch_first(states),
         )
 
     def _loop(self, drive: Tensor, noise: Tensor, input_drive: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,14 +166,21 @@ class StochasticRecurrence(nn.Module):
         latents, locs, scales, states = map(torch.stack, zip(*steps, strict=True))
         return latents, locs, scales, states
 
-    def _compiled_loop(self, drive: Tensor, noise: Tensor, input_drive: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        layers_in, layers_out = list(self.layers_in.parameters()), list(self.layers_out.parameters())  # weight, bias, ...
+    def _compiled_loop(
+        self, drive: Tensor, noise: Tensor, input_drive: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        layers_in, layers_out = (
+            list(self.layers_in.parameters()),
+            list(self.layers_out.parameters()),
+        )  # weight, bias, ...
         lstm: list[Tensor] = []
         if self.lstm is not None:
             weight_in, weight, *biases = self.lstm.parameters()
             lstm = [weight_in, weight, biases[0] + biases[1]]
         weights = [*layers_in, *lstm, self.mixer.weight, *layers_out]
-        return _Recurrence.apply(drive, noise, input_drive, len(layers_in), len(lstm), torch.is_grad_enabled(), *weights)
+        return _Recurrence.apply(
+            drive, noise, input_drive, len(layers_in), len(lstm), torch.is_grad_enabled(), *weights
+        )
 
 
 def _weight_gradient(deltas: Tensor, inputs: Tensor) -> Tensor:
@@ -180,7 +194,14 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")
     def forward(
-        ctx: Any, drive: Tensor, noise: Tensor, input_drive: Tensor | None, n_in: int, n_lstm: int, keep: bool, *weights: Tensor
+        ctx: Any,
+        drive: Tensor,
+        noise: Tensor,
+        input_drive: Tensor | None,
+        n_in: int,
+        n_lstm: int,
+        keep: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         layers_in, lstm, (mixer, *layers_out) = _split(weights, n_in, n_lstm)
         kept = torch.ops.audiovae.recurrence_forward(
@@ -201,7 +222,15 @@ class _Recurrence(torch.autograd.Function):
         weights, kept = tensors[:n_weights], tensors[n_weights:]
         layers_in, lstm, (mixer, *layers_out) = _split(weights, n_in, n_lstm)
         deltas = torch.ops.audiovae.recurrence_backward(
-            [grad.contiguous() for grad in grads], kept, noise, layers_in, lstm, mixer, layers_out, SMALLEST_SCALE, LARGEST_SCALE
+            [grad.contiguous() for grad in grads],
+            kept,
+            noise,
+            layers_in,
+            lstm,
+            mixer,
+            layers_out,
+            SMALLEST_SCALE,
+            LARGEST_SCALE,
         )
         latents, _, _, states, _, _, *hidden = kept
         gate_deltas, *deltas = deltas
@@ -210,7 +239,9 @@ class _Recurrence(torch.autograd.Function):
         for delta, x in zip(deltas[: n_in // 2], inputs, strict=False):
             layer_grads += [_weight_gradient(delta, x), delta.sum((0, 1))]
         if lstm:
-            layer_grads += [_weight_gradient(gate_deltas, x) for x in (inputs[-1], states[:-1])] + [gate_deltas.sum((0, 1))]
+            layer_grads += [_weight_gradient(gate_deltas, x) for x in (inputs[-1], states[:-1])] + [
+                gate_deltas.sum((0, 1))
+            ]
         mixer_delta, *deltas = deltas[n_in // 2 :]
         layer_grads.append(_weight_gradient(mixer_delta, states[1:] if lstm else inputs[-1]))
         for delta, x in zip(deltas, hidden[n_in // 2 :], strict=True):
@@ -233,7 +264,8 @@ def _load() -> bool:
         torch.ops.load_library(_build())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logging.getLogger("audiovae").warning(
-            "the loop over time runs in PyTorch, slower than compiled: %s (AUDIOVAE_NO_COMPILER=1: no compiler, no warning)",
+            "the loop over time runs in PyTorch, slower than compiled: %s (AUDIOVAE_NO_COMPILER=1: no compiler, no "
+            "warning)",
             error,
         )
         return False
@@ -243,14 +275,17 @@ def _load() -> bool:
 def _build() -> Path:
     """Compile `recurrence.cpp` unless the cache has it.
 
-    The name in the cache holds a hash of all that the result depends on. The file appears there complete or not at all, so
-    that processes which compile at the same time need no lock.
+    The name in the cache holds a hash of all that the result depends on. The file appears there complete or not at all,
+    so that processes which compile at the same time need no lock.
 
     Raises:
         RuntimeError: no compiler, or it failed.
         OSError: the cache cannot be written.
     """
-    compiler = shlex.split(os.environ.get("CXX", "")) or [path for path in map(shutil.which, ("g++", "c++", "clang++")) if path][:1]
+    compiler = (
+        shlex.split(os.environ.get("CXX", ""))
+        or [path for path in map(shutil.which, ("g++", "c++", "clang++")) if path][:1]
+    )
     source = Path(__file__).with_suffix(".cpp")
     torch_folder = Path(torch.__file__).parent
     standard = re.search(r"C\+\+ Version: 20(\d\d)", torch.__config__.show())  # PyTorch's headers ask for its own
@@ -276,7 +311,15 @@ def _build() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         target = Path(folder) / library.name
-        paths = [f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", str(source), "-ltorch_cpu", "-lc10", "-o", str(target)]
+        paths = [
+            f"-I{torch_folder / 'include'}",
+            f"-L{torch_folder / 'lib'}",
+            str(source),
+            "-ltorch_cpu",
+            "-lc10",
+            "-o",
+            str(target),
+        ]
         logging.getLogger("audiovae").info("compiling the loop over time, once: some 10 s")
         result = subprocess.run([*compiler, *flags, *paths], capture_output=True, text=True, timeout=600)
         if result.returncode:

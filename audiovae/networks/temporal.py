@@ -17,13 +17,16 @@ class TemporalConvolution(nn.Module):
         width: features per frame.
         kernel_size: frames that are combined.
         dilation: frames between them.
-        causal: the last of them is the frame itself, else the middle one.
+        causal: the last of them is the frame itself, else the middle one. It may be given the frames before the first
+            one: as many as it pads.
     """
 
     def __init__(self, width: int, kernel_size: int, dilation: int, causal: bool = False) -> None:
         super().__init__()
         if min(width, kernel_size, dilation) < 1:
-            raise ValueError(f"width, kernel_size and dilations must be positive, got {width}, {kernel_size} and {dilation}")
+            raise ValueError(
+                f"width, kernel_size and dilations must be positive, got {width}, {kernel_size} and {dilation}"
+            )
         self.dilation = dilation
         before = kernel_size - 1 if causal else kernel_size // 2
         self.padding = (before * dilation, (kernel_size - 1 - before) * dilation)
@@ -31,9 +34,13 @@ class TemporalConvolution(nn.Module):
         weight[before] += 1.0  # starts near the identity
         self.weight = nn.Parameter(weight)
 
-    def forward(self, hidden: Float[Tensor, "*batch frame width"]) -> Float[Tensor, "*batch frame width"]:
+    def forward(
+        self, hidden: Float[Tensor, "*batch frame width"], before: Float[Tensor, "*batch past width"] | None = None
+    ) -> Float[Tensor, "*batch frame width"]:
         n_frames, weight = hidden.shape[-2], self.weight.to(hidden.dtype)
-        padded = functional.pad(hidden, (0, 0, *self.padding))
+        padded = (
+            functional.pad(hidden, (0, 0, *self.padding)) if before is None else torch.cat([before, hidden], dim=-2)
+        )
         result = padded[..., :n_frames, :] * weight[0]
         for i in range(1, len(weight)):
             start = i * self.dilation
@@ -42,7 +49,7 @@ class TemporalConvolution(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """h + silu(W conv(h) + b + U y): context by a depthwise convolution, features mixed by a matrix, a skip connection around both.
+    """h + silu(W conv(h) + b + U y): context by a depthwise convolution, features mixed by a matrix, and a skip.
 
     Args:
         n_labels: size of the condition y of the whole sequence; 0: there is none.
@@ -50,7 +57,13 @@ class TemporalBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, kernel_size: int, dilation: int = 1, causal: bool = False, n_labels: int = 0, dropout: float = 0.0
+        self,
+        width: int,
+        kernel_size: int,
+        dilation: int = 1,
+        causal: bool = False,
+        n_labels: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.convolution = TemporalConvolution(width, kernel_size, dilation, causal)
@@ -58,8 +71,10 @@ class TemporalBlock(nn.Module):
         self.of_labels = nn.Linear(n_labels, width, bias=False) if n_labels else None
         self.dropout = dropout
 
-    def forward(self, hidden: Float[Tensor, "*batch frame width"], condition: Tensor | None = None) -> Float[Tensor, "*batch frame width"]:
-        mixed = self.linear(self.convolution(hidden))
+    def forward(
+        self, hidden: Float[Tensor, "*batch frame width"], condition: Tensor | None = None, before: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame width"]:
+        mixed = self.linear(self.convolution(hidden, before))
         if self.of_labels is not None:
             mixed = mixed + self.of_labels(condition)
         added = functional.silu(mixed)
@@ -67,11 +82,40 @@ class TemporalBlock(nn.Module):
 
 
 def temporal_network(
-    n_inputs: int, width: int, n_outputs: int, kernel_size: int, dilations: tuple[int, ...], causal: bool = False, last_bias: bool = True
+    n_inputs: int,
+    width: int,
+    n_outputs: int,
+    kernel_size: int,
+    dilations: tuple[int, ...],
+    causal: bool = False,
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """Linear and silu into `width` features, a `TemporalBlock` for each dilation, linear out of them."""
     blocks = [TemporalBlock(width, kernel_size, dilation, causal) for dilation in dilations]
     return nn.Sequential(nn.Linear(n_inputs, width), nn.SiLU(), *blocks, nn.Linear(width, n_outputs, bias=last_bias))
+
+
+def stream(
+    network: nn.Sequential, inputs: Float[Tensor, "*batch frame feature"], state: Tensor | None
+) -> tuple[Float[Tensor, "*batch frame output"], Float[Tensor, "*batch past width"]]:
+    """A causal `temporal_network` on frames that follow others, and the state from which the next ones go on.
+
+    Args:
+        state: what each convolution saw last, one after another along the frames; None before the first frame.
+    """
+    hidden, seen = inputs, []
+    for layer in network:
+        if isinstance(layer, TemporalBlock):
+            n_past = layer.convolution.padding[0]
+            if state is None:
+                before = hidden.new_zeros(*hidden.shape[:-2], n_past, hidden.shape[-1])
+            else:
+                before, state = state[..., :n_past, :], state[..., n_past:, :]
+            seen.append(torch.cat([before, hidden], dim=-2)[..., hidden.shape[-2] :, :])
+            hidden = layer(hidden, before=before)
+        else:
+            hidden = layer(hidden)
+    return hidden, torch.cat(seen, dim=-2)
 
 
 def reach(kernel_size: int, dilations: tuple[int, ...], causal: bool = False) -> int:

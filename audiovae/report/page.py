@@ -67,7 +67,7 @@ def _evaluation(evaluation: Evaluation, headed: bool) -> str:
     information = ""
     if kls:
         mean_kl = torch.stack(kls).mean(0)
-        warning = None if evaluation.prior.vae.latents.name == "point" else collapse_warning(mean_kl)
+        warning = collapse_warning(mean_kl) if evaluation.prior.vae.has_prior else None
         information = "<h3>Information in the latents</h3>" + image(
             plots.kl_per_dimension(mean_kl), "KL per latent dimension"
         )

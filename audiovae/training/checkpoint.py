@@ -1,4 +1,4 @@
-"""The state of a training run on disk: written atomically, two of them kept, never a pickle of anything but tensors and numbers."""
+"""The state of a training run on disk: written atomically, two of them kept, nothing but tensors and numbers."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ _KEPT_BYTES = 2**30
 def keep_freed_memory() -> None:
     """Let this process reuse large arrays instead of giving each back to the system at once.
 
-    glibc asks the system for every array of some megabytes anew, which zeroes its pages at first touch: up to a fifth of a
-    training step of recurrent models. Elsewhere (another C library) nothing happens.
+    glibc asks the system for every array of some megabytes anew, which zeroes its pages at first touch: up to a fifth
+    of a training step of recurrent models. Elsewhere (another C library) nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder: settings, versions and data, loss trace, TensorBoard curves, the best model."""
+"""What a training run leaves in its folder: settings, versions and data, loss trace, curves, the best model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audiovae.atomic import atomic_path
 from audiovae.errors import TrainingError
-from audiovae.prior import AudioVAE
-from audiovae.saved import CARD, CONFIG, TENSORS, save
+from audiovae.saved import CARD, CONFIG, TENSORS
 from audiovae.settings import TrainingSettings
+from audiovae.trainable import Trainable
 from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"
+_FORMAT = 2  # of run.json and the checkpoints beside it
 _LISTENING_SECONDS = 5.0
 _MAY_DIFFER = ("versions",)  # of what run.json holds, when a run continues
 
@@ -30,7 +32,7 @@ class Record:
 
     Args:
         folder: the model's folder.
-        prior: the model, before training.
+        model: before training.
         settings: of the run.
         data: fingerprints of the corpora by role.
         writes: False on all but one process of several; those leave no trace.
@@ -41,21 +43,29 @@ class Record:
     """
 
     def __init__(
-        self, folder: Path, prior: AudioVAE, settings: TrainingSettings, data: dict[str, str], writes: bool = True, overwrite: bool = False
+        self,
+        folder: Path,
+        model: Trainable,
+        settings: TrainingSettings,
+        data: dict[str, str],
+        writes: bool = True,
+        overwrite: bool = False,
     ) -> None:
         self.model_folder = folder
         self.folder = folder / "training"
         self._writes = writes
         self._board: Any = None
         self._run = {
+            "format": {"version": _FORMAT},
             "settings": asdict(settings),
-            "model": {
-                "type": type(prior.vae).__name__, "sample_rate": prior.sample_rate, "n_fft": prior.stft.n_fft,
-                "hop_length": prior.stft.hop_length, "window": prior.stft.window_name, **asdict(prior.vae.settings),
-            },
+            "model": _leaves(model.config()),
             "data": data,
-            "versions": {"audiovae": version("audiovae"), "torch": torch.__version__, "python": platform.python_version()},
-        }  # fmt: skip
+            "versions": {
+                "audiovae": version("audiovae"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
         self._run = json.loads(json.dumps(self._run))  # tuples become lists, as in the file
         if overwrite and writes:
             self._delete()
@@ -85,13 +95,18 @@ class Record:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise TrainingError(f"{path}: is damaged; --overwrite starts anew") from error
+        if found.get("format") != self._run["format"]:
+            raise TrainingError(
+                f"{self.model_folder}: holds a run of another version of audiovae, whose checkpoints this one cannot "
+                "continue; --overwrite starts anew"
+            )
         for group in (name for name in self._run if name not in _MAY_DIFFER):
             for name in sorted({*self._run[group], *found.get(group, {})}):
                 there, here = found.get(group, {}).get(name), self._run[group].get(name)
                 if there != here:
                     raise TrainingError(
-                        f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} now; "
-                        "repeat its settings to continue it, or --overwrite to start anew"
+                        f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} "
+                        "now; repeat its settings to continue it, or --overwrite to start anew"
                     )
 
     def rewind(self, step: int, trace: list[TraceRow]) -> None:
@@ -116,64 +131,61 @@ class Record:
         self._board.add_scalar("train/loss", loss, step)
         self._board.add_scalar("train/kl", kl, step)
 
-    def validation(
-        self, step: int, log_likelihood: float, kl: float, prior: AudioVAE, wave: torch.Tensor, condition: torch.Tensor | None
-    ) -> None:
-        """Curves, the spectrogram and the PSD, and the sound of one held-out recording with the weights as they are."""
+    def validation(self, step: int, log_likelihood: float, kl: float) -> None:
+        """Append to the curves."""
         if not self._writes:
             return
         self._board.add_scalar("validation/elbo", log_likelihood - kl, step)
         self._board.add_scalar("validation/log_likelihood", log_likelihood, step)
         self._board.add_scalar("validation/kl", kl, step)
-        if prior.vae.predicts != "sound":
+
+    @torch.no_grad()
+    def illustration(self, step: int, model: Trainable, wave: Tensor, condition: Tensor | None) -> None:
+        """What the model shows of one recording, weights as they are: pictures of powers, and sounds on one scale."""
+        if not self._writes:
             return
         from audiovae.report.plots import decibel_image
 
-        with torch.no_grad():
-            wave = wave[: int(_LISTENING_SECONDS * prior.sample_rate)]
-            if prior.vae.longest is not None:
-                wave = wave[: (prior.vae.longest - 1) * prior.stft.hop_length]
-            psd = prior.decode(prior.encode(wave, condition=condition), condition=condition).cpu()
-            resynthesis = prior.resynthesize(wave, condition=condition).cpu()
-        power = prior.stft(wave).abs().square().cpu()
-        self._board.add_image("validation/power_and_psd", decibel_image([power, psd]), step)
-        scale = 0.9 / max(float(wave.abs().max()), float(resynthesis.abs().max()), 1e-9)
-        self._board.add_audio("validation/original", wave.cpu() * scale, step, prior.sample_rate)
-        self._board.add_audio("validation/resynthesis", resynthesis * scale, step, prior.sample_rate)
+        wave = wave[..., : int(_LISTENING_SECONDS * model.sample_rate)]
+        shown = {name: tensor.cpu() for name, tensor in model.illustrate(wave, condition).items()}
+        sounds = {name: tensor for name, tensor in shown.items() if tensor.ndim == 1}
+        scale = 0.9 / max([float(sound.abs().max()) for sound in sounds.values()] + [1e-9])
+        for name, tensor in shown.items():
+            if name in sounds:
+                self._board.add_audio(f"validation/{name}", tensor * scale, step, model.sample_rate)
+            else:
+                self._board.add_image(f"validation/{name}", decibel_image(list(tensor)), step)
 
-    def save_model(self, prior: AudioVAE, step: int, elbo: float) -> None:
+    def save_model(self, model: Trainable, step: int, elbo: float) -> None:
         """Write the model as it is, with a card that says where it comes from."""
         if self._writes:
-            save(prior, self.model_folder, self._card(prior, step, elbo))
+            model.save_pretrained(self.model_folder, self._card(model, step, elbo))
 
-    def save_if_missing(self, prior: AudioVAE, step: int, elbo: float) -> None:
+    def save_if_missing(self, model: Trainable, step: int, elbo: float) -> None:
         """Write the best model once more if it was deleted since."""
         if not all((self.model_folder / name).exists() for name in (CONFIG, TENSORS, CARD)):
-            self.save_model(prior, step, elbo)
+            self.save_model(model, step, elbo)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
-    def _card(self, prior: AudioVAE, step: int, elbo: float) -> str:
-        weights = sum(parameter.numel() for parameter in prior.parameters())
-        unit = (
-            "nats per frame at unit level"
-            if prior.vae.is_density
-            else "per frame (no density of the STFT: it compares with no other model's)"
+    def _card(self, model: Trainable, step: int, elbo: float) -> str:
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        rows = "\n".join(
+            f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
         )
-        rows = "\n".join(f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items())
         return f"""---
 library_name: audiovae
 tags: [audio, speech, vae, unsupervised]
 ---
 
-# A {prior.sample_rate} Hz audio prior
+# A {model.sample_rate} Hz audio prior
 
-A {type(prior.vae).__name__} of {weights:,} weights, trained with audiovae {self._run["versions"]["audiovae"]}.
+A {model.kind} of {weights:,} weights, trained with audiovae {self._run["versions"]["audiovae"]}.
 
 * Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
-* Validation ELBO: {elbo:.1f} {unit}, after {step} steps (one draw of the latents).
+* Validation ELBO: {elbo:.1f} {model.unit}, at unit level, after {step} steps (one draw of the latents).
 * Licence: that of its training data decides; fill it in before you share this model.
 * Limits: it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own with
   `audiovae evaluate --model FOLDER FILES` before you rely on it.
@@ -182,3 +194,18 @@ A {type(prior.vae).__name__} of {weights:,} weights, trained with audiovae {self
 | --- | --- |
 {rows}
 """
+
+
+def _leaves(config: dict[str, Any]) -> dict[str, Any]:
+    """The innermost fields of a config by name, or by path, such as "vae.type", where several share a name."""
+    paths = _paths(config, "")
+    names = [path.rpartition(".")[2] for path in paths]
+    unique = [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    return dict(zip(unique, paths.values(), strict=True))
+
+
+def _paths(config: dict[str, Any], parent: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _paths(value, f"{parent}{name}.") if isinstance(value, dict) and value else {parent + name: value}
+    return found

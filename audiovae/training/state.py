@@ -27,10 +27,10 @@ class TrainingState:
         trace: rows of the loss trace.
     """
 
-    def __init__(self, vae: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
-        self._vae = vae
+    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+        self._model = model
         self._optimizer = optimizer
-        self._weights: list[Tensor] = list(vae.parameters())
+        self._weights: list[Tensor] = list(model.parameters())
         self._average = [weight.detach().clone() for weight in self._weights]
         self._interval = torch.zeros(2, dtype=torch.float64, device=device)
         self.step = self.saved_step = self.best_step = self.waited = 0
@@ -71,7 +71,7 @@ class TrainingState:
             self.waited += 1
             return False
         self.best_elbo, self.best_step, self.waited = elbo, self.step, 0
-        self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._vae.state_dict().items()}
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._model.state_dict().items()}
         return True
 
     def checkpoint(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class TrainingState:
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         return {
             **numbers,
-            "vae": self._vae.state_dict(),
+            "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "average": self._average,
             "interval": self._interval,
@@ -92,7 +92,7 @@ class TrainingState:
         """Go back to where `checkpoint` was taken."""
         for name in _NUMBERS:
             setattr(self, name, checkpoint[name])
-        self._vae.load_state_dict(checkpoint["vae"])
+        self._model.load_state_dict(checkpoint["model"])
         self._optimizer.load_state_dict(checkpoint["optimizer"])
         for average, saved in zip(self._average, checkpoint["average"], strict=True):
             average.copy_(saved)

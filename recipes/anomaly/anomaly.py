@@ -1,14 +1,16 @@
-"""What is no clean speech? Scores of frames by models that have heard clean speech alone: ROC-AUC by kind of noise, and pictures.
+"""What is no clean speech? Scores of frames by models that have heard clean speech alone: ROC-AUC by kind of noise, and
+pictures.
 
     python recipes/anomaly/anomaly.py SPEECH SPEAKERS.txt NOISE MODEL... -o FOLDER [--folds 2 3 4 5]
 
-SPEECH is a LibriSpeech tree of which the named speakers are scored, NOISE a folder of folders of sound, one a kind, with ESC-10's
-file names (FOLD-...). Frames within 30 dB of the loudest of their recording count, each recording at unit level.
+SPEECH is a LibriSpeech tree of which the named speakers are scored, NOISE a folder of folders of sound, one a kind,
+with ESC-10's file names (FOLD-...). Frames within 30 dB of the loudest of their recording count, each recording at unit
+level.
 
-Scores, higher meaning stranger: for a density of the STFT, how much less likely the frame is than under the best spectrum for
-it, log N_C(x; 0, |x|^2) - bound = d_IS(|x|^2, PSD) + KL, which does not depend on the level ("excess"), beside the plain -bound
-("nll"); for other likelihoods minus what the model is trained on, KL included ("error"). The mean log power of a frame, which knows
-nothing of speech, stands beside them as the reference that a model has to beat.
+Scores, higher meaning stranger: for a density of the STFT, how much less likely the frame is than under the best
+spectrum for it, log N_C(x; 0, |x|^2) - bound = d_IS(|x|^2, PSD) + KL, which does not depend on the level ("excess"),
+beside the plain -bound ("nll"); for other likelihoods minus what the model is trained on, KL included ("error"). The
+mean log power of a frame, which knows nothing of speech, stands beside them as the reference that a model has to beat.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def main() -> None:
     speakers = set(options.speakers.read_text().split())
     speech = sorted(file for file in options.speech.rglob("*.flac") if file.parts[-3] in speakers)
     kinds = sorted(folder for folder in options.noise.iterdir() if folder.is_dir())
-    noise = {folder.name: sorted(f for f in folder.iterdir() if f.name.split("-")[0] in options.folds) for folder in kinds}
+    noise = {
+        folder.name: sorted(f for f in folder.iterdir() if f.name.split("-")[0] in options.folds) for folder in kinds
+    }
     curves, rows = {}, []
     with bar(len(options.models) * (len(speech) + sum(map(len, noise.values())))) as advance:
         for model in options.models:
@@ -64,7 +68,12 @@ def main() -> None:
     print_table(["model", "score", "all", *noise], rows, title)
     options.output.mkdir(parents=True, exist_ok=True)
     draw_curves(curves, options.output / "roc.png")
-    draw_timeline(AudioVAE.from_pretrained(options.models[0]), speech[0], {kind: files[0] for kind, files in noise.items()}, options.output)
+    draw_timeline(
+        AudioVAE.from_pretrained(options.models[0]),
+        speech[0],
+        {kind: files[0] for kind, files in noise.items()},
+        options.output,
+    )
 
 
 def gather(prior: AudioVAE, files: list[Path], advance: object) -> Scores:
@@ -89,7 +98,7 @@ def score(prior: AudioVAE, wave: NDArray[np.float32]) -> tuple[Scores, NDArray[n
     active = (energy > 1e-3 * energy.max()).numpy()
     log_power = torch.log(frame_power + VARIANCE_FLOOR)
     reference = {REFERENCE: log_power.mean(-1).double().numpy()}
-    nll = -elbo(prior.vae, spectrogram).bound
+    nll = -elbo(prior.vae, frame_power).bound
     if not prior.vae.is_density:
         return {"error": nll.double().numpy(), **reference}, active
     best = (-math.log(math.pi) - 1 - log_power).sum(-1)
@@ -110,7 +119,11 @@ def draw_curves(curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]
         false = [(usual > threshold).mean() for threshold in thresholds]
         true = [(strange > threshold).mean() for threshold in thresholds]
         axes.plot(false, true, label=f"{name}: {auc(usual, strange):.3f}", linewidth=1)
-    axes.set(xlabel="speech frames called strange", ylabel="noise frames found", title="Noise found by models of clean speech")
+    axes.set(
+        xlabel="speech frames called strange",
+        ylabel="noise frames found",
+        title="Noise found by models of clean speech",
+    )
     axes.legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,4 +1,5 @@
-"""The main job in three minutes: speak a corpus, train a prior on it, resynthesise voices that it never heard, write a page.
+"""The main job in three minutes: speak a corpus, train a prior on it, resynthesise voices that it never heard, write a
+page.
 
 python recipes/demo/demo.py [FOLDER]      (default: demo)
 """
@@ -46,9 +47,12 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)  # small products: a second thread costs more than it brings where another job runs
     voices = speak_corpus(speech)
     (folder / "held_out.txt").write_text("\n".join(HELD_OUT))
-    prepared = prepare(speech, packed, PrepareSettings(validation_speakers=str(folder / "held_out.txt")), overwrite=True)
+    prepared = prepare(
+        speech, packed, PrepareSettings(validation_speakers=str(folder / "held_out.txt")), overwrite=True
+    )
     print(
-        f"{len(prepared.utterances)} sentences, {prepared.seconds_new / 60:.1f} minutes, of {len(voices)} voices, {len(HELD_OUT)} held out"
+        f"{len(prepared.utterances)} sentences, {prepared.seconds_new / 60:.1f} minutes, of {len(voices)} voices, "
+        f"{len(HELD_OUT)} held out"
     )
 
     corpus = PackedCorpus(packed)
@@ -67,16 +71,22 @@ def main(folder: Path) -> None:
         for voice, file in zip(HELD_OUT, files, strict=True):
             resynthesize_file(one, file, folder / "resynthesis" / name.replace(" ", "-") / f"{voice}.wav")
         scores = [evaluate_file(one, file) for file in files]
-        evaluations.append(Evaluation(name, one, [ReportedFile(f, s.values, s.reasons) for f, s in zip(files, scores, strict=True)]))
+        evaluations.append(
+            Evaluation(name, one, [ReportedFile(f, s.values, s.reasons) for f, s in zip(files, scores, strict=True)])
+        )
     summaries = {e.name: summarise([file.values for file in e.files]) for e in evaluations}
     metrics = [metric for metric in METRICS if any(metric in summary for summary in summaries.values())]
-    rows = [[name, *(str(summary.get(metric, "not scored")) for metric in metrics)] for name, summary in summaries.items()]
+    rows = [
+        [name, *(str(summary.get(metric, "not scored")) for metric in metrics)] for name, summary in summaries.items()
+    ]
     print_table(
         ["prior", *(METRICS[metric].heading for metric in metrics)],
         rows,
         f"{len(HELD_OUT)} voices that it never heard: original phase, posterior mean, 95 % intervals",
     )
-    write_report(folder / "report.html", evaluations, "audiovae demo", "Four synthetic voices that the first prior never heard.")
+    write_report(
+        folder / "report.html", evaluations, "audiovae demo", "Four synthetic voices that the first prior never heard."
+    )
     print(f"open {folder / 'report.html'}")
 
 

@@ -1,9 +1,11 @@
-"""Noisy speech to choose options on: tuning speakers of the speech prior, with ESC-10 noise and the babble of training speakers.
+"""Noisy speech to choose options on: tuning speakers of the speech prior, with ESC-10 noise and the babble of training
+speakers.
 
     python recipes/enhancement/mixtures.py LIBRISPEECH ESC10 OUT
 
-Writes OUT/clean and OUT/noisy, 24 pairs of 4.5 s at 16 kHz, at 2.5 to 17.5 dB of the speech's active frames; every noise is tilted
-by 3 to 9 dB per octave, as most of what surrounds speakers is louder at low frequencies. What is below 60 Hz in the clean recordings is
+Writes OUT/clean and OUT/noisy, 24 pairs of 4.5 s at 16 kHz, at 2.5 to 17.5 dB of the speech's active frames; every
+noise is tilted by 3 to 9 dB per octave, as most of what surrounds speakers is louder at low frequencies. What is below
+60 Hz in the clean recordings is
 left out: some rumble there, louder than they speak.
 """
 
@@ -46,7 +48,11 @@ def main() -> None:
     for folder in ("clean", "noisy"):
         (options.out / folder).mkdir(parents=True, exist_ok=True)
     for i in range(2 * len(NOISES)):
-        speaker, kind, snr_db = speakers[i % len(speakers)], NOISES[i % len(NOISES)], SNRS_DB[(i + i // len(NOISES)) % len(SNRS_DB)]
+        speaker, kind, snr_db = (
+            speakers[i % len(speakers)],
+            NOISES[i % len(NOISES)],
+            SNRS_DB[(i + i // len(NOISES)) % len(SNRS_DB)],
+        )
         whole = read(files[speaker])
         start = 0 if i < len(speakers) else len(whole) - N_SAMPLES
         clean = whole[max(0, start) :][:N_SAMPLES]
@@ -69,7 +75,11 @@ def noise(kind: str, files: dict[str, Path], speakers: list[str], esc10: Path, r
     """A tilted noise of unit RMS."""
     total = np.zeros(N_SAMPLES)
     for part in kind.split(" + "):
-        total += babble(files, speakers, int(part.split()[1]), rng) if part.startswith("babble") else environment(esc10 / part, rng)
+        total += (
+            babble(files, speakers, int(part.split()[1]), rng)
+            if part.startswith("babble")
+            else environment(esc10 / part, rng)
+        )
     spectrum = np.fft.rfft(total)
     frequency = np.fft.rfftfreq(N_SAMPLES, 1 / RATE)
     slope = rng.uniform(3, 9) / (20 * np.log10(2))

@@ -1,4 +1,5 @@
-"""The test set of VoiceBank-DEMAND at 16 kHz, the rate of its published numbers: 824 pairs of the speakers p232 and p257.
+"""The test set of VoiceBank-DEMAND at 16 kHz, the rate of its published numbers: 824 pairs of the speakers p232 and
+p257.
 
     python recipes/enhancement/voicebank.py VOICEBANK OUT
 
@@ -27,7 +28,8 @@ def main() -> None:
     speakers = {name.split("_")[0] for name in names}
     if len(names) != N_PAIRS or speakers != SPEAKERS:
         print(
-            f"these are {len(names)} pairs of {', '.join(sorted(speakers))}: not the published test set, {N_PAIRS} pairs of p232 and p257"
+            f"these are {len(names)} pairs of {', '.join(sorted(speakers))}: not the published test set, {N_PAIRS} "
+            "pairs of p232 and p257"
         )
     for side in ("clean", "noisy"):
         target = options.out / f"{side}_testset_wav_16k"
@@ -39,9 +41,13 @@ def main() -> None:
 
 def pairs(voicebank: Path) -> list[str]:
     """File names, the same on both sides."""
-    clean, noisy = ({path.name for path in (voicebank / f"{side}_testset_wav").glob("*.wav")} for side in ("clean", "noisy"))
+    clean, noisy = (
+        {path.name for path in (voicebank / f"{side}_testset_wav").glob("*.wav")} for side in ("clean", "noisy")
+    )
     if not clean or clean != noisy:
-        raise SystemExit(f"{voicebank}: {len(clean)} clean and {len(noisy)} noisy test files, {len(clean ^ noisy)} without a partner")
+        raise SystemExit(
+            f"{voicebank}: {len(clean)} clean and {len(noisy)} noisy test files, {len(clean ^ noisy)} without a partner"
+        )
     return sorted(clean)
 
 

@@ -32,17 +32,20 @@ STFT {n_fft}/{hop_length} with a {window} window. It needs no network and no oth
 
 ## Data and licence
 
-Trained on {n_train} utterances, one each of {n_train} speakers ({minutes:.1f} minutes after trimming; each also played at 0.9 and 1.1
-times its speed), out of LibriSpeech train-clean-100: V. Panayotov, G. Chen, D. Povey, S. Khudanpur, "LibriSpeech: an ASR corpus based on
-public domain audio books", ICASSP 2015, licensed under CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). The utterances were
-trimmed, resampled to other speeds, and reduced to these weights. The weights are under CC BY 4.0 as well; name the corpus and audiovae.
+Trained on {n_train} utterances, one each of {n_train} speakers ({minutes:.1f} minutes after trimming; each also played
+at 0.9 and 1.1 times its speed), out of LibriSpeech train-clean-100: V. Panayotov, G. Chen, D. Povey, S. Khudanpur,
+"LibriSpeech: an ASR corpus based on public domain audio books", ICASSP 2015, licensed under CC BY 4.0
+(https://creativecommons.org/licenses/by/4.0/). The utterances were trimmed, resampled to other speeds, and reduced to
+these weights. The weights are under CC BY 4.0 as well; name the corpus and audiovae.
 
-{n_tuning} other speakers chose the settings and the step that was kept. {n_validation} further speakers were scored once, at the end: the table.
+{n_tuning} other speakers chose the settings and the step that was kept. {n_validation} further speakers were scored
+once, at the end: the table.
 
 ## Numbers
 
-{n_validation} recordings of {n_validation} speakers that it never heard, trimmed at 30 dB, unit RMS; original phase; means with 95 % intervals over files;
-NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on -log p(x). One training run (seed {seed}).
+{n_validation} recordings of {n_validation} speakers that it never heard, trimmed at 30 dB, unit RMS; original phase;
+means with 95 % intervals over files; NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
+-log p(x). One training run (seed {seed}).
 
 | wave from | {heads} |
 | --- |{rules}
@@ -55,12 +58,14 @@ NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
         --test_speakers recipes/speech_prior/validation_speakers.txt --speeds '[0.9, 1.1]'
     OMP_NUM_THREADS=1 audiovae train packed -o {name} --config recipes/speech_prior/{name}.yaml
 
-{steps} steps of {batch} frames, beta {beta}, seed {seed}, {seconds} s (other jobs beside it) on one thread of an AMD EPYC (Zen 5, with bf16 instructions), torch {torch}, audiovae {audiovae}.
+{steps} steps of {batch} frames, beta {beta}, seed {seed}, {seconds} s (other jobs beside it) on one thread of an AMD
+EPYC (Zen 5, with bf16 instructions), torch {torch}, audiovae {audiovae}.
 
 ## Limits
 
-* English read speech, recorded close and clean, with little noise; trained on less than an hour of it. Whispered, sung, shouted, noisy,
-  reverberant or band-limited speech, other languages, children and music are outside: their bound says how far.
+* English read speech, recorded close and clean, with little noise; trained on less than an hour of it. Whispered, sung,
+  shouted, noisy, reverberant or band-limited speech, other languages, children and music are outside: their bound says
+  how far.
 * {order}
 * "Original phase" is an oracle. With Griffin-Lim, magnitudes are the same and the wave is not.
 * {weight}
@@ -71,18 +76,25 @@ NLL = -log p(x | z) with z ~ q(z | x), in nats per frame; NLL + KL is a bound on
 """
 
 
-BELOW_ONE = """beta {beta} buys sound with bits: a KL weight below 1 lets the posteriors of all speech together drift from the prior. Bound and sound in the
-  table are of the same weights."""
+BELOW_ONE = """beta {beta} buys sound with bits: a KL weight below 1 lets the posteriors of all speech together drift
+from the prior. Bound and sound in the table are of the same weights.
+"""
 
-ABOVE_ONE = """beta {beta} keeps in the latents what is worth it: made for `audiovae enhance`, where a prior must refuse noise. It has neither the best bound
-  nor the best sound of the shipped ones."""
+ABOVE_ONE = """beta {beta} keeps in the latents what is worth it: made for `audiovae enhance`, where a prior must refuse
+noise. It has neither the best bound nor the best sound of the shipped ones.
+"""
 
 # By type of model: what it is, and what that means for sound sampled from it.
 KINDS = {
-    "FrameVAE": ("A frame-wise variational autoencoder", "It treats frames as independent: what is sampled from it has no order in time."),
+    "FrameVAE": (
+        "A frame-wise variational autoencoder",
+        "It treats frames as independent: what is sampled from it has no order in time.",
+    ),
     "DynamicVAE": (
-        "A variational autoencoder with context in time (encoder and decoder see neighbouring frames, the prior the latents before)",
-        "What is sampled from it moves as speech does, and says nothing. It sees the future, so it is not for live streams.",
+        "A variational autoencoder with context in time (encoder and decoder see neighbouring frames, the prior the "
+        "latents before)",
+        "What is sampled from it moves as speech does, and says nothing. It sees the future, so it is not for live "
+        "streams.",
     ),
 }
 
@@ -90,7 +102,11 @@ KINDS = {
 def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
     run = json.loads((model / "training" / "run.json").read_text())
     prior = AudioVAE.from_pretrained(model)
-    scores = {name: values for name, values in json.loads(scores_file.read_text()).items() if name.startswith(f"{model.name},")}
+    scores = {
+        name: values
+        for name, values in json.loads(scores_file.read_text()).items()
+        if name.startswith(f"{model.name},")
+    }
     summaries = {
         name.split(", ")[1].replace("mean z", "posterior mean").replace("sample z", "sampled z"): summarise(
             [{key: value for key, value in row.items() if key != "file"} for row in rows]

@@ -2,7 +2,8 @@
 
     python recipes/speech_prior/subset.py LIBRISPEECH OUT
 
-LIBRISPEECH holds train-clean-100 (from openslr.org/12, or: audiovae prepare LIBRISPEECH PACKED --download LIBRISPEECH:train-clean-100).
+LIBRISPEECH holds train-clean-100 (from openslr.org/12, or: audiovae prepare LIBRISPEECH PACKED --download
+LIBRISPEECH:train-clean-100).
 """
 
 from __future__ import annotations

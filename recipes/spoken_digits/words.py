@@ -1,10 +1,11 @@
-"""Write the recordings of the Free Spoken Digit Dataset as words of one length, so that the end of a word is part of what is heard.
+"""Write the recordings of the Free Spoken Digit Dataset as words of one length, so that the end of a word is part of
+what is heard.
 
     python recipes/spoken_digits/words.py RECORDINGS WORDS [--seconds 1.04] [--before 0] [--speeds 0.9 1.1]
 
-Every word is at unit level over noise of the level of its own quietest frames; of a longer recording the loudest stretch stays.
-`--before` puts up to so many seconds of that noise ahead (a segment of fixed length then begins anywhere in it). Training words
-(all but index 0-7) are written at each of the other speeds too, into a folder of their own.
+Every word is at unit level over noise of the level of its own quietest frames; of a longer recording the loudest
+stretch stays. `--before` puts up to so many seconds of that noise ahead (a segment of fixed length then begins anywhere
+in it). Training words (all but index 0-7) are written at each of the other speeds too, into a folder of their own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
         wave, info = audio.read(path)
         for speed in [1.0, *(options.speeds if int(match[1]) >= 8 else [])]:
             faster = audio.resample(wave[0], round(speed * info.sample_rate), info.sample_rate)
-            word = place(faster, round(options.seconds * info.sample_rate), round(options.before * info.sample_rate), random)
+            word = place(
+                faster, round(options.seconds * info.sample_rate), round(options.before * info.sample_rate), random
+            )
             folder = options.words / f"speed{speed:g}"
             folder.mkdir(parents=True, exist_ok=True)
             soundfile.write(folder / path.name, _PEAK * word, info.sample_rate, subtype="FLOAT")

@@ -2,8 +2,8 @@
 
     PYTHONPATH=TREE_OF_VERSION_0.1.0 OMP_NUM_THREADS=1 python tests/data/make.py tests/data
 
-They stand for what users have on their disks, so they are never made anew: a newer version has to read these very files. The script says
-how they came about; only what measures is still called, by tests/test_frozen.py.
+They stand for what users have on their disks, so they are never made anew: a newer version has to read these very
+files. The script says how they came about; only what measures is still called, by tests/test_frozen.py.
 """
 
 from __future__ import annotations
@@ -146,7 +146,6 @@ def make_corpus(folder: Path, target: Path) -> None:
 
 def make_latents(priors: dict[str, audiovae.AudioVAE], wave: Tensor, target: Path) -> dict[str, Any]:
     import soundfile
-
     from audiovae.recordings import encode_file
 
     target.mkdir()

@@ -170,20 +170,21 @@ class DeepSource(Source):
 def check_prior(prior: AudioVAE) -> None:
     """Raises AudiovaeError for a prior that gives no PSD from latents alone, with the reason."""
     vae, name = prior.vae, type(prior.vae).__name__
-    if vae.predicts != "sound":
+    if not vae.has_psd:
         raise AudiovaeError(f"{name} predicts labels: it has no PSD of speech")
     if vae.needs_past:
         raise AudiovaeError(
             f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone"
         )
-    if vae.settings.likelihood not in ("complex-gaussian", "complex-student-t"):
+    if not vae.is_density:
         raise AudiovaeError(
-            f"the likelihood {vae.settings.likelihood!r} is no density of the STFT, so its PSD stands for no variance"
+            f"the likelihood {vars(vae.settings)['likelihood']!r} is no density of the STFT, so its PSD stands for no "
+            "variance"
         )
     if vae.lookahead >= EVERYTHING:
         raise AudiovaeError(
             f"{name} has one latent vector for a whole sequence, and no recording is one; use a prior with latents of "
             "frames alone"
         )
-    if vae.latents.name == "point":
+    if not vae.has_prior:
         raise AudiovaeError(f"{name} has no prior on its latents, so nothing tells speech from noise")

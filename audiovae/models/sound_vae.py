@@ -1,0 +1,88 @@
+"""What all models of sound share: standardised log power in, a likelihood of the spectrum out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Independent
+
+from audiovae.errors import LatentError
+from audiovae.models.conditions import Conditions
+from audiovae.models.latents import LatentFamily
+from audiovae.models.observation import DENSITIES, Observation
+from audiovae.models.vae import VAE
+from audiovae.networks.log_power import LogPower
+from audiovae.settings import SoundSettings
+
+
+class SoundVAE(VAE, ABC):
+    """p(x | z) is an `Observation` of what a decoder gives; its subclasses are the networks around the latents.
+
+    Args:
+        n_freqs: frequency bins per frame.
+        settings: the sizes.
+        latents: the family of all coordinates of the latents.
+        labels: names and classes of the labels that condition the model.
+
+    Raises:
+        ValueError: a label with less than two classes.
+
+    Attributes:
+        cautious: how training starts, see `Observation.calibrate`.
+    """
+
+    cautious: bool = False
+
+    def __init__(
+        self,
+        n_freqs: int,
+        settings: SoundSettings,
+        latents: LatentFamily,
+        labels: Mapping[str, Sequence[str]] = {},
+    ) -> None:
+        super().__init__()
+        self.n_freqs, self.settings = n_freqs, settings
+        self.latents, self.latent_dim = latents, latents.dim
+        self.conditions = Conditions(labels)
+        self.log_power = LogPower(n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood)
+        self.is_density = settings.likelihood in DENSITIES
+
+    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+        self.log_power.calibrate(power)
+        self.observation.calibrate(power, self.cautious)
+
+    @abstractmethod
+    def decode(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        """What the decoder says of the spectrum: for densities the log PSD less the constants of `Observation`."""
+
+    def likelihood(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
+    ) -> Independent:
+        self.latents.check(latents)
+        return self.observation(self.decode(latents, condition, past))
+
+    def log_likelihood(
+        self,
+        latents: Float[Tensor, "*batch frame latent"],
+        power: Float[Tensor, "*batch frame freq"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "*batch frame"]:
+        return self.likelihood(latents, condition, self.past(power)).base_dist.summed_log_prob_of_power(power)
+
+    def log_psd(
+        self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None
+    ) -> Float[Tensor, "*batch frame freq"]:
+        if self.needs_past or self.own_past is not None:
+            raise LatentError(
+                f"{type(self).__name__} feeds on the sound before, so its PSD has no graph of its own to export"
+            )
+        return self.observation(self.decode(latents, condition, None)).variance.log()
+
+    def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:
+        return power if self.needs_past or (self.training and self.own_past is not None) else None
