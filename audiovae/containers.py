@@ -59,7 +59,9 @@ def _aiff(file: BinaryIO, size: int) -> int:
 
 
 def _chunks(file: BinaryIO, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (name, size, start) of each RIFF or IFF chunk from the current position on; the file stands at its start."""
+    """Yield (name, size, start) of each RIFF or IFF chunk from the current position on; the file stands at its
+    start.
+    """
     position = file.tell()
     while position + 8 <= size:
         file.seek(position)

@@ -123,7 +123,8 @@ def tone_folder() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two digits by two voices, named as free-spoken-digits, packed: labels, and every voice in every split; read only."""
+    """Two digits by two voices, named as free-spoken-digits, packed: labels, and every voice in every split; read
+    only."""
     folder = tmp_path_factory.mktemp("digits") / "recordings"
     folder.mkdir()
     for digit in range(2):

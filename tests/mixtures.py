@@ -175,7 +175,8 @@ def random_spectrogram(n_frames: int, n_freqs: int, n_channels: int, seed: int =
 
 
 def energy_of(prior: AudioVAE, coloured: bool = False) -> tuple[LatentEnergy, Tensor, Tensor, list[int]]:
-    """In float64, of two recordings with padding, a gain and a noise that are not one: energy, noise, latents, lengths."""
+    """In float64, of two recordings with padding, a gain and a noise that are not one: energy, noise, latents,
+    lengths."""
     vae = copy.deepcopy(prior.vae).double()
     lengths = [9, 6]
     mixture = mixture_of([100 * random_power(n, vae.n_freqs, seed) for seed, n in enumerate(lengths)], padding=3)

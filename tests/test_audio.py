@@ -337,7 +337,8 @@ def test_channels_are_resampled_apart() -> None:
 
 
 USUAL_FORMATS = [
-    (".wav", "WAV", "PCM_16"), (".WAV", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG", "VORBIS"), (".opus", "OGG", "OPUS"),
+    (".wav", "WAV", "PCM_16"), (".WAV", "WAV", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".ogg", "OGG", "VORBIS"),
+    (".opus", "OGG", "OPUS"),
     (".mp3", "MP3", "MPEG_LAYER_III"), (".aif", "AIFF", "PCM_16"), (".snd", "AU", "PCM_16"), (".sph", "NIST", "PCM_16"),
 ]  # fmt: skip
 
@@ -388,9 +389,12 @@ def test_nothing_is_left_when_the_block_raises(error: BaseException, before: byt
 
 
 CLIPPING = [
-    (0.5, ".wav", "PCM_16", False), (1.0, ".wav", "PCM_16", False), (1.5, ".wav", "PCM_16", True), (1.5, ".wav", "PCM_24", True),
-    (1.001, ".wav", "PCM_U8", True), (1.5, ".flac", "PCM_16", True), (1.5, ".aiff", "PCM_24", True), (1.001, ".wav", "ULAW", True),
-    (1.5, ".wav", "ALAW", True), (1.5, ".sph", "ULAW", True), (1.5, ".wav", "MS_ADPCM", True), (1.5, ".wav", "FLOAT", False),
+    (0.5, ".wav", "PCM_16", False), (1.0, ".wav", "PCM_16", False), (1.5, ".wav", "PCM_16", True), (1.5, ".wav",
+    "PCM_24", True),
+    (1.001, ".wav", "PCM_U8", True), (1.5, ".flac", "PCM_16", True), (1.5, ".aiff", "PCM_24", True), (1.001, ".wav",
+    "ULAW", True),
+    (1.5, ".wav", "ALAW", True), (1.5, ".sph", "ULAW", True), (1.5, ".wav", "MS_ADPCM", True), (1.5, ".wav", "FLOAT",
+    False),
     (1.5, ".wav", "DOUBLE", False), (0.5, ".wav", "ULAW", False),
 ]  # fmt: skip
 

@@ -166,7 +166,10 @@ def nothing() -> None:
     pass
 
 
-TRAIN = "train {packed} -o run --vae.latent_dim 2 --vae.hidden [4] --stft.n_fft 256 --stft.hop_length 64 --training.steps 2 "
+TRAIN = (
+    "train {packed} -o run --vae.latent_dim 2 --vae.hidden [4] --stft.n_fft 256 --stft.hop_length 64 "
+    "--training.steps 2 "
+)
 WHOLE = "restore the whole file"
 
 BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how it is made, the command, what is said)
@@ -1213,7 +1216,10 @@ def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: p
 # ---------------------------------------------------------------------------------------------------------------------
 # Every kind of model
 
-SMALL = "--stft.n_fft 256 --stft.hop_length 64 --training.steps 2 --training.batch_frames 32 --training.segment_frames 8 --vae.latent_dim 2 "
+SMALL = (
+    "--stft.n_fft 256 --stft.hop_length 64 --training.steps 2 --training.batch_frames 32 --training.segment_frames 8 "
+    "--vae.latent_dim 2 "
+)
 KINDS = {
     "FrameVAE": "--vae.hidden [4] --vae.latent dirichlet --vae.likelihood complex-student-t",
     "Autoencoder": "--vae.hidden [4]",
@@ -1369,12 +1375,15 @@ def test_labels_that_a_model_does_not_know_are_refused_in_one_line(
     assert contents(here) == before
 
 
-@pytest.mark.parametrize(("kind", "offered"), [("RVAE", {"likelihood"}), ("DynamicVAE", {"likelihood"}), ("LabelVAE", set()),
-    ("Autoencoder", {"likelihood"}), ("FrameVAE", {"latent", "dirichlet_concentration", "likelihood"})])  # fmt: skip
+@pytest.mark.parametrize(("kind", "offered"), [
+    ("RVAE", {"likelihood"}), ("DynamicVAE", {"likelihood"}), ("LabelVAE", set()), ("Autoencoder", {"likelihood"}),
+    ("FrameVAE", {"latent", "dirichlet_concentration", "likelihood"}),
+])  # fmt: skip
 def test_the_help_of_a_type_offers_what_it_takes(
     kind: str, offered: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of what only some models take; the point of an autoencoder is no choice, and labels have an option of their own."""
+    """Of what only some models take; the point of an autoencoder is no choice, and labels have an option of their
+    own."""
     with pytest.raises(SystemExit):
         main(["train", "--type", kind, "--help"])
     options = set(re.findall(r"--vae\.(\w+)", capsys.readouterr().out))
@@ -1388,14 +1397,17 @@ WRONG_KINDS = [
     ("--labels word", r"has no label 'word'; it has digit, speaker"),
     ("--type LabelVAE", r"a LabelVAE predicts exactly one label, got none; name one of the corpus"),
     ("--type LabelVAE --labels digit speaker", r"a LabelVAE predicts exactly one label, got \['digit', 'speaker'\]"),
-    ("--type DKF --labels digit", r"train: DKF takes no labels: .*; FrameVAE, ContextVAE, DynamicVAE, SequenceVAE, LabelVAE do"),
+    ("--type DKF --labels digit", r"train: DKF takes no labels: .*; FrameVAE, ContextVAE, DynamicVAE, SequenceVAE, "
+    r"LabelVAE do"),
     ("--type DKF --vae.latent dirichlet", r"vae\.latent"),
     ("--type Autoencoder --labels digit", r"train: Autoencoder takes no labels"),
     ("--type FrameVAE --vae.latent cauchy", r"vae\.latent: expected .*gaussian.*got cauchy"),
-    ("--type FrameVAE --training.scheduled_sampling [0.2,0.8]", r"scheduled_sampling is for models that feed on past.* not FrameVAE"),
+    ("--type FrameVAE --training.scheduled_sampling [0.2,0.8]",
+    r"scheduled_sampling is for models that feed on past.* not FrameVAE"),
     ("--type RVAE --training.importance_samples 4", r"importance_samples above 1 needs .* RVAE"),
     ("--type Autoencoder --training.importance_samples 4", r"importance"),
-    ("--training.importance_samples 4 --training.free_bits 1", r"train: importance_samples above 1 .* without beta_warmup or free_bits"),
+    ("--training.importance_samples 4 --training.free_bits 1",
+    r"train: importance_samples above 1 .* without beta_warmup or free_bits"),
 ]  # fmt: skip
 
 

@@ -248,7 +248,8 @@ def test_a_soft_label_is_drawn_to_the_true_class_by_its_gradient() -> None:
         (-elbo(vae, x, logits.softmax(-1)).bound.sum()).backward()
         optimizer.step()
     found = logits.detach().softmax(-1)
-    # Slopes mix linearly: that of the middle class is also the mean of the others, so a label is told by its slope there.
+    # Slopes mix linearly: that of the middle class is also the mean of the others, so a label is told by its slope
+    # there.
     torch.testing.assert_close(found @ vae.slopes, torch.tensor([-2.0, 0.0, 2.0, 2.0, -2.0]), atol=0.25, rtol=0)
     assert found[[0, 2, 3, 4], [0, 2, 2, 0]].min() > 0.85
 

@@ -16,10 +16,12 @@ from audiovae.errors import AudioError
 
 # Suffix, container, subtype; CAF is not among them: a file that lacks its last few per cent is read short.
 FORMATS = [
-    (".wav", "WAV", "PCM_16"), (".wav", "WAV", "PCM_24"), (".wav", "WAV", "FLOAT"), (".wav", "WAV", "ULAW"), (".wav", "WAVEX", "PCM_16"),
+    (".wav", "WAV", "PCM_16"), (".wav", "WAV", "PCM_24"), (".wav", "WAV", "FLOAT"), (".wav", "WAV", "ULAW"), (".wav",
+    "WAVEX", "PCM_16"),
     (".wav", "WAV", "IMA_ADPCM"), (".rf64", "RF64", "PCM_16"), (".flac", "FLAC", "PCM_16"), (".flac", "FLAC", "PCM_24"),
     (".ogg", "OGG", "VORBIS"), (".opus", "OGG", "OPUS"), (".mp3", "MP3", "MPEG_LAYER_III"), (".aiff", "AIFF", "PCM_16"),
-    (".aifc", "AIFF", "FLOAT"), (".au", "AU", "PCM_16"), (".w64", "W64", "PCM_16"), (".sph", "NIST", "PCM_16"), (".wav", "NIST", "PCM_16"),
+    (".aifc", "AIFF", "FLOAT"), (".au", "AU", "PCM_16"), (".w64", "W64", "PCM_16"), (".sph", "NIST", "PCM_16"),
+    (".wav", "NIST", "PCM_16"),
 ]  # fmt: skip
 NAMES = ["-".join((row[0][1:], *row[1:])) for row in FORMATS]
 every_format = pytest.mark.parametrize(("suffix", "container", "subtype"), FORMATS, ids=NAMES)
@@ -146,7 +148,8 @@ KBPS = {
 
 
 def frame_starts(content: bytes, rate: int) -> list[int]:
-    """Where the frames begin: 144 (72 below 32 kHz, which is MPEG 2) bits per second over the rate apart, plus padding."""
+    """Where the frames begin: 144 (72 below 32 kHz, which is MPEG 2) bits per second over the rate apart, plus
+    padding."""
     samples, table = (144, KBPS[1]) if rate >= 32000 else (72, KBPS[2])
     starts, position = [], 0
     while position + 4 <= len(content) and content[position] == 0xFF:

@@ -317,8 +317,10 @@ FORMATS = [  # file, container, sample format, rate, channels
     ("a.wav", "WAV", "PCM_16", 16000, 1), ("b.wav", "WAV", "PCM_24", 16000, 2), ("c.wav", "WAV", "PCM_U8", 16000, 1),
     ("d.wav", "WAV", "PCM_32", 16000, 8), ("e.wav", "WAV", "FLOAT", 16000, 1), ("f.wav", "WAV", "DOUBLE", 16000, 3),
     ("g.wav", "WAV", "ULAW", 16000, 1), ("h.wav", "WAV", "ALAW", 16000, 1), ("i.wav", "WAV", "IMA_ADPCM", 16000, 1),
-    ("j.flac", "FLAC", "PCM_16", 16000, 1), ("k.flac", "FLAC", "PCM_24", 16000, 2), ("l.ogg", "OGG", "VORBIS", 16000, 1),
-    ("m.opus", "OGG", "OPUS", 16000, 1), ("n.mp3", "MP3", "MPEG_LAYER_III", 16000, 1), ("o.aiff", "AIFF", "PCM_16", 16000, 1),
+    ("j.flac", "FLAC", "PCM_16", 16000, 1), ("k.flac", "FLAC", "PCM_24", 16000, 2), ("l.ogg", "OGG", "VORBIS", 16000,
+    1),
+    ("m.opus", "OGG", "OPUS", 16000, 1), ("n.mp3", "MP3", "MPEG_LAYER_III", 16000, 1), ("o.aiff", "AIFF", "PCM_16",
+    16000, 1),
     ("p.sph", "NIST", "PCM_16", 16000, 1), ("q.rf64", "RF64", "PCM_16", 16000, 2), ("r.au", "AU", "PCM_16", 16000, 1),
     ("s.caf", "CAF", "PCM_16", 16000, 1), ("t.w64", "W64", "PCM_16", 16000, 1), ("u.WAV", "WAV", "PCM_16", 16000, 1),
     ("v.wv1", "NIST", "PCM_16", 16000, 1),
@@ -437,11 +439,14 @@ BROKEN: list[tuple[str, Callable[[Path, Path], object], str]] = [  # file, how i
     ("empty.flac", lambda path, good: path.touch(), r"is empty \(0 bytes\)"),
     ("cut.wav", lambda path, good: path.write_bytes(good.read_bytes()[:20000]), r"is truncated"),
     ("header.wav", lambda path, good: soundfile.write(path, np.zeros((0, 1)), RATE), r"has a header but no samples"),
-    ("nan.wav", lambda path, good: soundfile.write(path, np.r_[np.ones(9000), np.nan], RATE, "FLOAT"), r"NaN or infinite"),
-    ("inf.wav", lambda path, good: soundfile.write(path, np.r_[np.ones(9000), np.inf], RATE, "FLOAT"), r"NaN or infinite"),
+    ("nan.wav", lambda path, good: soundfile.write(path, np.r_[np.ones(9000), np.nan], RATE, "FLOAT"),
+    r"NaN or infinite"),
+    ("inf.wav", lambda path, good: soundfile.write(path, np.r_[np.ones(9000), np.inf], RATE, "FLOAT"),
+    r"NaN or infinite"),
     ("silent.wav", lambda path, good: soundfile.write(path, np.zeros(20000), RATE), r"is silent"),
     ("short.wav", lambda path, good: soundfile.write(path, np.ones(1500), RATE), r"is shorter than 0\.1 s"),
-    ("foreign.m4a", lambda path, good: path.write_bytes(b"\0\0\0\x20ftypM4A "), r"\.m4a files cannot be read; convert it"),
+    ("foreign.m4a", lambda path, good: path.write_bytes(b"\0\0\0\x20ftypM4A "),
+    r"\.m4a files cannot be read; convert it"),
     ("dangling.wav", lambda path, good: path.symlink_to(path.parent / "gone.wav"), r"no such file"),
 ]  # fmt: skip
 
@@ -743,10 +748,12 @@ def _no_recording(folder: Path) -> None:
 
 
 REFUSED = [
-    (lambda folder: shutil.rmtree(folder), r"is not a packed corpus \(no index\.jsonl\); make one with: audiovae prepare"),
+    (lambda folder: shutil.rmtree(folder),
+     r"is not a packed corpus \(no index\.jsonl\); make one with: audiovae prepare"),
     (_drop_index, r"is not a packed corpus \(no index\.jsonl\)"),
     (_drop_samples, r"samples\.int16: is missing or truncated; prepare the corpus again with --overwrite"),
-    (lambda folder: os.truncate(folder / "samples.int16", (folder / "samples.int16").stat().st_size - 1), r"is missing or trunc"),
+    (lambda folder: os.truncate(folder / "samples.int16", (folder / "samples.int16").stat().st_size - 1),
+    r"is missing or trunc"),
     (_newer, r"was written by a newer audiovae \(format 2, this one reads up to 1\); update it"),
     (_garble, r"index\.jsonl: is damaged; prepare the corpus again with --overwrite"),
     (lambda folder: (folder / "index.jsonl").write_text(""), r"index\.jsonl: is damaged"),
@@ -798,7 +805,8 @@ SEGMENT_SAMPLES = 128
 
 
 def _ramp_corpus(folder: Path, *lengths: int, level: float = 1.0) -> PackedCorpus:
-    """Recordings one after another whose samples count 1, 2, 3, ... through the file, so that a sample tells its place."""
+    """Recordings one after another whose samples count 1, 2, 3, ... through the file, so that a sample tells its
+    place."""
     folder.mkdir(exist_ok=True)
     np.arange(1, sum(lengths) + 1, dtype="<i2").tofile(folder / "samples.int16")
     starts = np.cumsum([0, *lengths])[:-1].tolist()

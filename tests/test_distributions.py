@@ -268,7 +268,8 @@ def test_samples_have_the_moments_of_a_circular_gaussian() -> None:
     assert draws.shape == (40000, 3)
     power = draws.abs().square()
     for moment, expected in (
-        (draws.real, 0 * variance), (draws.imag, 0 * variance), (power, variance), (power.square(), 2 * variance.square()),
+        (draws.real, 0 * variance), (draws.imag, 0 * variance), (power, variance), (power.square(),
+        2 * variance.square()),
         (draws.square().real, 0 * variance), (draws.square().imag, 0 * variance),
     ):  # fmt: skip
         assert (z_score(moment, expected).abs() < Z_LIMIT).all()

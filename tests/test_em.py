@@ -195,7 +195,8 @@ def test_no_recording_gives_no_separation(frame: AudioVAE) -> None:
 def test_a_recording_comes_out_as_it_would_alone(
     kind: str, e_step: str, noise: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever stands beside it, is louder, or longer: by less than the reach of the model, by one frame, or by much."""
+    """Whatever stands beside it, is louder, or longer: by less than the reach of the model, by one frame, or by
+    much."""
     prior = request.getfixturevalue(kind)
     hop = prior.stft.hop_length
     lengths = [(24, 1.0), (30, 50.0), (31, 1), (55, 0.1)]

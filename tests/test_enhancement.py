@@ -165,7 +165,8 @@ def test_a_louder_mixture_has_louder_parts_and_the_same_gain(frame: AudioVAE, no
 def test_a_recording_comes_out_as_it_would_alone(
     frame: AudioVAE, dynamic: AudioVAE, kind: str, e_step: str, noise: str
 ) -> None:
-    """Whatever stands beside it, is louder, or longer: by less than the reach of the model, by one frame, or by much."""
+    """Whatever stands beside it, is louder, or longer: by less than the reach of the model, by one frame, or by
+    much."""
     prior = priors(frame, dynamic, kind)
     hop = prior.stft.hop_length
     spectrograms = [
@@ -705,7 +706,8 @@ def test_a_prior_that_has_no_psd_of_latents_alone_is_refused_with_the_reason(
 
 
 USABLE = [
-    ("FrameVAE", {}), ("FrameVAE", {"likelihood": "complex-student-t"}), ("ContextVAE", {}), ("DynamicVAE", {}), ("RVAE", {}),
+    ("FrameVAE", {}), ("FrameVAE", {"likelihood": "complex-student-t"}), ("ContextVAE", {}), ("DynamicVAE", {}),
+    ("RVAE", {}),
     ("RVAE", {"causal": False}), ("DKF", {}), ("SRNN", {"own_past": True}), ("SequenceVAE", {}), ("DSAE", {}),
 ]  # fmt: skip
 

@@ -38,7 +38,8 @@ def direction(dim: int, dtype: torch.dtype = DOUBLE, seed: int = 0) -> torch.Ten
     return normalize(torch.randn(dim, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed)), dim=0).to(dtype)
 
 
-# Angles from 0 to pi for the trapezoidal rule, ever closer at both ends: exact to rounding also where a density is narrow there.
+# Angles from 0 to pi for the trapezoidal rule, ever closer at both ends: exact to rounding also where a density
+# is narrow there.
 STEPS = np.linspace(-40, 40, 40_001)
 ANGLES, SUPPLEMENTS = np.pi * scipy.special.expit(STEPS), np.pi * scipy.special.expit(-STEPS)
 ONE_MINUS_COS = 2 * np.sin(ANGLES / 2) ** 2

@@ -27,7 +27,8 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def brute_force_level(wave: NDArray[np.floating], rate: int = RATE) -> float:
-    """The definition: RMS of frames of 64 ms under a squared sine, those within 30 dB of the loudest, a quarter apart."""
+    """The definition: RMS of frames of 64 ms under a squared sine, those within 30 dB of the loudest, a quarter
+    apart."""
     channels = np.atleast_2d(wave).astype(np.float64)
     hop = max(1, round(rate * 0.064 / 4))
     weights = [math.sin(math.pi * (n + 0.5) / (4 * hop)) ** 2 for n in range(4 * hop)]

@@ -515,7 +515,8 @@ def test_a_saved_prior_gives_the_same_bits(case: str, tmp_path: Path) -> None:
 
 @every_prior
 def test_the_weighted_bound_of_one_sample_is_the_elbo_in_expectation_and_rises(case: str) -> None:
-    """For sums over a sequence: what per-frame weights, per-sequence ones and a latent of the sequence have in common."""
+    """For sums over a sequence: what per-frame weights, per-sequence ones and a latent of the sequence have in
+    common."""
     vae = stirred(case)
     torch.manual_seed(5)
     x = power(spectrograms(1, 3)).expand(1500, -1, -1)
@@ -824,7 +825,8 @@ def test_running_freely_is_teacher_forcing_by_what_the_model_expects_of_its_own_
 
 @every_prior
 def test_generated_latents_follow_the_prior_along_their_path(case: str) -> None:
-    """For Gaussians: (z_t - mean(z_{<t})) / deviation is standard normal in all frames and dimensions of a long path."""
+    """For Gaussians: (z_t - mean(z_{<t})) / deviation is standard normal in all frames and dimensions of a long
+    path."""
     vae, condition = stirred(case), labels_for(stirred(case))
     torch.manual_seed(4)
     n_frames = vae.longest or 500

@@ -659,12 +659,14 @@ def test_a_path_whose_posterior_depends_on_itself_has_no_such_gradient(name: str
     model_class, _ = MODELS[name]
     with pytest.raises(
         ValueError,
-        match=rf"importance_samples above 1 needs a q\(z \| x\) whose factors do not depend on each other's draws, as they do in {name}",
+        match=r"importance_samples above 1 needs a q\(z \| x\) whose factors do not depend on each other's draws, "
+        rf"as they do in {name}",
     ):
         importance_weighted_surrogate(model_class(5), torch.ones(3, 5), 2)
     with pytest.raises(
         TrainingError,
-        match=rf"importance_samples above 1 needs a q\(z \| x\) whose factors do not depend on each other's draws, as they do in {name}",
+        match=r"importance_samples above 1 needs a q\(z \| x\) whose factors do not depend on each other's draws, "
+        rf"as they do in {name}",
     ):
         prior_of(model_class(5)).check(TrainingSettings(importance_samples=2))
 
@@ -769,7 +771,8 @@ def test_dimensions_below_the_floor_have_no_gradient_of_divergence() -> None:
 
 @pytest.mark.parametrize(
     ("cycles", "step", "expected"),
-    [(1, 0, 0.0), (1, 25, 0.4), (1, 50, 0.8), (1, 99, 0.8), (2, 0, 0.0), (2, 10, 0.32), (2, 25, 0.8), (2, 49, 0.8), (2, 50, 0.0),
+    [(1, 0, 0.0), (1, 25, 0.4), (1, 50, 0.8), (1, 99, 0.8), (2, 0, 0.0), (2, 10, 0.32), (2, 25, 0.8), (2, 49, 0.8),
+    (2, 50, 0.0),
      (2, 60, 0.32), (4, 24, 0.8), (4, 25, 0.0), (4, 30, 0.32), (4, 99, 0.8)],
 )  # fmt: skip
 def test_beta_starts_again_in_each_cycle(cycles: int, step: int, expected: float) -> None:

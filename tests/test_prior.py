@@ -248,7 +248,8 @@ def test_griffin_lim_keeps_the_length(length: int, prior: AudioVAE) -> None:
 @needs_torchaudio
 @pytest.mark.parametrize(("n_fft", "hop_length"), [(1024, 256), (512, 100), (64, 16)])
 def test_griffin_lim_finds_a_wave_of_the_magnitude(n_fft: int, hop_length: int) -> None:
-    """Of a real sound's magnitude: the spectral convergence of the first random phase is about 0.7, and ends below 0.2."""
+    """Of a real sound's magnitude: the spectral convergence of the first random phase is about 0.7, and ends below
+    0.2."""
     torch.manual_seed(6)
     stft = STFT(n_fft, hop_length)
     magnitude = stft(wave()).abs()

@@ -326,7 +326,8 @@ def test_a_latents_file_is_plain_arrays_without_pickle(encoded: LatentsFile, pri
     assert {array.shape for array in arrays.values()} == {(2, prior.stft.n_frames(-(-20001 * 16000 // 44100)), 8)}
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     assert {name: value.item() for name, value in content.items()} == {
-        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "n_arrays": 3, "model": prior.model_hash(),
+        "level": encoded.level, "sample_rate": 44100, "n_samples": 20001, "n_channels": 2, "n_arrays": 3,
+        "model": prior.model_hash(),
         "format_version": 2,
     }  # fmt: skip
 
@@ -460,7 +461,8 @@ def test_missing_latents_are_refused(tmp_path: Path) -> None:
 def forge(encoded: LatentsFile, path: Path, **changes: Any) -> Path:
     """A well-formed archive with fields changed or (None) left out."""
     fields = {
-        "latents": encoded.latents.numpy(), **{f"posterior.{name}": tensor.numpy() for name, tensor in encoded.posterior.items()},
+        "latents": encoded.latents.numpy(), **{f"posterior.{name}": tensor.numpy() for name,
+        tensor in encoded.posterior.items()},
         "n_channels": 2, "format_version": 2, "level": encoded.level, "sample_rate": encoded.sample_rate,
         "n_samples": encoded.n_samples, "model": encoded.model, **changes,
     }  # fmt: skip
@@ -500,7 +502,8 @@ FORGED: dict[str, dict[str, Any]] = {
     "fewer arrays than were written": {"n_arrays": 4},
     "no version": {"format_version": None},
     "another rank": {"latents": np.zeros(SHAPE[1:], np.float32)},
-    "another rank of all": {name: np.ones(SHAPE[1:], np.float32) for name in ("latents", "posterior.loc", "posterior.scale")},
+    "another rank of all": {name: np.ones(SHAPE[1:], np.float32) for name in ("latents", "posterior.loc",
+    "posterior.scale")},
     "unequal numbers of frames": {"posterior.scale": np.ones((2, 29, 8), np.float32)},
     "unequal numbers of channels": {"posterior.scale": np.ones((1, 30, 8), np.float32)},
     "latents that are not finite": {"latents": np.full(SHAPE, np.nan, np.float32)},
@@ -518,7 +521,8 @@ FORGED: dict[str, dict[str, Any]] = {
     "another precision": {name: np.ones(SHAPE, np.float64) for name in ("latents", "posterior.loc", "posterior.scale")},
     "no channels": {name: np.zeros((0, 30, 8), np.float32) for name in ("latents", "posterior.loc", "posterior.scale")},
     "no channels, and says so": {
-        "n_channels": 0, **{name: np.zeros((0, 30, 8), np.float32) for name in ("latents", "posterior.loc", "posterior.scale")}
+        "n_channels": 0, **{name: np.zeros((0, 30, 8), np.float32) for name in ("latents", "posterior.loc",
+        "posterior.scale")}
     },
 }  # fmt: skip
 
@@ -698,7 +702,8 @@ def stream(stft: STFT, magnitude: Tensor, length: int, block: int) -> Tensor:
 @pytest.mark.parametrize("block", [1, 7, 40, 41, 200])
 @pytest.mark.parametrize("n_frames", [1, 2, 40, 44, 80, 81, 82, 121, 300])
 def test_stretches_fit_together(n_frames: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a synthesis that gives ones everywhere, the cross-faded whole is ones everywhere, and of the right length."""
+    """With a synthesis that gives ones everywhere, the cross-faded whole is ones everywhere, and of the right
+    length."""
     monkeypatch.setattr(phase, "griffin_lim", lambda stft, magnitude, length: torch.ones(len(magnitude), length))
     stft = STFT(64, 16)
     for length in {max(1, (n_frames - 2) * 16 + 1), max(1, (n_frames - 1) * 16)}:

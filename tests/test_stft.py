@@ -142,7 +142,8 @@ def test_white_noise_has_the_power_of_the_window_in_every_bin(window: str) -> No
         stft(torch.randn(200, 6400, generator=torch.Generator().manual_seed(5)))[:, 2:-2].abs().square().mean((0, 1))
     )
     expected = reference_window(window, 64).square().sum().float().expand(33)
-    # About 20,000 independent frames; the mean of squares at bins 0 and 32 (real) has a relative deviation of sqrt(2 / 20,000).
+    # About 20,000 independent frames; the mean of squares at bins 0 and 32 (real) has a relative deviation of
+    # sqrt(2 / 20,000).
     torch.testing.assert_close(power, expected, atol=0, rtol=6 * math.sqrt(2 / 20000))
 
 

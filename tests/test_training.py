@@ -47,11 +47,13 @@ from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
 
-# Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up, dropout, equaliser.
+# Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up,
+# dropout, equaliser.
 SIZES = FrameVAESettings(latent_dim=4, hidden=(16,), dropout=0.1)
 FRONT_END = STFTSettings(n_fft=256, hop_length=64)
 SETTINGS = TrainingSettings(
-    steps=30, batch_frames=64, segment_frames=8, learning_rate=1e-2, warmup=0.1, beta_warmup=0.3, averaging=0.9, equaliser_db=1.0,
+    steps=30, batch_frames=64, segment_frames=8, learning_rate=1e-2, warmup=0.1, beta_warmup=0.3, averaging=0.9,
+    equaliser_db=1.0,
     validate_every=5, patience=50, log_every=3,
 )  # fmt: skip
 
@@ -200,7 +202,8 @@ def command(packed: Path, folder: Path, *more: str) -> list[str]:
     return ["train", str(packed), "-o", str(folder), *options, "--quiet", *more]
 
 
-# The real command, slowed down so that a signal from outside meets it at work, and held up at a step so that it never ends before.
+# The real command, slowed down so that a signal from outside meets it at work, and held up at a step so that it
+# never ends before.
 SLOW_TRAINING = """
 import sys, time
 from audiovae import saved
@@ -711,7 +714,8 @@ def test_the_reported_elbo_is_that_of_the_saved_model(packed: Path, tmp_path: Pa
         log_p = (-math.log(math.pi) - g.log() - x.abs().square() / g).sum(-1)
         kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
     per_segment = (log_p - kl).mean(-1)
-    # Other segments and other noise than the run's own: within five standard errors of the difference of two such means.
+    # Other segments and other noise than the run's own: within five standard errors of the difference of two such
+    # means.
     assert abs(float(per_segment.mean()) - fitted.elbo) < 5 * math.sqrt(2 / 2500) * float(per_segment.std())
 
 

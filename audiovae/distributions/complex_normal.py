@@ -116,7 +116,9 @@ class ComplexNormal(Distribution):
         return self.log_prob_of_power(value.real.square() + value.imag.square())
 
     def log_prob_of_power(self, power: Tensor) -> Tensor:
-        """`log_prob(x)` given power = |x|^2, which is all that it depends on: still a density over the complex plane."""
+        """`log_prob(x)` given power = |x|^2, which is all that it depends on: still a density over the complex
+        plane.
+        """
         log_variance = self.log_variance
         return -LOG_PI - log_variance - power * torch.exp((-log_variance).clamp(max=_LARGEST_EXPONENT))
 

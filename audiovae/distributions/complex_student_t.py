@@ -129,7 +129,9 @@ class ComplexStudentT(Distribution):
         return self.log_prob_of_power(value.real.square() + value.imag.square())
 
     def log_prob_of_power(self, power: Tensor) -> Tensor:
-        """`log_prob(x)` given power = |x|^2, which is all that it depends on: still a density over the complex plane."""
+        """`log_prob(x)` given power = |x|^2, which is all that it depends on: still a density over the complex
+        plane.
+        """
         log_scale = self.log_scale
         half = self._df / 2
         power, log_weight = torch.broadcast_tensors(power, -half.log() - log_scale)
@@ -145,7 +147,9 @@ class ComplexStudentT(Distribution):
 
 
 class _Log1pExp(torch.autograd.Function):
-    """log(1 + power exp(log_weight)) for power >= 0: finite, with finite derivatives, at zero and where exp overflows."""
+    """log(1 + power exp(log_weight)) for power >= 0: finite, with finite derivatives, at zero and where exp
+    overflows.
+    """
 
     @staticmethod
     def forward(ctx: Any, power: Tensor, log_weight: Tensor) -> Tensor:

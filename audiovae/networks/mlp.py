@@ -55,7 +55,9 @@ def start_small(*heads: nn.Linear) -> None:
 
 
 class Residual(nn.Module):
-    """h + layer(h), without normalisation: a layer norm made the bound worse in every trial, see recipes/speech_prior."""
+    """h + layer(h), without normalisation: a layer norm made the bound worse in every trial, see
+    recipes/speech_prior.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

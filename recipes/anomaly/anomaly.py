@@ -64,7 +64,8 @@ def main() -> None:
                 curves[f"{title}, {name}"] = (usual[name], every)
                 rows.append([title, name, f"{auc(usual[name], every):.3f}", *(f"{value:.3f}" for value in of_kinds)])
     n_usual, n_strange = (len(scores) for scores in next(iter(curves.values())))
-    title = f"ROC-AUC by frame: {n_usual} frames of {len(speech)} utterances, {n_strange} frames of {sum(map(len, noise.values()))} noises"
+    n_noises = sum(map(len, noise.values()))
+    title = f"ROC-AUC by frame: {n_usual} frames of {len(speech)} utterances, {n_strange} frames of {n_noises} noises"
     print_table(["model", "score", "all", *noise], rows, title)
     options.output.mkdir(parents=True, exist_ok=True)
     draw_curves(curves, options.output / "roc.png")
