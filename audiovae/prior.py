@@ -140,21 +140,33 @@ class AudioVAE(Trainable):
     def device(self) -> torch.device:
         return self.stft.window.device
 
-    def measure_level(self, wave: Float[Tensor, "*batch sample"]) -> Float[Tensor, "*batch"]:
-        """Level of each wave alone, see `audiovae.level`; for that of a recording, give its channels to it."""
-        flat = wave.detach().reshape(-1, wave.shape[-1]).numpy(force=True)
-        levels = np.array([active_level(row, self.sample_rate) for row in flat])
-        return torch.from_numpy(levels).to(wave.device, wave.dtype).reshape(wave.shape[:-1])
+    def measure_level(self, wave: Float[Tensor, "*batch sample"], channels: bool = False) -> Float[Tensor, "*batch"]:
+        """Level of each wave alone, or the one that the channels of each recording share: see `analyse`."""
+        whole = wave.detach().flatten(0, -3 if channels else -2) if wave.ndim > 1 + channels else wave.detach()[None]
+        levels = np.array([active_level(one, self.sample_rate) for one in whole.numpy(force=True)])
+        shape = wave.shape[: -2 if channels else -1]
+        level = torch.from_numpy(levels).to(wave.device, wave.dtype).reshape(shape)
+        return level.unsqueeze(-1).expand(wave.shape[:-1]) if channels else level
 
     def analyse(
-        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None
+        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, channels: bool = False
     ) -> tuple[Complex[Tensor, "*batch frame freq"], Float[Tensor, "*batch"]]:
-        """STFT of wave / level, and the level (measured where none is given; silence is divided by 1)."""
+        """STFT of wave / level, and the level (measured where none is given; silence is divided by 1).
+
+        Args:
+            channels: the dimension before the samples is that of a recording's channels. They share one level, that of
+                their mean power: which of them is louder, and by how much, stays in the spectrogram.
+
+        Raises:
+            ValueError: no sample, or `channels` of a wave without that dimension.
+        """
         if wave.shape[-1] == 0:
             raise ValueError("a wave needs at least one sample, got shape " + str(list(wave.shape)))
+        if channels and wave.ndim < 2:
+            raise ValueError(f"channels stand before the samples, and the wave has shape {list(wave.shape)}")
         wave = wave.to(next(self.vae.parameters()).dtype)
         if level is None:
-            level = self.measure_level(wave)
+            level = self.measure_level(wave, channels)
         level = torch.as_tensor(level, dtype=wave.dtype, device=wave.device).expand(wave.shape[:-1])
         return self.stft(wave / _divisor(level).unsqueeze(-1)), level
 

@@ -363,3 +363,27 @@ def test_the_global_random_state_is_left_alone_by_what_is_deterministic(prior: A
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert np.isfinite(results[0][0].numpy(force=True)).all()
+
+
+def test_the_channels_of_a_recording_share_one_level(prior: AudioVAE) -> None:
+    """That of their mean power: a power ratio of 98 between two microphones stays what it is."""
+    loud = wave()
+    recordings = torch.stack([torch.stack([loud, loud / 98**0.5]), torch.stack([loud / 3, 0 * loud])])
+    apart, own = prior.analyse(recordings)
+    together, level = prior.analyse(recordings, channels=True)
+    assert together.shape == apart.shape
+    for i, channels in enumerate(recordings):
+        expected = active_level(channels.numpy(), prior.sample_rate)
+        assert torch.allclose(level[i], torch.full((2,), expected))
+    ratio = power(together[0, 0]).sum() / power(together[0, 1]).sum()
+    assert float(ratio) == pytest.approx(98, rel=1e-4)
+    assert float(power(apart[0, 0]).sum() / power(apart[0, 1]).sum()) == pytest.approx(1, rel=1e-3)
+    assert float(own[0, 0] / own[0, 1]) == pytest.approx(98**0.5, rel=1e-4)
+    single, of_single = prior.analyse(loud[None], channels=True)
+    assert torch.equal(single, prior.analyse(loud[None])[0])
+    assert of_single.shape == (1,)
+
+
+def test_a_wave_without_channels_shares_nothing(prior: AudioVAE) -> None:
+    with pytest.raises(ValueError, match=r"channels stand before the samples, and the wave has shape \[4000\]"):
+        prior.analyse(torch.ones(4000), channels=True)

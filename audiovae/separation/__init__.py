@@ -16,7 +16,7 @@ from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPri
 from audiovae.separation.inference.markov_chain import MarkovChain
 from audiovae.separation.inference.point_estimate import PointEstimate
 from audiovae.separation.inference.variational import FreePosterior
-from audiovae.separation.methods import METHODS, enhancer, fast_mnmf2, separate
+from audiovae.separation.methods import METHODS, enhance, enhancer, fast_mnmf2, separate
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.separation import Separation
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
@@ -59,6 +59,7 @@ __all__ = [
     "Spatial",
     "Stationary",
     "View",
+    "enhance",
     "enhance_file",
     "enhance_files",
     "enhancer",

@@ -104,6 +104,25 @@ def enhancer(
     return Separator(prior.front, [speech, noises[noise]], [quiet_start], settings=settings)
 
 
+@torch.no_grad()
+def enhance(
+    wave: Float[Tensor, "*channel sample"], sample_rate: int, method: MethodName = "peem", seed: int = 0
+) -> Float[Tensor, "*channel sample"]:
+    """The speech of a noisy wave by a method and its own shipped prior; channels share one gain.
+
+    Raises:
+        AudiovaeError: another rate than the prior's.
+    """
+    prior = AudioVAE.from_pretrained(METHODS[method].prior, wave.device)
+    if sample_rate != prior.sample_rate:
+        raise AudiovaeError(f"the prior hears {prior.sample_rate} Hz, and the wave has {sample_rate} Hz; resample it")
+    channels = torch.atleast_2d(wave)
+    spectrogram, level = prior.analyse(channels, channels=True)
+    (found,) = enhancer(prior, method)([spectrogram.movedim(0, -1)], [seed], [float(level[0] > 0)], waves=[channels])
+    speech = prior.stft.inverse(found.images[0].movedim(-1, 0), wave.shape[-1]) * level.unsqueeze(-1)
+    return speech.reshape(wave.shape)
+
+
 def fast_mnmf2(front: Front, n_sources: int, rank: int = ROOM_RANK, n_iterations: int = ROOM_ITERATIONS) -> Separator:
     """FastMNMF2: sources by NMF, covariances that one matrix diagonalises, from random numbers. Needs no prior.
 
