@@ -93,11 +93,11 @@ class Separator:
     @torch.no_grad()
     def __call__(
         self,
-        mixtures: Sequence[Complex[Tensor, "_ freq *channel"]],
+        mixtures: Sequence[Complex[Tensor, "_ freq ..."]],
         seeds: Sequence[int] | None = None,
         levels: Sequence[float] | None = None,
         states: Sequence[Sequence[Tensor | None] | None] | None = None,
-        waves: Sequence[Float[Tensor, "channel _"]] | None = None,
+        waves: Sequence[Float[Tensor, "_ _"]] | None = None,
     ) -> list[Separation]:
         """Take recordings apart.
 
@@ -118,7 +118,7 @@ class Separator:
             found = [min(runs, key=lambda run: float(run.objective[-1])) for runs in zip(*tried, strict=True)]
             found = found if self.finish is None else self._finished(self.finish, mixture, found)
         return [
-            run if x.ndim == 3 else replace(run, images=run.images.squeeze(-1))
+            replace(run, images=run.images[..., : x.shape[-1]] if x.ndim == 3 else run.images[..., 0])
             for run, x in zip(found, mixtures, strict=True)
         ]
 

@@ -14,11 +14,12 @@ from audiovae.stft import STFT, power
 
 @dataclass(frozen=True)
 class Mixture:
-    """Recordings of different lengths at unit level, padded to one length.
+    """Recordings of different lengths and numbers of channels at unit level, padded to the largest.
 
     Attributes:
-        spectrogram: x_ft over the level, by the STFT of the separator's front end; zero beyond a recording's end.
-        power: |x_ft|^2, the mean over channels.
+        spectrogram: x_ft over the level, by the STFT of the separator's front end; zero beyond a recording's end and beyond its
+            own channels.
+        power: |x_ft|^2, the mean over its channels.
         inside: is this frame one of the recording's own?
         level: what the spectrograms were divided by; 1 for digital silence.
         generators: one for each recording, on its device: its random numbers are its own, whatever stands beside it.
@@ -38,12 +39,12 @@ class Mixture:
     @classmethod
     def of(
         cls,
-        spectrograms: Sequence[Complex[Tensor, "_ freq channel"]],
+        spectrograms: Sequence[Complex[Tensor, "_ freq _"]],
         levels: Float[Tensor, " recording"],
         seeds: Sequence[int],
         padding: int = 0,
         states: Sequence[Sequence[Tensor | None] | None] | None = None,
-        waves: Sequence[Float[Tensor, "channel _"]] | None = None,
+        waves: Sequence[Float[Tensor, "_ _"]] | None = None,
     ) -> Mixture:
         """Put recordings side by side.
 
@@ -59,16 +60,17 @@ class Mixture:
         lengths = torch.tensor([len(x) for x in spectrograms], device=device)
         n_frames = int(lengths.max()) + padding
         level = torch.where(levels > 0, levels, 1.0)
-        spectrogram = spectrograms[0].new_zeros(len(spectrograms), n_frames, *spectrograms[0].shape[1:])
+        n_freqs, n_channels = spectrograms[0].shape[1], torch.tensor([x.shape[-1] for x in spectrograms], device=device)
+        spectrogram = spectrograms[0].new_zeros(len(spectrograms), n_frames, n_freqs, int(n_channels.max()))
         for row, x, divisor in zip(spectrogram, spectrograms, level, strict=True):
-            row[: len(x)] = x / divisor
+            row[: len(x), :, : x.shape[-1]] = x / divisor
         scaled = [
             state and [None if spectrum is None else spectrum / divisor.square() for spectrum in state]
             for state, divisor in zip(states or [None] * len(spectrograms), level, strict=True)
         ]
         return cls(
             spectrogram,
-            power(spectrogram).mean(-1),
+            power(spectrogram).sum(-1) / n_channels[:, None, None],
             torch.arange(n_frames, device=device) < lengths[:, None],
             level,
             [torch.Generator(device).manual_seed(seed) for seed in seeds],
@@ -107,7 +109,7 @@ class Mixture:
 
 def _side_by_side(waves: Sequence[Tensor], level: Tensor) -> Tensor:
     longest = max(wave.shape[-1] for wave in waves)
-    out = waves[0].new_zeros(len(waves), len(waves[0]), longest)
+    out = waves[0].new_zeros(len(waves), max(len(wave) for wave in waves), longest)
     for row, wave, divisor in zip(out, waves, level, strict=True):
-        row[:, : wave.shape[-1]] = wave / divisor
+        row[: len(wave), : wave.shape[-1]] = wave / divisor
     return out
