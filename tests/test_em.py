@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -324,9 +323,7 @@ def test_a_condition_says_what_the_speech_is() -> None:
     prior = frame_prior(labels={"digit": ("0", "1")})
     x = prior.stft(noisy(0.4))
     conditions = [prior.condition(digit=digit) for digit in "01"]
-    zero, one = (
-        speech_and_noise(prior, PointEstimate, condition=y, n_iterations=2)([x])[0] for y in conditions
-    )
+    zero, one = (speech_and_noise(prior, PointEstimate, condition=y, n_iterations=2)([x])[0] for y in conditions)
     assert (zero.wiener - one.wiener).abs().max() > 1e-3
     assert zero.sources[0].labels == {"digit": "0"}
 
@@ -466,7 +463,9 @@ def test_a_noise_sees_the_draws_of_a_single_deep_source_as_they_are_and_of_two_t
                     down += 1 / variance
             expected[f] = noise[f] * (up / down) ** 0.5 + 1e-6
         assert torch.allclose(found.psds[-1], expected.expand(7, 5), rtol=1e-9)
-        shares = [draws[0] / (speech + expected)] if len(given) == 1 else [d.mean(0) / (speech + expected) for d in draws]
+        shares = (
+            [draws[0] / (speech + expected)] if len(given) == 1 else [d.mean(0) / (speech + expected) for d in draws]
+        )
         for n, share in enumerate(shares):
             assert torch.allclose(found.images[n], share.mean(0) * x, rtol=1e-9)
 
@@ -475,9 +474,14 @@ def test_a_noise_sees_the_draws_of_a_single_deep_source_as_they_are_and_of_two_t
 
 
 @pytest.mark.parametrize("e_step", ["point estimate", "metropolis"])
-def test_a_deep_source_over_several_microphones_lowers_the_objective_and_a_batch_equals_its_members(e_step: str) -> None:
+def test_a_deep_source_over_several_microphones_lowers_the_objective_and_a_batch_equals_its_members(
+    e_step: str,
+) -> None:
     prior = dynamic_prior()
-    xs = [prior.stft(gain * reverberant(s, 4, seed=i).float()).movedim(0, -1) for i, (s, gain) in enumerate([(0.5, 1.0), (0.3, 20.0)])]
+    xs = [
+        prior.stft(gain * reverberant(s, 4, seed=i).float()).movedim(0, -1)
+        for i, (s, gain) in enumerate([(0.5, 1.0), (0.3, 20.0)])
+    ]
     speech = DeepSource.of(prior, E_STEPS[e_step], DeepSettings(12.0, 0.2, 0.6))
     run = Separator(
         prior.front,
@@ -508,6 +512,18 @@ def test_channels_that_share_a_gain_come_out_as_their_mean_power_would(frame: Au
     assert torch.allclose(found.objective, expected.objective, rtol=1e-5)
     assert ((found.wiener - expected.wiener.unsqueeze(-1)).abs() * x.abs()).max() <= 1e-5 * x.abs().max()
     assert torch.allclose(found.activity, expected.activity, rtol=1e-4)
+
+
+def test_recordings_of_one_two_and_three_channels_come_out_as_alone_side_by_side(frame: AudioVAE) -> None:
+    channels = [frame.stft(torch.stack([noisy(0.4 + 0.1 * n, i) for i in range(n)])).movedim(0, -1) for n in (2, 1, 3)]
+    xs = [*channels, channels[0][..., 0]]
+    waves = [white(4000 + n).expand(n, -1) for n in (2, 1, 3, 1)]
+    run = speech_and_noise(frame, PointEstimate, n_iterations=3)
+    for found, x in zip(run(xs, waves=waves), xs, strict=True):
+        (alone,) = run([x])
+        assert found.images.shape == (2, *x.shape)
+        assert (found.images - alone.images).abs().max() <= 1e-4 * x.abs().max()
+        assert torch.allclose(found.objective, alone.objective, rtol=1e-4, atol=1e-2)
 
 
 # Starts, finishes, waves ---------------------------------------------------------------------------------------------
@@ -583,7 +599,9 @@ def test_a_mixture_is_seen_through_other_windows_where_its_waves_are_known() -> 
         same = mixture.at(stft)[i, : len(xs[i]) - 4]
         assert torch.allclose(same, mixture.spectrogram[i, : len(xs[i]) - 4], atol=1e-4)
         assert (seen[i, len(expected) :] == 0).all()
-    with pytest.raises(ValueError, match="another window needs the waves of the mixtures, and only spectrograms were given"):
+    with pytest.raises(
+        ValueError, match="another window needs the waves of the mixtures, and only spectrograms were given"
+    ):
         Mixture.of(xs, levels, [0, 0]).at(longer)
 
 
@@ -649,5 +667,7 @@ def test_what_cannot_run_is_refused(frame: AudioVAE) -> None:
     with pytest.raises(ValueError, match="n_iterations must be at least 1, got 0"):
         EMSettings(0)
     for sources, starts in (([], [quiet_start]), ([Stationary], [])):
-        with pytest.raises(ValueError, match=f"at least one source and one start are needed, got {len(sources)} and {len(starts)}"):
+        with pytest.raises(
+            ValueError, match=f"at least one source and one start are needed, got {len(sources)} and {len(starts)}"
+        ):
             Separator(frame.front, sources, starts)

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixtures import E_STEPS, NOISES, SIZES, energy_of, make_alive, mixture_of, noisy, random_power, speech_and_noise, untrained
+from mixtures import (
+    E_STEPS,
+    NOISES,
+    SIZES,
+    energy_of,
+    make_alive,
+    mixture_of,
+    noisy,
+    random_power,
+    speech_and_noise,
+    untrained,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -160,7 +171,11 @@ def test_an_update_of_the_gain_lowers_its_objective_down_to_the_best_gain(frame:
     energy, noise, latents, _ = energy_of(frame)
     mixture, inside = energy.mixture, energy.mixture.inside
     source = DeepSource(
-        mixture, mixture.power, copy.deepcopy(frame).double(), Still(latents), DeepSettings(2.5, gain_deviation=deviation)
+        mixture,
+        mixture.power,
+        copy.deepcopy(frame).double(),
+        Still(latents),
+        DeepSettings(2.5, gain_deviation=deviation),
     )
     view = SingleChannel(mixture).view([noise.unsqueeze(0), noise.unsqueeze(0)], 0)
     with torch.no_grad():
@@ -217,9 +232,7 @@ def test_no_update_of_gain_and_colour_increases_the_nll(frame: AudioVAE, deviati
     """Under priors that weigh nothing."""
     energy, _, latents, _ = energy_of(frame)
     settings = DeepSettings(1e-9, *deviations)
-    source = DeepSource(
-        energy.mixture, energy.mixture.power, copy.deepcopy(frame).double(), Still(latents), settings
-    )
+    source = DeepSource(energy.mixture, energy.mixture.power, copy.deepcopy(frame).double(), Still(latents), settings)
     trace = []
     with torch.no_grad():
         source.infer(energy.view, 1.0)

@@ -145,7 +145,10 @@ def test_everything_is_that_of_full_covariance_matrices(name: str, n_draws: tupl
                     found[1] += (solved.conj() @ h[n, i, f] @ solved).real / n_others
                     found[2] += ratio.trace().real / n_others
                     found[3] += (ratio @ ratio).trace().real / n_others
-                got = [part.reshape(-1, *mixture.power.shape)[-1, i, t, f] for part in (numerator, denominator, information)]
+                got = [
+                    part.reshape(-1, *mixture.power.shape)[-1, i, t, f]
+                    for part in (numerator, denominator, information)
+                ]
                 assert torch.allclose(torch.stack(got), found[1:], rtol=1e-7)
                 sums += found
             assert float(misfit.reshape(-1, *mixture.inside.shape)[-1, i, t]) == pytest.approx(float(sums[0]), rel=1e-8)
