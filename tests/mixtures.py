@@ -94,11 +94,11 @@ def frame_prior(**settings: Any) -> AudioVAE:
     return make_alive(build_prior(**settings))
 
 
-def dynamic_prior(n_fft: int = 256) -> AudioVAE:
+def dynamic_prior() -> AudioVAE:
     """With context in encoder, decoder and prior; short frames."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        stft = STFT(n_fft=n_fft, hop_length=n_fft // 4)
+        stft = STFT(n_fft=256, hop_length=64)
         sizes = DynamicVAESettings(latent_dim=4, width=16, dilations=(1, 2), prior_width=8, prior_dilations=(1,))
         vae = DynamicVAE(stft.n_freqs, sizes)
         vae.calibrate(power(stft(torch.randn(2 * RATE))))

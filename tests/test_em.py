@@ -521,6 +521,18 @@ def test_channels_that_share_a_gain_come_out_as_their_mean_power_would(frame: Au
     assert torch.allclose(found.activity, expected.activity, rtol=1e-4)
 
 
+def test_recordings_of_one_two_and_three_channels_come_out_as_alone_side_by_side(frame: AudioVAE) -> None:
+    channels = [frame.stft(torch.stack([noisy(0.4 + 0.1 * n, i) for i in range(n)])).movedim(0, -1) for n in (2, 1, 3)]
+    xs = [*channels, channels[0][..., 0]]
+    waves = [white(4000 + n).expand(n, -1) for n in (2, 1, 3, 1)]
+    run = speech_and_noise(frame, PointEstimate, n_iterations=3)
+    for found, x in zip(run(xs, waves=waves), xs, strict=True):
+        (alone,) = run([x])
+        assert found.images.shape == (2, *x.shape)
+        assert (found.images - alone.images).abs().max() <= 1e-4 * x.abs().max()
+        assert torch.allclose(found.objective, alone.objective, rtol=1e-4, atol=1e-2)
+
+
 # Starts, finishes, waves ---------------------------------------------------------------------------------------------
 
 

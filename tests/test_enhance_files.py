@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from audiovae import AudioVAE, audio
 from audiovae.cli.main import main
 from audiovae.errors import AudiovaeError
-from audiovae.separation import Enhancer, enhance_file, enhancer, files
+from audiovae.separation import EMSettings, Separator, blocks, enhance_file, enhancer
 from audiovae.separation.files import Enhanced, NoisyFile, enhance_files, groups_by_length
 
 
@@ -46,8 +46,8 @@ def stored(path: Path, wave: NDArray[np.floating], rate: int = RATE, subtype: st
 @pytest.fixture
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second makes two blocks of the default STFT."""
-    monkeypatch.setattr(files, "BLOCK_FRAMES", 30)
-    monkeypatch.setattr(files, "OVERLAP_FRAMES", 10)
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", 30)
+    monkeypatch.setattr(blocks, "OVERLAP_FRAMES", 10)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_files_side_by_side_come_out_as_alone_in_any_order(
         for i, result in zip(order, done, strict=True):
             assert isinstance(result, Enhanced)
             assert result.speech.path == tmp_path / name / sounds[i].name
-            assert len(result.objective) == run.n_iterations
+            assert len(result.objective) == run.settings.n_iterations
         chosen = [sounds[i] for i in order]
         for expected, found in ((alone, name), (rest, f"{name}-rest")):
             for i, wave in zip(order, waves(tmp_path / found, chosen), strict=True):
@@ -210,20 +210,19 @@ def test_an_interrupt_leaves_no_half_file(prior: AudioVAE, tmp_path: Path, sound
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-class Sociable(Enhancer):
+class Sociable(Separator):
     """Its results tell how many recordings ran together, as the last bits of a real one may."""
 
     def __call__(self, spectrograms: Any, *rest: Any) -> Any:
-        return [
-            replace(found, wiener=found.wiener / (1 + len(spectrograms)))
-            for found in super().__call__(spectrograms, *rest)
-        ]
+        share = 1 / (1 + len(spectrograms))
+        return [replace(found, images=share * found.images) for found in super().__call__(spectrograms, *rest)]
 
 
 @pytest.mark.usefixtures("short_blocks")
 def test_what_runs_along_writes_nothing(prior: AudioVAE, tmp_path: Path, sounds: list[Path]) -> None:
     """And makes those beside it the same to the last bit as if it wrote."""
-    run = Sociable(prior, enhancer(prior, "fast").e_step, n_iterations=1)
+    usual = enhancer(prior, "fast")
+    run = Sociable(usual.front, usual.sources, usual.starts, settings=EMSettings(1))
     made = []
     for target in (tmp_path / "a.wav", None):
         done = enhance_files(
@@ -258,21 +257,19 @@ def test_groups_are_of_about_one_length_and_follow_from_the_files_alone(tmp_path
 def test_no_block_is_longer_than_two(
     prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sounds: list[Path]
 ) -> None:
-    monkeypatch.setattr(files, "BLOCK_FRAMES", 40)
-    monkeypatch.setattr(files, "OVERLAP_FRAMES", 10)
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", 40)
+    monkeypatch.setattr(blocks, "OVERLAP_FRAMES", 10)
     long = stored(tmp_path / "long.wav", noisy(20))
     lengths: list[list[int]] = []
 
-    class Spy(Enhancer):
+    class Spy(Separator):
         def __call__(self, spectrograms: Any, *rest: Any) -> Any:
             lengths.append([len(x) for x in spectrograms])
             return super().__call__(spectrograms, *rest)
 
-    by_name = enhancer(prior, "fast")
-    enhance_files(
-        Spy(prior, by_name.e_step, n_iterations=1),
-        [NoisyFile(path, tmp_path / "out" / path.name) for path in (sounds[0], long)],
-    )
+    usual = enhancer(prior, "fast")
+    run = Spy(usual.front, usual.sources, usual.starts, settings=EMSettings(1))
+    enhance_files(run, [NoisyFile(path, tmp_path / "out" / path.name) for path in (sounds[0], long)])
     assert max(max(of_call) for of_call in lengths) < 80
     assert [len(of_call) for of_call in lengths[:4]] == [2, 2, 1, 1]  # a.wav has 95 frames
     assert len(lengths) == 1 + (1251 - 80) // 30 + 1
@@ -283,10 +280,11 @@ import resource, sys
 from audiovae import AudioVAE
 from audiovae.separation import enhancer
 from audiovae.separation.files import NoisyFile, enhance_files
+from dataclasses import replace
 import torch
 torch.set_num_threads(1)
 run = enhancer(AudioVAE.from_pretrained("model"), "fast", mixed_precision=False)
-run.n_iterations = 1
+run.settings = replace(run.settings, n_iterations=1)
 (done,) = enhance_files(run, [NoisyFile(sys.argv[1], "out.wav", "rest.wav")])
 assert done.speech.peak > 0, done
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -345,13 +343,13 @@ def test_a_batch_of_any_size_makes_the_same_and_tells_it_in_the_order_of_the_fil
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, sizes = {}, []
-    alone = Enhancer.__call__
+    alone = Separator.__call__
 
-    def spy(self: Enhancer, spectrograms: Any, *rest: Any) -> Any:
+    def spy(self: Separator, spectrograms: Any, *rest: Any) -> Any:
         sizes.append(len(spectrograms))
         return alone(self, spectrograms, *rest)
 
-    monkeypatch.setattr(Enhancer, "__call__", spy)
+    monkeypatch.setattr(Separator, "__call__", spy)
     for options, largest in (("", 1), ("--batch 1", 1), ("--batch 3", 3), ("--batch 9", 5)):
         sizes.clear()
         assert audiovae(f"in -o out --residual rest --overwrite --json --quiet {options}") == 0
@@ -466,17 +464,17 @@ import os, sys, time
 from dataclasses import replace
 from audiovae.audio import Writer
 from audiovae.cli.main import main
-from audiovae.separation import Enhancer, files
-files.BLOCK_FRAMES, files.OVERLAP_FRAMES = 30, 10
+from audiovae.separation import Separator, blocks
+blocks.BLOCK_FRAMES, blocks.OVERLAP_FRAMES = 30, 10
 write = Writer.write
 def write_slowly(self, wave):
     write(self, wave)
     time.sleep(float(os.environ["SLOW"]))
 Writer.write = write_slowly
-infer = Enhancer.__call__
+infer = Separator.__call__
 def infer_sociably(self, spectrograms, *rest):  # what runs together must be the same, or the last bits may not be
-    return [replace(found, wiener=found.wiener / (1 + len(spectrograms))) for found in infer(self, spectrograms, *rest)]
-Enhancer.__call__ = infer_sociably
+    return [replace(found, images=found.images / (1 + len(spectrograms))) for found in infer(self, spectrograms, *rest)]
+Separator.__call__ = infer_sociably
 if __name__ == "__main__":
     sys.exit(main())
 """

@@ -96,11 +96,11 @@ class Separator:
     @torch.no_grad()
     def __call__(
         self,
-        mixtures: Sequence[Complex[Tensor, "_ freq *channel"]],
+        mixtures: Sequence[Complex[Tensor, "_ freq ..."]],
         seeds: Sequence[int] | None = None,
         levels: Sequence[float] | None = None,
         states: Sequence[Sequence[Tensor | None] | None] | None = None,
-        waves: Sequence[Float[Tensor, "channel _"]] | None = None,
+        waves: Sequence[Float[Tensor, "_ _"]] | None = None,
     ) -> list[Separation]:
         """Take recordings apart.
 

@@ -38,12 +38,12 @@ class Mixture:
     @classmethod
     def of(
         cls,
-        spectrograms: Sequence[Complex[Tensor, "_ freq channel"]],
+        spectrograms: Sequence[Complex[Tensor, "_ freq _"]],
         levels: Float[Tensor, " recording"],
         seeds: Sequence[int],
         padding: int = 0,
         states: Sequence[Sequence[Tensor | None] | None] | None = None,
-        waves: Sequence[Float[Tensor, "channel _"]] | None = None,
+        waves: Sequence[Float[Tensor, "_ _"]] | None = None,
     ) -> Mixture:
         """Put recordings side by side.
 
@@ -56,7 +56,12 @@ class Mixture:
             states: of each, the spectra with which its sources ended the block before, as they are; None where there
                 was none.
             waves: of each, `[channel, sample]`, as it is.
+
+        Raises:
+            ValueError: recordings of different numbers of channels.
         """
+        if len(counts := {x.shape[-1] for x in spectrograms}) > 1:
+            raise ValueError(f"recordings side by side must have equally many channels, got {sorted(counts)}")
         device = spectrograms[0].device
         lengths = torch.tensor([len(x) for x in spectrograms], device=device)
         n_frames = int(lengths.max()) + padding
