@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from audiovae.recordings import LatentsFile, decode_file
 from data.make import HOP, MEASURED_SAMPLES, MODELS, N_FFT, RATE, RUN, checksum, measure, measure_latents
 
 from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, fit
 from audiovae.errors import TrainingError
-from audiovae.saved import model_hash
+from audiovae.files import LatentsFile, decode_file
 
 FROZEN = Path(__file__).parent / "data"
 NUMBERS = json.loads((FROZEN / "numbers.json").read_text())
@@ -42,7 +41,7 @@ def test_every_frozen_model_is_tested() -> None:
 def test_a_frozen_model_loads_and_says_what_it_said(name: str, wave: torch.Tensor) -> None:
     prior = AudioVAE.from_pretrained(FROZEN / "models" / name)
     expected = dict(NUMBERS_OF[name])
-    assert model_hash(prior) == expected.pop("hash")
+    assert prior.model_hash() == expected.pop("hash")
     with torch.no_grad():
         assert measure(prior, wave) == pytest.approx(expected, rel=1e-4)
 
@@ -59,7 +58,7 @@ def test_frozen_latents_are_decoded(name: str, wave: torch.Tensor, tmp_path: Pat
     prior = AudioVAE.from_pretrained(FROZEN / "models" / name)
     path = FROZEN / "latents" / f"{name}.npz"
     encoded = LatentsFile.load(path)
-    assert encoded.model == model_hash(prior)
+    assert encoded.model == prior.model_hash()
     assert bool(encoded.sequence) == (name == "dsae")
     found = {"level": encoded.level, **measure_latents(prior, encoded.latents)}
     assert found == pytest.approx(NUMBERS["latents"][name], rel=1e-4)
@@ -84,7 +83,7 @@ def test_the_frozen_corpus_holds_the_same_sound(corpus: PackedCorpus) -> None:
 
 def test_the_model_of_a_finished_run_loads(wave: torch.Tensor) -> None:
     prior = AudioVAE.from_pretrained(FROZEN / "runs" / "finished")
-    assert model_hash(prior) == json.loads((FROZEN / "runs" / "finished" / "config.json").read_text())["config_sha256"]
+    assert prior.model_hash() == json.loads((FROZEN / "runs" / "finished" / "config.json").read_text())["config_sha256"]
     assert torch.isfinite(prior.log_likelihood(wave)).all()
 
 

@@ -64,11 +64,12 @@ def measure(prior: audiovae.AudioVAE, wave: Tensor) -> dict[str, float]:
     condition = prior.condition(**{name: classes[0] for name, classes in labels.items()}) if labels else None
     spectrogram, _ = prior.analyse(wave)
     torch.manual_seed(0)
-    numbers = {"bound": audiovae.elbo(prior.vae, spectrogram, condition).bound.mean()}
+    power = spectrogram.abs().square()  # version 0.1.0 took the spectrogram itself
+    numbers = {"bound": audiovae.elbo(prior.vae, power, condition).bound.mean()}
     encoded = prior.encode(wave, condition=condition)
     numbers["latents"] = encoded.inference.latents.abs().mean()
     if isinstance(prior.vae, audiovae.LabelVAE):
-        numbers["probability"] = prior.vae.predict(spectrogram.abs().square())[0, 0]
+        numbers["probability"] = prior.vae.predict(power)[0, 0]
     else:
         log_psd = prior.decode(encoded, condition=condition).log()
         numbers |= {"log_psd": log_psd.mean(), "log_psd_deviation": log_psd.std(), "last_log_psd": log_psd[-1, -1]}
