@@ -20,7 +20,7 @@ from conftest import build_prior, speech_like
 from audiovae import STFT
 from audiovae.metrics import Score, si_sdr
 
-ROOT, RATE = Path(__file__).resolve().parents[1], 16000
+ROOT, RATE = Path(__file__).resolve().parents[2], 16000
 REFERENCES = (
     "noisy",
     "oracle Wiener filter",
