@@ -35,7 +35,7 @@ def noisy(seconds: float, seed: int = 0, rate: int = RATE, channels: int = 1) ->
 
 
 def stored(path: Path, wave: NDArray[np.floating], rate: int = RATE, subtype: str = "PCM_32") -> Path:
-    """With 32 bits, so that no rounding hides a difference; the header of floating-point samples holds the time of writing."""
+    """With 32 bits, so that no rounding hides a difference; the header of floats holds the time of writing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wave, rate, subtype=subtype)
     return path
@@ -83,7 +83,10 @@ def test_files_side_by_side_come_out_as_alone_in_any_order(
     alone, rest = waves(tmp_path / "alone", sounds), waves(tmp_path / "alone-rest", sounds)
     assert max(np.abs(wave).max() for wave in alone) > 0.1
     for name, order in (("forwards", range(5)), ("backwards", range(4, -1, -1)), ("some", (2, 0))):
-        together = [NoisyFile(sounds[i], tmp_path / name / sounds[i].name, tmp_path / f"{name}-rest" / sounds[i].name, i) for i in order]
+        together = [
+            NoisyFile(sounds[i], tmp_path / name / sounds[i].name, tmp_path / f"{name}-rest" / sounds[i].name, i)
+            for i in order
+        ]
         seconds: list[float] = []
         done = enhance_files(run, together, seconds.append)
         for i, result in zip(order, done, strict=True):
@@ -176,13 +179,17 @@ def test_a_file_that_fails_in_its_middle_leaves_nothing_and_those_beside_it_are_
         if len(seen) == 3:
             os.truncate(sounds[2], sounds[2].stat().st_size // 2)
 
-    together = [NoisyFile(sounds[i], tmp_path / "out" / sounds[i].name, tmp_path / "rest" / sounds[i].name) for i in (2, 0)]
+    together = [
+        NoisyFile(sounds[i], tmp_path / "out" / sounds[i].name, tmp_path / "rest" / sounds[i].name) for i in (2, 0)
+    ]
     broken, whole = enhance_files(run, together, cut)
     assert {path.parent.name for path in seen[0]} == {"out", "rest"}  # its parts were begun
     assert isinstance(broken, AudiovaeError)
     assert "c.wav: is truncated" in str(broken)
     assert isinstance(whole, Enhanced)
-    np.testing.assert_allclose(soundfile.read(tmp_path / "out" / "a.wav")[0], soundfile.read(tmp_path / "alone.wav")[0], atol=1e-4)
+    np.testing.assert_allclose(
+        soundfile.read(tmp_path / "out" / "a.wav")[0], soundfile.read(tmp_path / "alone.wav")[0], atol=1e-4
+    )
     assert [path.name for folder in ("out", "rest") for path in (tmp_path / folder).iterdir()] == ["a.wav", "a.wav"]
 
 
@@ -194,7 +201,9 @@ def test_an_interrupt_leaves_no_half_file(prior: AudioVAE, tmp_path: Path, sound
 
     with pytest.raises(KeyboardInterrupt):
         enhance_files(
-            enhancer(prior, "fast"), [NoisyFile(sounds[i], tmp_path / f"{i}.wav", tmp_path / f"{i}r.wav") for i in (0, 2)], interrupt
+            enhancer(prior, "fast"),
+            [NoisyFile(sounds[i], tmp_path / f"{i}.wav", tmp_path / f"{i}r.wav") for i in (0, 2)],
+            interrupt,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -214,7 +223,9 @@ def test_what_runs_along_writes_nothing(prior: AudioVAE, tmp_path: Path, sounds:
     run = Sociable(usual.front, usual.sources, usual.starts, settings=EMSettings(1))
     made = []
     for target in (tmp_path / "a.wav", None):
-        done = enhance_files(run, [NoisyFile(sounds[0], target, tmp_path / "rest.wav"), NoisyFile(sounds[2], tmp_path / "c.wav")])
+        done = enhance_files(
+            run, [NoisyFile(sounds[0], target, tmp_path / "rest.wav"), NoisyFile(sounds[2], tmp_path / "c.wav")]
+        )
         assert (done[0] is None) == (target is None)
         made.append((tmp_path / "c.wav").read_bytes())
         (tmp_path / "c.wav").unlink()
@@ -241,7 +252,9 @@ def test_groups_are_of_about_one_length_and_follow_from_the_files_alone(tmp_path
 # Long files
 
 
-def test_no_block_is_longer_than_two(prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sounds: list[Path]) -> None:
+def test_no_block_is_longer_than_two(
+    prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sounds: list[Path]
+) -> None:
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", 40)
     monkeypatch.setattr(blocks, "OVERLAP_FRAMES", 10)
     long = stored(tmp_path / "long.wav", noisy(20))
@@ -351,7 +364,9 @@ def test_a_batch_of_any_size_makes_the_same_and_tells_it_in_the_order_of_the_fil
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_one_broken_file_of_a_batch_is_told_and_the_others_are_done(capsys: pytest.CaptureFixture[str], batch: int) -> None:
+def test_one_broken_file_of_a_batch_is_told_and_the_others_are_done(
+    capsys: pytest.CaptureFixture[str], batch: int
+) -> None:
     os.truncate("in/c.wav", 1000)
     assert audiovae(f"in -o out --json --quiet --batch {batch}") == 1
     output = capsys.readouterr()
@@ -368,7 +383,10 @@ def test_an_existing_output_points_to_resume_which_makes_the_rest(capsys: pytest
     Path("out").mkdir()
     Path("out/c.wav").write_text("precious")
     assert audiovae("in -o out --quiet --batch 2") == 1
-    assert capsys.readouterr().err == "audiovae: out/c.wav: exists already; --overwrite replaces it, --resume makes only what is missing\n"
+    assert (
+        capsys.readouterr().err
+        == "audiovae: out/c.wav: exists already; --overwrite replaces it, --resume makes only what is missing\n"
+    )
     first = contents("out")
     assert len(first) == 5
     Path("out/a.wav").unlink()
@@ -519,8 +537,15 @@ def test_any_number_of_devices_and_nodes_makes_the_same_bytes_and_reports_once(h
     port = free_port()
     told = {}
     for name, options, nodes in (("one", "", 1), ("two", "--devices 2", 1), ("nodes", "--nodes 2", 2)):
-        places = [{"NODE_RANK": str(i), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for i in range(nodes)] if nodes > 1 else [{}]
-        processes = [started(here, f"in -o {name} --residual {name}-rest --batch 2 --json {options}", **place) for place in places]
+        places = (
+            [{"NODE_RANK": str(i), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for i in range(nodes)]
+            if nodes > 1
+            else [{}]
+        )
+        processes = [
+            started(here, f"in -o {name} --residual {name}-rest --batch 2 --json {options}", **place)
+            for place in places
+        ]
         (status, out, err), *others = [finished(process) for process in processes]
         assert status == 1, err
         assert [(other[0], other[1]) for other in others] == [(0, "")] * (nodes - 1)
@@ -541,13 +566,22 @@ def test_devices_that_are_not_there_are_refused_in_one_line(
     assert audiovae("in -o out --devices 0") == 2
     assert "devices" in capsys.readouterr().err
     assert audiovae("in -o out --devices 2 --device cpu:0") == 2
-    assert capsys.readouterr().err == "audiovae: --device cpu:0 is a single one; with --devices and --nodes give --device cpu\n"
+    assert (
+        capsys.readouterr().err
+        == "audiovae: --device cpu:0 is a single one; with --devices and --nodes give --device cpu\n"
+    )
     status, _, err = finished(started(here, "in -o out --devices 2 --model nowhere"))
     assert status == 2
     assert len(err.splitlines()) == 1
     for name, value in {"RUN_ID": "none", "ERROR_FILE": ""}.items():
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", free_port())

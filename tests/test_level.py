@@ -45,7 +45,9 @@ def brute_force_level(wave: NDArray[np.floating], rate: int = RATE) -> float:
 
 def bursts(seed: int = 0) -> NDArray[np.float32]:
     """Half a second of speech-like bursts, with leading and trailing near-silence."""
-    return np.concatenate([1e-5 * noise(3000, seed=seed), speech_like(0.5, 120, seed), 1e-5 * noise(2100, seed=seed + 1)])
+    return np.concatenate(
+        [1e-5 * noise(3000, seed=seed), speech_like(0.5, 120, seed), 1e-5 * noise(2100, seed=seed + 1)]
+    )
 
 
 WAVES = {
@@ -195,7 +197,12 @@ def test_the_channels_of_a_recording_are_trimmed_together() -> None:
     assert 15000 <= end < 15000 + 2048
 
 
-SETTINGS: list[dict[str, Any]] = [{}, {"n_fft": 512, "hop_length": 128}, {"window": "hann"}, {"n_fft": 1000, "hop_length": 250}]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"n_fft": 512, "hop_length": 128},
+    {"window": "hann"},
+    {"n_fft": 1000, "hop_length": 250},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -22,7 +22,7 @@ LIMIT = 4.0  # standard errors
 
 
 class LinearGaussian:
-    """z ~ N(0, I) in two dimensions, y = A z + noise: U(z) = |y - A z|^2 / (2 noise^2) + |z|^2 / 2, the posterior in closed form."""
+    """z ~ N(0, I), y = A z + noise: U(z) = |y - A z|^2 / (2 noise^2) + |z|^2 / 2, the posterior in closed form."""
 
     matrix = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, 0.1]], dtype=torch.float64)
     data = torch.tensor([0.5, -1.0, 0.8], dtype=torch.float64)
@@ -61,10 +61,12 @@ def assert_moments(draws: Tensor, mean: Tensor, covariance: Tensor) -> None:
 @pytest.mark.parametrize("by_frame", [True, False], ids=["frames", "recordings"])
 @pytest.mark.parametrize("kernel", ["metropolis-hastings", "mala", "tamed mala"])
 def test_exact_samplers_reach_the_moments_of_a_linear_gaussian_posterior(kernel: str, by_frame: bool) -> None:
-    """Every chain gives one draw, its last state, so that draws are independent; a recording of one frame is a block too."""
+    """Every chain gives one draw, its last state: they are independent. A recording of one frame is a block too."""
     energy = LinearGaussian()
     shape = (1, CHAINS, 2) if by_frame else (CHAINS, 1, 2)
-    chain = Chain.start(torch.zeros(shape, dtype=torch.float64), 0.3 if kernel == "metropolis-hastings" else 0.1, by_frame)
+    chain = Chain.start(
+        torch.zeros(shape, dtype=torch.float64), 0.3 if kernel == "metropolis-hastings" else 0.1, by_frame
+    )
     random = numbers(shape)
     if kernel == "metropolis-hastings":
         metropolis_hastings(energy, chain, 40, random, adapt=True)
@@ -105,7 +107,9 @@ def test_unadjusted_langevin_has_its_own_variance(step: float) -> None:
     assert (chain.acceptance == 1).all()
 
 
-@pytest.mark.parametrize(("kernel", "first"), [("metropolis-hastings", 30.0), ("metropolis-hastings", 0.01), ("mala", 3.0), ("mala", 1e-4)])
+@pytest.mark.parametrize(
+    ("kernel", "first"), [("metropolis-hastings", 30.0), ("metropolis-hastings", 0.01), ("mala", 3.0), ("mala", 1e-4)]
+)
 def test_steps_adapt_to_the_best_acceptance_rate(kernel: str, first: float) -> None:
     shape = (4, 50, 8)
     chain = Chain.start(torch.zeros(shape, dtype=torch.float64), first, by_frame=True)

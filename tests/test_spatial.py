@@ -1,4 +1,4 @@
-"""Spatial models: against full covariance matrices, automatic differentiation, another implementation, and properties of their optima."""
+"""Spatial models: against full covariances, automatic differentiation, another implementation, and their optima."""
 
 from __future__ import annotations
 
