@@ -97,7 +97,7 @@ def test_all_frames_of_a_recording_move_together_to_their_own_posteriors() -> No
 
 @pytest.mark.parametrize("step", [0.05, 0.2])
 def test_unadjusted_langevin_has_its_own_variance(step: float) -> None:
-    """Of N(0, 1): z' = (1 - step) z + sqrt(2 step) n has the variance 2 step / (1 - (1 - step)^2) = 1 / (1 - step / 2)."""
+    """Of N(0, 1): z' = (1 - step) z + sqrt(2 step) n has variance 2 step / (1 - (1 - step)^2) = 1 / (1 - step / 2)."""
     shape = (1, CHAINS, 1)
     chain = Chain.start(torch.zeros(shape, dtype=torch.float64), step, by_frame=True)
     langevin(lambda z: 0.5 * z.square().sum(-1), chain, round(6 / step), numbers(shape), metropolis=False)

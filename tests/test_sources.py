@@ -289,8 +289,9 @@ def test_a_prior_that_has_no_psd_of_latents_alone_is_refused_with_the_reason(
 
 
 USABLE = [
-    ("FrameVAE", {}), ("FrameVAE", {"likelihood": "complex-student-t"}), ("ContextVAE", {}), ("DynamicVAE", {}), ("RVAE", {}),
-    ("RVAE", {"causal": False}), ("DKF", {}), ("SRNN", {"own_past": True}), ("SequenceVAE", {}), ("DSAE", {}),
+    ("FrameVAE", {}), ("FrameVAE", {"likelihood": "complex-student-t"}), ("ContextVAE", {}), ("DynamicVAE", {}),
+    ("RVAE", {}), ("RVAE", {"causal": False}), ("DKF", {}), ("SRNN", {"own_past": True}),
+    ("SequenceVAE", {}), ("DSAE", {}),
 ]  # fmt: skip
 
 
