@@ -1,6 +1,4 @@
-"""Mixtures of sound and of numbers, priors that are alive, and speech and noise as a separator: what tests of
-separation share.
-"""
+"""What tests of separation share: mixtures of sound and of numbers, priors that are alive, speech and noise."""
 
 from __future__ import annotations
 
@@ -160,9 +158,7 @@ def random_power(n_frames: int, n_freqs: int, seed: int = 0) -> Tensor:
 
 
 def random_spectrogram(n_frames: int, n_freqs: int, n_channels: int, seed: int = 0) -> Tensor:
-    """`[frame, freq, channel]`, complex128: two sources that come and go, each by its own way to the microphones, and
-    noise.
-    """
+    """Two sources that come and go, each by its own way to the microphones, and noise: `[frame, freq, channel]`."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -175,8 +171,7 @@ def random_spectrogram(n_frames: int, n_freqs: int, n_channels: int, seed: int =
 
 
 def energy_of(prior: AudioVAE, coloured: bool = False) -> tuple[LatentEnergy, Tensor, Tensor, list[int]]:
-    """In float64, of two recordings with padding, a gain and a noise that are not one: energy, noise, latents,
-    lengths."""
+    """Of two recordings with padding, a gain and a noise that are not one: energy, noise, latents, lengths."""
     vae = copy.deepcopy(prior.vae).double()
     lengths = [9, 6]
     mixture = mixture_of([100 * random_power(n, vae.n_freqs, seed) for seed, n in enumerate(lengths)], padding=3)

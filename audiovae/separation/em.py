@@ -119,10 +119,10 @@ class Separator:
             at_levels = self._levels(whole, levels)
             mixture = Mixture.of(whole, at_levels, seeds or [0] * len(whole), self.settings.padding, states, waves)
             tried = [self._from(mixture, start(mixture)) for start in self.starts]
-            found = [min(runs, key=lambda run: float(run.objective[-1])) for runs in zip(*tried, strict=True)]
+            found = [min(runs, key=_final) for runs in zip(*tried, strict=True)]
             found = found if self.finish is None else self._finished(self.finish, mixture, found)
         return [
-            run if x.ndim == 3 else replace(run, images=run.images.squeeze(-1))
+            replace(run, images=run.images[..., : x.shape[-1]] if x.ndim == 3 else run.images[..., 0])
             for run, x in zip(found, mixtures, strict=True)
         ]
 
@@ -166,6 +166,11 @@ class Separator:
         return [
             replace(run, images=better[:, i, : run.images.shape[1]] * mixture.level[i]) for i, run in enumerate(found)
         ]
+
+
+def _final(run: Separation) -> float:
+    """The objective at the end, for the choice of a start: none is worse than one that is no number."""
+    return float(run.objective[-1].nan_to_num(torch.inf))
 
 
 class _Run:
@@ -243,7 +248,7 @@ class _Run:
             found[i] = Separation(
                 images[:, place, :n_frames] * level,
                 powers[:, place, :n_frames] * level.square(),
-                torch.tensor(traces[i]),
+                torch.tensor(traces[i], dtype=level.dtype),
                 converged,
                 tuple(source.finding(i, n_frames) for source in self.sources),
             )

@@ -130,11 +130,8 @@ def enhance_files(
         for i in range(len(files)):
             resume(i, None)
         while asked:
-            n_channels = next(iter(asked.values())).spectrogram.shape[
-                -1
-            ]  # a mixture's recordings have as many as each other
-            places = [i for i, block in asked.items() if block.spectrogram.shape[-1] == n_channels]
-            blocks = [asked.pop(i) for i in places]
+            places, blocks = list(asked), list(asked.values())
+            asked.clear()
             start = time.perf_counter()
             separations = enhancer(
                 [block.spectrogram for block in blocks],

@@ -14,11 +14,13 @@ from audiovae.stft import STFT, power
 
 @dataclass(frozen=True)
 class Mixture:
-    """Recordings of different lengths at unit level, padded to one length.
+    """Recordings of different lengths and numbers of channels at unit level, padded to the largest.
 
     Attributes:
-        spectrogram: x_ft over the level, by the STFT of the separator's front end; zero beyond a recording's end.
-        power: |x_ft|^2, the mean over channels.
+        spectrogram: x_ft over the level, by the STFT of the separator's front end; zero beyond a recording's end and
+            its own channels.
+        power: |x_ft|^2, the mean over its channels.
+        n_channels: of each recording.
         inside: is this frame one of the recording's own?
         level: what the spectrograms were divided by; 1 for digital silence.
         generators: one for each recording, on its device: its random numbers are its own, whatever stands beside it.
@@ -29,6 +31,7 @@ class Mixture:
 
     spectrogram: Complex[Tensor, "recording frame freq channel"]
     power: Float[Tensor, "recording frame freq"]
+    n_channels: Sequence[int]
     inside: Bool[Tensor, "recording frame"]
     level: Float[Tensor, " recording"]
     generators: Sequence[torch.Generator]
@@ -56,26 +59,23 @@ class Mixture:
             states: of each, the spectra with which its sources ended the block before, as they are; None where there
                 was none.
             waves: of each, `[channel, sample]`, as it is.
-
-        Raises:
-            ValueError: recordings of different numbers of channels.
         """
-        if len(counts := {x.shape[-1] for x in spectrograms}) > 1:
-            raise ValueError(f"recordings side by side must have equally many channels, got {sorted(counts)}")
         device = spectrograms[0].device
         lengths = torch.tensor([len(x) for x in spectrograms], device=device)
         n_frames = int(lengths.max()) + padding
         level = torch.where(levels > 0, levels, 1.0)
-        spectrogram = spectrograms[0].new_zeros(len(spectrograms), n_frames, *spectrograms[0].shape[1:])
+        n_channels = [x.shape[-1] for x in spectrograms]
+        spectrogram = spectrograms[0].new_zeros(len(spectrograms), n_frames, spectrograms[0].shape[1], max(n_channels))
         for row, x in zip(spectrogram, spectrograms, strict=True):
-            row[: len(x)] = x
+            row[: len(x), :, : x.shape[-1]] = x
         scaled = [
             state and [None if spectrum is None else spectrum / divisor.square() for spectrum in state]
             for state, divisor in zip(states or [None] * len(spectrograms), level, strict=True)
         ]
         return cls(
             spectrogram / level[:, None, None, None],
-            power(spectrogram).mean(-1) / level.square()[:, None, None],
+            power(spectrogram).sum(-1) / (level.new_tensor(n_channels) * level.square())[:, None, None],
+            n_channels,
             torch.arange(n_frames, device=device) < lengths[:, None],
             level,
             [torch.Generator(device).manual_seed(seed) for seed in seeds],
@@ -114,7 +114,7 @@ class Mixture:
 
 def _side_by_side(waves: Sequence[Tensor], level: Tensor) -> Tensor:
     longest = max(wave.shape[-1] for wave in waves)
-    out = waves[0].new_zeros(len(waves), len(waves[0]), longest)
+    out = waves[0].new_zeros(len(waves), max(map(len, waves)), longest)
     for row, wave, divisor in zip(out, waves, level, strict=True):
-        row[:, : wave.shape[-1]] = wave / divisor
+        row[: len(wave), : wave.shape[-1]] = wave / divisor
     return out

@@ -1,6 +1,4 @@
-"""The loop of expectation maximisation: batches, seeds, stopping, labels, states, starts and finishes, and draws that
-need not fit.
-"""
+"""The loop of expectation maximisation: batches, seeds, stopping, labels, states, draws, starts and finishes."""
 
 from __future__ import annotations
 
@@ -119,10 +117,10 @@ class LogVarianceVAE(VAE):
 
     def infer(self, power: Tensor, condition: Tensor | None = None, mean: bool = False) -> object:  # type: ignore[override]
         from audiovae.models.latents import standard_normal
-        from audiovae.models.vae import Inference
+        from audiovae.models.vae import Factor, Inference
 
         z = torch.zeros_like(power)
-        return Inference(z, standard_normal(z), standard_normal(z))
+        return Inference(z, (Factor(standard_normal(z), standard_normal(z)),))
 
     def prior(self, latents: Tensor, condition: Tensor | None = None, past: Tensor | None = None) -> object:  # type: ignore[override]
         from audiovae.models.latents import standard_normal
@@ -135,6 +133,20 @@ class LogVarianceVAE(VAE):
         from audiovae import ComplexNormal
 
         return Independent(ComplexNormal(log_variance=latents), 1)
+
+    def log_likelihood(self, latents: Tensor, power: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.likelihood(latents).log_prob(power.sqrt().to(power.dtype.to_complex()))  # type: ignore[attr-defined]
+
+    def past(self, power: Tensor) -> None:
+        return None
+
+    def mean_path(
+        self, power: Tensor, condition: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        return torch.zeros_like(power), None
+
+    def log_psd(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+        return latents
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Tensor:
         return torch.zeros(n_frames, self.n_freqs)
@@ -195,8 +207,7 @@ def test_no_recording_gives_no_separation(frame: AudioVAE) -> None:
 def test_a_recording_comes_out_as_it_would_alone(
     kind: str, e_step: str, noise: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever stands beside it, is louder, or longer: by less than the reach of the model, by one frame, or by
-    much."""
+    """Whatever stands beside it, louder or longer: by less than the reach of the model, by one frame, or by much."""
     prior = request.getfixturevalue(kind)
     hop = prior.stft.hop_length
     lengths = [(24, 1.0), (30, 50.0), (31, 1), (55, 0.1)]
@@ -286,9 +297,7 @@ def test_shallow_sources_take_each_its_own_number_of_steps(frame: AudioVAE) -> N
 
 
 def test_what_is_given_is_used_instead_of_being_measured(frame: AudioVAE) -> None:
-    """With the level and the quiet spectrum that it would find by itself, and with the quiet spectrum of something
-    else.
-    """
+    """With the level and quiet spectrum that it would find by itself, and with the quiet spectrum of something else."""
     x = 0.01 * frame.stft(noisy(0.5))
     run = speech_and_noise(frame, PointEstimate, n_iterations=3)
     level = float(spectrogram_level(power(x), frame.stft.window))
@@ -386,9 +395,7 @@ def test_an_unknown_label_is_the_one_that_explains_the_recording(labelled: Audio
 
 
 def test_the_labels_of_two_sources_are_chosen_one_after_another(labelled: AudioVAE) -> None:
-    """The first with the other as its first candidate, the second with the first as chosen: by brute force over short
-    runs.
-    """
+    """The first beside the other's first candidate, the second beside the first as chosen: by brute force."""
     every = labelled.vae.conditions.every()
     xs = sounds(labelled, "low", "high")
     mixtures = [xs[0], xs[1], xs[0] + xs[1][:60]]

@@ -1,6 +1,4 @@
-"""The energy of latents: against loops over all entries, finite differences and automatic differentiation; point
-estimates that follow it.
-"""
+"""The energy of latents, against loops, finite differences and automatic differentiation; point estimates down it."""
 
 from __future__ import annotations
 

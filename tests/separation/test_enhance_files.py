@@ -35,9 +35,7 @@ def noisy(seconds: float, seed: int = 0, rate: int = RATE, channels: int = 1) ->
 
 
 def stored(path: Path, wave: NDArray[np.floating], rate: int = RATE, subtype: str = "PCM_32") -> Path:
-    """With 32 bits, so that no rounding hides a difference; the header of floating-point samples holds the time of
-    writing.
-    """
+    """With 32 bits, so that no rounding hides a difference; the header of floats holds the time of writing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wave, rate, subtype=subtype)
     return path

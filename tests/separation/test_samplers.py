@@ -22,9 +22,7 @@ LIMIT = 4.0  # standard errors
 
 
 class LinearGaussian:
-    """z ~ N(0, I) in two dimensions, y = A z + noise: U(z) = |y - A z|^2 / (2 noise^2) + |z|^2 / 2, the posterior in
-    closed form.
-    """
+    """z ~ N(0, I), y = A z + noise: U(z) = |y - A z|^2 / (2 noise^2) + |z|^2 / 2, the posterior in closed form."""
 
     matrix = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, 0.1]], dtype=torch.float64)
     data = torch.tensor([0.5, -1.0, 0.8], dtype=torch.float64)
@@ -63,9 +61,7 @@ def assert_moments(draws: Tensor, mean: Tensor, covariance: Tensor) -> None:
 @pytest.mark.parametrize("by_frame", [True, False], ids=["frames", "recordings"])
 @pytest.mark.parametrize("kernel", ["metropolis-hastings", "mala", "tamed mala"])
 def test_exact_samplers_reach_the_moments_of_a_linear_gaussian_posterior(kernel: str, by_frame: bool) -> None:
-    """Every chain gives one draw, its last state, so that draws are independent; a recording of one frame is a block
-    too.
-    """
+    """Every chain gives one draw, its last state: they are independent. A recording of one frame is a block too."""
     energy = LinearGaussian()
     shape = (1, CHAINS, 2) if by_frame else (CHAINS, 1, 2)
     chain = Chain.start(
@@ -101,8 +97,7 @@ def test_all_frames_of_a_recording_move_together_to_their_own_posteriors() -> No
 
 @pytest.mark.parametrize("step", [0.05, 0.2])
 def test_unadjusted_langevin_has_its_own_variance(step: float) -> None:
-    """Of N(0, 1): z' = (1 - step) z + sqrt(2 step) n has the variance 2 step / (1 - (1 - step)^2) = 1 / (1 - step /
-    2)."""
+    """Of N(0, 1): z' = (1 - step) z + sqrt(2 step) n has variance 2 step / (1 - (1 - step)^2) = 1 / (1 - step / 2)."""
     shape = (1, CHAINS, 1)
     chain = Chain.start(torch.zeros(shape, dtype=torch.float64), step, by_frame=True)
     langevin(lambda z: 0.5 * z.square().sum(-1), chain, round(6 / step), numbers(shape), metropolis=False)

@@ -74,8 +74,7 @@ def test_no_update_of_the_noise_makes_its_objective_worse(name: str, n_samples: 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("together", [False, True])
 def test_an_update_of_nmf_is_that_of_the_formula(together: bool) -> None:
-    """Multiplicative updates with the square root, W before H, each with the variance of its moment; a loop over all
-    entries.
+    """Multiplicative, with the square root, W before H, each with the variance of its moment; a loop over all entries.
 
     Together, both with the variance of before.
     """
@@ -204,9 +203,7 @@ def test_an_update_of_the_gain_lowers_its_objective_down_to_the_best_gain(frame:
 
 
 def test_an_update_of_the_colour_finds_the_microphone(frame: AudioVAE) -> None:
-    """Speech of a known variance under a known filter, in little noise: exactly where the filter is a line between the
-    bands' centres.
-    """
+    """Speech of a known variance under a filter that is a line between the bands' centres, in little noise."""
     energy, _, latents, _ = energy_of(frame)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -293,8 +290,8 @@ def test_a_prior_that_has_no_psd_of_latents_alone_is_refused_with_the_reason(
 
 USABLE = [
     ("FrameVAE", {}), ("FrameVAE", {"likelihood": "complex-student-t"}), ("ContextVAE", {}), ("DynamicVAE", {}),
-    ("RVAE", {}),
-    ("RVAE", {"causal": False}), ("DKF", {}), ("SRNN", {"own_past": True}), ("SequenceVAE", {}), ("DSAE", {}),
+    ("RVAE", {}), ("RVAE", {"causal": False}), ("DKF", {}), ("SRNN", {"own_past": True}),
+    ("SequenceVAE", {}), ("DSAE", {}),
 ]  # fmt: skip
 
 

@@ -1,6 +1,4 @@
-"""Spatial models: against full covariance matrices, automatic differentiation, another implementation, and properties
-of their optima.
-"""
+"""Spatial models: against full covariances, automatic differentiation, another implementation, and their optima."""
 
 from __future__ import annotations
 
@@ -77,8 +75,7 @@ SPACES = {
 @pytest.mark.parametrize("n_draws", [(1, 1), (3, 1), (1, 4), (1, 1, 2), (2, 3, 1)], ids=str)
 @pytest.mark.parametrize("name", SPACES)
 def test_everything_is_that_of_full_covariance_matrices(name: str, n_draws: tuple[int, ...]) -> None:
-    """nll = log det Y + x' Y^-1 x, y' H y, tr(Y^-1 H), tr((Y^-1 H)^2), lambda H Y^-1 x and lambda tr(H) / M, bin by
-    bin.
+    """log det Y + x' Y^-1 x, y' H y, tr(Y^-1 H), tr((Y^-1 H)^2), lambda H Y^-1 x and lambda tr(H) / M, bin by bin.
 
     The draws of one source count one by one, those of several by their means.
     """

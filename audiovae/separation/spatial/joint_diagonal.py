@@ -39,6 +39,9 @@ class JointDiagonal(Spatial):
             their g is |q_m|^2, which is the identity H but for what Q would need to be unitary for. As g moves with Q,
             an update of Q may then increase the nll.
 
+    Raises:
+        ValueError: recordings of different numbers of channels.
+
     Reference: K. Sekiguchi, Y. Bando, A. Nugraha, K. Yoshii, T. Kawahara, "Fast multichannel nonnegative matrix
         factorization with directivity-aware jointly-diagonalizable spatial covariance matrices for blind source
         separation", IEEE/ACM TASLP 28, 2020;
@@ -53,6 +56,8 @@ class JointDiagonal(Spatial):
         per_frequency: bool = False,
         white: Sequence[int] = (),
     ) -> None:
+        if len(set(mixture.n_channels)) > 1:
+            raise ValueError(f"recordings side by side must have equally many channels, got {mixture.n_channels}")
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
         self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = self._x.shape
