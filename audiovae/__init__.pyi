@@ -50,15 +50,18 @@ from .models import Autoencoder as Autoencoder
 from .models import Conditions as Conditions
 from .models import ContextVAE as ContextVAE
 from .models import DynamicVAE as DynamicVAE
+from .models import Factor as Factor
 from .models import FrameVAE as FrameVAE
 from .models import Inference as Inference
 from .models import LabelVAE as LabelVAE
 from .models import SequenceVAE as SequenceVAE
 from .networks.log_power import VARIANCE_FLOOR as VARIANCE_FLOOR
 from .objectives import ELBO as ELBO
+from .objectives import Objective as Objective
 from .objectives import elbo as elbo
 from .objectives import importance_weighted_bound as importance_weighted_bound
 from .objectives import label_log_probs as label_log_probs
+from .objectives import training_loss as training_loss
 from .prior import AudioVAE as AudioVAE
 from .prior import Latents as Latents
 from .report.page import Evaluation as Evaluation
@@ -83,10 +86,7 @@ from .settings import VRNNSettings as VRNNSettings
 from .stft import STFT as STFT
 from .stft import Front as Front
 from .stft import power as power
+from .trainable import Trainable as Trainable
 from .training.loop import fit as fit
 
 __version__: str
-from .models import Factor as Factor
-from .objectives import Objective as Objective
-from .objectives import training_loss as training_loss
-from .trainable import Trainable as Trainable

@@ -19,7 +19,7 @@ The references (the libraries of the last three: pip install 'audiovae[benchmark
 * NMF without a prior: the methods' noise, and instead of a prior of speech NMF of rank 32, both fitted to the mixture.
     Nothing was
   trained, so only this tells them apart: the noise begins at the quiet spectrum and changes slowly, the speech at what
-      is above it.
+  is above it.
 * log-MMSE (logmmse), which takes the first 0.12 s for noise; spectral gating (noisereduce, stationary); spectral
   subtraction (pyroomacoustics), its delay of 256 samples taken back. Each as its library sets it.
 """
@@ -47,7 +47,7 @@ from audiovae import STFT, AudioVAE, audio
 from audiovae.atomic import atomic_path
 from audiovae.cli.progress import bar
 from audiovae.errors import AudiovaeError
-from audiovae.metrics import WAVE_METRICS, Score, compare, estimate, improvement, si_sdr, summarise
+from audiovae.metrics import METRICS, WAVE_METRICS, Score, compare, estimate, improvement, si_sdr, summarise
 from audiovae.saved import shipped_names
 from audiovae.separation import (
     METHODS,
@@ -71,7 +71,6 @@ NMF_RANK, NMF_ITERATIONS = 32, 100
 SUBTRACTION_DELAY = 256  # samples: half a frame of pyroomacoustics' spectral subtraction, whose blocks are a stream's
 LEVELS_DB = [*range(-5, 41, 5), math.inf]  # of the curve; the last is clean speech
 NOISY, ORACLE = "noisy", "oracle Wiener filter"
-TITLES = {"si_sdr": "SI-SDR (dB)", "pesq": "PESQ (wide-band)", "estoi": "ESTOI", "dnsmos": "DNSMOS"}
 PICTURED = ("si_sdr", "pesq", "estoi")
 
 Wave = NDArray[np.float32]
@@ -332,8 +331,8 @@ def quality_table(rows: dict[str, Row]) -> str:
         gains = ["-" if name == NOISY else str(values.get(f"{metric}_gain", "-")) for metric in WAVE_METRICS]
         cells.append([name, *(str(values.get(metric, "-")) for metric in WAVE_METRICS), *gains, *rtf])
     titles = [
-        *TITLES.values(),
-        *(f"{title.split(' (')[0]} gain" for title in TITLES.values()),
+        *(METRICS[metric].title for metric in WAVE_METRICS),
+        *(METRICS[f"{metric}_gain"].heading for metric in WAVE_METRICS),
         "RTF, inference",
         "RTF, whole",
     ]
@@ -375,7 +374,9 @@ def quality_picture(rows: dict[str, Row], path: Path) -> None:
     for panel, metric in zip(panels, PICTURED, strict=True):
         means = {name: summarise([file["values"] for file in files])[metric].mean for name, files in measured.items()}
         panel.set(
-            xscale="log", xlabel="real-time factor, 1 thread (STFT, inference, resynthesis)", ylabel=TITLES[metric]
+            xscale="log",
+            xlabel="real-time factor, 1 thread (STFT, inference, resynthesis)",
+            ylabel=METRICS[metric].title,
         )
         for number, prior in enumerate(priors):
             for name, (_, of) in of_prior.items():

@@ -7,7 +7,7 @@ sample.
 The table that the README and the recipes quote; 95 % intervals over files by Student's t, seed 0 for every file. A
 model that
 needs past x has two pairs of rows: resynthesised from its latents, on its own past, and teacher-forced, which is
-    prediction.
+prediction.
 Their bounds are the same: that of the density, which is given the true past.
 """
 

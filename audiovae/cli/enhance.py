@@ -40,7 +40,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--noise",
         choices=get_args(NoiseName),
         default="slow",
-        help="slow: bands that move slowly; stationary: one spectrum",
+        help="slow: bands that move slowly; nmf: a factorisation; stationary: one spectrum",
     )
     parser.add_argument("--rank", type=positive, default=8, help="components of a slow or NMF noise")
     parser.add_argument(

@@ -55,7 +55,7 @@ class LogPowerNormal(Distribution):
     u and not of x.
 
     Its `variance` is the PSD of the complex Gaussian whose mean log power is at `location`: E[log |x|^2] = log PSD -
-        gamma.
+    gamma.
 
     Args:
         location: mean of u, any shape.

@@ -21,7 +21,7 @@ class DSAE(Dynamical):
     """A vector v for the whole sequence (the voice) and a chain of latents z (what is said).
 
     Generation: p(x, z, v) = p(v) prod_t p(x_t | z_t, v) p(z_t | z_{1:t-1}), causal, v known from the start; p(v) = N(0,
-        I).
+    I).
     Inference: q(z, v | x) = q(v | x_{1:T}) prod_t q(z_t | v, x_{1:T}), which sees everything, and no other z.
 
     The likelihood needs no past x. The last `sequence_dim` coordinates of the latents are v in every frame; a decoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 from audiovae.distributions import LogDirichlet, Point, PowerSpherical, SphereUniform, VonMisesFisher
 from audiovae.errors import LatentError
 from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE
-from audiovae.settings import LatentSettings
+from audiovae.settings import LatentName, LatentSettings
 
 SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5
 
@@ -245,8 +246,11 @@ class DirichletFamily(LatentFamily):
         return None if off < 1e-3 else f"logarithms of numbers that sum to 1, got a sum of exp({off:.3g})"
 
 
-_FAMILIES: dict[str, type[LatentFamily]] = {
-    family.name: family for family in (Gaussian, VonMisesFisherFamily, PowerSphericalFamily)
+LATENTS: dict[LatentName, Callable[[LatentSettings], LatentFamily]] = {
+    "gaussian": lambda settings: Gaussian(settings.latent_dim),
+    "von-mises-fisher": lambda settings: VonMisesFisherFamily(settings.latent_dim),
+    "power-spherical": lambda settings: PowerSphericalFamily(settings.latent_dim),
+    "dirichlet": lambda settings: DirichletFamily(settings.latent_dim, settings.dirichlet_concentration),
 }
 
 
@@ -256,9 +260,6 @@ def latent_family(settings: LatentSettings) -> LatentFamily:
     Raises:
         ValueError: an unknown one, or too few dimensions for it.
     """
-    if settings.latent == DirichletFamily.name:
-        return DirichletFamily(settings.latent_dim, settings.dirichlet_concentration)
-    if settings.latent not in _FAMILIES:
-        known = ", ".join([*_FAMILIES, DirichletFamily.name])
-        raise ValueError(f"latent must be one of {known}, got {settings.latent!r}")
-    return _FAMILIES[settings.latent](settings.latent_dim)
+    if settings.latent not in LATENTS:
+        raise ValueError(f"latent must be one of {', '.join(LATENTS)}, got {settings.latent!r}")
+    return LATENTS[settings.latent](settings)

@@ -22,7 +22,7 @@ class RVAE(Dynamical):
     """Latents that are independent a priori, and a recurrent decoder of them.
 
     Generation: p(x, z) = prod_t p(x_t | z_{1:t}) p(z_t) if causal, else prod_t p(x_t | z_{1:T}) p(z_t), with p(z_t) =
-        N(0, I).
+    N(0, I).
     Inference: q(z | x) = prod_t q(z_t | z_{1:t-1}, x_{t:T}) if causal, else prod_t q(z_t | z_{1:t-1}, x_{1:T}).
 
     "Causal" is said of generation: inference sees the future in both. The likelihood needs no past x.

@@ -43,7 +43,7 @@ def write_enhancement_report(
     seconds = n_samples / front.sample_rate
     numbers = {
         "duration": f"{number(seconds)} s",
-        "channels": _channels(info),
+        "channels": f"{info.n_channels}, {min(info.n_channels, _HEARD_CHANNELS)} heard",
         "level of the active frames": _decibels(recording.level**2, 1.0, " re full scale"),
         "mean power taken away": _decibels(_energy(noisy), _energy(enhanced)),
         **_inference(separation, enhancer.settings.n_iterations),
@@ -79,13 +79,6 @@ def write_enhancement_report(
     write_page(target, title or f"{info.path.name}, enhanced", _note(info, front.sample_rate, seconds), body)
 
 
-def _channels(info: AudioInfo) -> str:
-    if info.n_channels == 1:
-        return "1"
-    heard = "both are heard" if info.n_channels == _HEARD_CHANNELS else "the first two are heard"
-    return f"{info.n_channels}, which share one gain; {heard}, and their mean power is shown"
-
-
 def _inference(separation: Separation, limit: int) -> dict[str, str]:
     numbers = {
         "iterations": f"{len(separation.objective)} of at most {limit}",
@@ -114,7 +107,7 @@ def _note(info: AudioInfo, sample_rate: int, seconds: float) -> str:
             f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once."
         )
     if info.n_channels > 1:
-        sentences.append(f"Its {info.n_channels} channels share one gain.")
+        sentences.append(f"Its {info.n_channels} channels share one gain; their mean power is shown.")
     if info.sample_rate != sample_rate:
         sentences.append(f"Shown at the prior's rate of {sample_rate} Hz; the file has {info.sample_rate} Hz.")
     return " ".join(sentences)

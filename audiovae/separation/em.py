@@ -59,6 +59,88 @@ class EMSettings:
         return max(1.0, self.annealing - 2 * (self.annealing - 1) * iteration / self.n_iterations)
 
 
+class _Run:
+    """One run of expectation maximisation over recordings side by side, from sources and a space as they begin."""
+
+    def __init__(self, mixture: Mixture, sources: list[Source], spatial: Spatial, settings: EMSettings) -> None:
+        self.mixture, self.sources, self.spatial, self.settings = mixture, sources, spatial, settings
+        self.deep = [n for n, source in enumerate(sources) if not isinstance(source, ShallowSource)]
+        self.shallow = [(n, source) for n, source in enumerate(sources) if isinstance(source, ShallowSource)]
+
+    def __call__(self, n_iterations: int) -> list[Separation]:
+        traces: list[list[float]] = [[] for _ in self.mixture.generators]
+        results: dict[int, Separation] = {}
+        for iteration in range(n_iterations):
+            heat = self.settings.heat(iteration)
+
+            for n in self.deep:
+                self.sources[n].infer(self._seen_by(n), heat)
+            self._update_shallow(heat)
+            for n in self.deep:
+                self.sources[n].update(self._seen_by(n), heat)
+            self.spatial.update(self._psds())
+
+            done = []
+            for i, (trace, value) in enumerate(zip(traces, self._objective(), strict=True)):
+                if i not in results:
+                    converged = bool(trace) and heat == 1 and abs(trace[-1] - value) < self.settings.tolerance
+                    trace.append(value)
+                    if converged or iteration == n_iterations - 1:
+                        done.append((i, converged))
+            results |= self._results(done, traces)
+            if len(results) == len(traces):
+                break
+        return [results[i] for i in range(len(traces))]
+
+    def _psds(self) -> list[Tensor]:
+        return [source.psd() for source in self.sources]
+
+    def _seen_by(self, n: int) -> View:
+        """What a deep source sees: its sample axes are its own, and of the others' draws it sees the mean."""
+        psds = self._psds_but(n)
+        return self.spatial.view([without_draws(psd).unsqueeze(0) for psd in psds], n)
+
+    def _psds_but(self, n: int) -> list[Tensor]:
+        """Those of the others; the own one, which no view looks at, is not worked out."""
+        nothing = self.mixture.power.unsqueeze(0)
+        return [nothing if i == n else source.psd() for i, source in enumerate(self.sources)]
+
+    def _update_shallow(self, heat: float) -> None:
+        """In rounds: the sources whose number of steps is not reached take one each, all from the same state."""
+        for step in range(max((source.n_steps for _, source in self.shallow), default=0)):
+            taking = [(n, source) for n, source in self.shallow if step < source.n_steps]
+            views = [self.spatial.view(self._psds_but(n), n) for n, _ in taking]
+            for (_, source), view in zip(taking, views, strict=True):
+                source.update(view, heat)
+
+    def _objective(self) -> list[float]:
+        """-log p(x) less the weighted log priors, of every recording, at heat 1 and up to a constant, in nats per
+        frame.
+        """
+        nll = self.spatial.nll(self._psds())
+        log_prior = total([source.log_prior() for source in self.sources])
+        return self.mixture.mean_over_frames(nll - log_prior).tolist()
+
+    def _results(self, done: list[tuple[int, bool]], traces: list[list[float]]) -> dict[int, Separation]:
+        """Of the recordings that have just stopped."""
+        if not done:
+            return {}
+        which = [i for i, _ in done]
+        psds = [psd[:, which] for psd in self._psds()]
+        images, powers = self.spatial.images(psds, which), self.spatial.powers(psds, which)
+        found = {}
+        for place, (i, converged) in enumerate(done):
+            n_frames, level = int(self.mixture.inside[i].sum()), self.mixture.level[i]
+            found[i] = Separation(
+                images[:, place, :n_frames] * level,
+                powers[:, place, :n_frames] * level.square(),
+                torch.tensor(traces[i], dtype=level.dtype),
+                converged,
+                tuple(source.finding(i, n_frames) for source in self.sources),
+            )
+        return found
+
+
 class Separator:
     """x_ft ~ N_C(0, sum_n lambda_nft H_nf): sources lambda_n with a spatial model H, fitted to each recording alone.
 
@@ -171,85 +253,3 @@ class Separator:
 def _final(run: Separation) -> float:
     """The objective at the end, for the choice of a start: none is worse than one that is no number."""
     return float(run.objective[-1].nan_to_num(torch.inf))
-
-
-class _Run:
-    """One run of expectation maximisation."""
-
-    def __init__(self, mixture: Mixture, sources: list[Source], spatial: Spatial, settings: EMSettings) -> None:
-        self.mixture, self.sources, self.spatial, self.settings = mixture, sources, spatial, settings
-        self.deep = [n for n, source in enumerate(sources) if not isinstance(source, ShallowSource)]
-        self.shallow = [(n, source) for n, source in enumerate(sources) if isinstance(source, ShallowSource)]
-
-    def __call__(self, n_iterations: int) -> list[Separation]:
-        traces: list[list[float]] = [[] for _ in self.mixture.generators]
-        results: dict[int, Separation] = {}
-        for iteration in range(n_iterations):
-            heat = self.settings.heat(iteration)
-
-            for n in self.deep:
-                self.sources[n].infer(self._seen_by(n), heat)
-            self._update_shallow(heat)
-            for n in self.deep:
-                self.sources[n].update(self._seen_by(n), heat)
-            self.spatial.update(self._psds())
-
-            done = []
-            for i, (trace, value) in enumerate(zip(traces, self._objective(), strict=True)):
-                if i not in results:
-                    converged = bool(trace) and heat == 1 and abs(trace[-1] - value) < self.settings.tolerance
-                    trace.append(value)
-                    if converged or iteration == n_iterations - 1:
-                        done.append((i, converged))
-            results |= self._results(done, traces)
-            if len(results) == len(traces):
-                break
-        return [results[i] for i in range(len(traces))]
-
-    def _psds(self) -> list[Tensor]:
-        return [source.psd() for source in self.sources]
-
-    def _seen_by(self, n: int) -> View:
-        """What a deep source sees: its sample axes are its own, and of the others' draws it sees the mean."""
-        psds = self._psds_but(n)
-        return self.spatial.view([without_draws(psd).unsqueeze(0) for psd in psds], n)
-
-    def _psds_but(self, n: int) -> list[Tensor]:
-        """Those of the others; the own one, which no view looks at, is not worked out."""
-        nothing = self.mixture.power.unsqueeze(0)
-        return [nothing if i == n else source.psd() for i, source in enumerate(self.sources)]
-
-    def _update_shallow(self, heat: float) -> None:
-        """In rounds: the sources whose number of steps is not reached take one each, all from the same state."""
-        for step in range(max((source.n_steps for _, source in self.shallow), default=0)):
-            taking = [(n, source) for n, source in self.shallow if step < source.n_steps]
-            views = [self.spatial.view(self._psds_but(n), n) for n, _ in taking]
-            for (_, source), view in zip(taking, views, strict=True):
-                source.update(view, heat)
-
-    def _objective(self) -> list[float]:
-        """-log p(x) less the weighted log priors, of every recording, at heat 1 and up to a constant, in nats per
-        frame.
-        """
-        nll = self.spatial.nll(self._psds())
-        log_prior = total([source.log_prior() for source in self.sources])
-        return self.mixture.mean_over_frames(nll - log_prior).tolist()
-
-    def _results(self, done: list[tuple[int, bool]], traces: list[list[float]]) -> dict[int, Separation]:
-        """Of the recordings that have just stopped."""
-        if not done:
-            return {}
-        which = [i for i, _ in done]
-        psds = [psd[:, which] for psd in self._psds()]
-        images, powers = self.spatial.images(psds, which), self.spatial.powers(psds, which)
-        found = {}
-        for place, (i, converged) in enumerate(done):
-            n_frames, level = int(self.mixture.inside[i].sum()), self.mixture.level[i]
-            found[i] = Separation(
-                images[:, place, :n_frames] * level,
-                powers[:, place, :n_frames] * level.square(),
-                torch.tensor(traces[i], dtype=level.dtype),
-                converged,
-                tuple(source.finding(i, n_frames) for source in self.sources),
-            )
-        return found

@@ -62,6 +62,12 @@ METHODS: dict[MethodName, Method] = {
     "fast": Method(partial(PointEstimate, step=0.5, momentum=0.6, refresh=8), 4, prior="speech-16k-fast"),
 }
 
+NOISES: dict[NoiseName, Callable[[int, int], MakeSource]] = {
+    "slow": lambda rank, n_steps: partial(SlowBands, rank=rank, n_steps=n_steps),
+    "nmf": lambda rank, n_steps: partial(NMF, rank=rank, n_steps=n_steps),
+    "stationary": lambda rank, n_steps: partial(Stationary, n_steps=n_steps),
+}
+
 
 def enhancer(
     prior: AudioVAE,
@@ -76,7 +82,7 @@ def enhancer(
     Args:
         prior: of clean speech.
         method: one of METHODS.
-        noise: bands that change slowly, NMF, or one spectrum for the whole recording.
+        noise: one of NOISES: bands that change slowly, NMF, or one spectrum for the whole recording.
         rank: components of a slow or NMF noise.
         condition: labels of the speech, for a conditional prior: `[label]`, or `[candidate, label]` to choose from;
             default all.
@@ -88,20 +94,15 @@ def enhancer(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {noise!r}")
     chosen = METHODS[method]
-    noises: dict[NoiseName, MakeSource] = {
-        "slow": partial(SlowBands, rank=rank, n_steps=chosen.n_m_steps),
-        "nmf": partial(NMF, rank=rank, n_steps=chosen.n_m_steps),
-        "stationary": partial(Stationary, n_steps=chosen.n_m_steps),
-    }
-    if noise not in noises:
-        raise ValueError(f"noise must be one of {', '.join(noises)}, got {noise!r}")
     mixed = multiplies_bfloat16(prior.device) if mixed_precision is None else mixed_precision
     speech = DeepSource.of(
         prior, chosen.e_step, DeepSettings(PRIOR_WEIGHT, GAIN_DEVIATION, COLOUR_DEVIATION, mixed), condition
     )
     settings = EMSettings(chosen.n_iterations, ANNEALING, TOLERANCE, min(prior.vae.lookahead, _LONGEST_PADDING))
-    return Separator(prior.front, [speech, noises[noise]], [quiet_start], settings=settings)
+    return Separator(prior.front, [speech, NOISES[noise](rank, chosen.n_m_steps)], [quiet_start], settings=settings)
 
 
 @torch.no_grad()

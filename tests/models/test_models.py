@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -27,9 +27,10 @@ from audiovae import (
 )
 from audiovae.errors import ConditionError, LatentError
 from audiovae.models import MODELS, Inference, LabelVAE
+from audiovae.models.latents import LATENTS
 from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import mlp
-from audiovae.settings import settings_to_config
+from audiovae.settings import LatentName, settings_to_config
 from audiovae.stft import power
 
 N_FREQS = 17
@@ -659,6 +660,10 @@ def test_each_factor_sees_what_the_model_says_and_nothing_else(case: str) -> Non
     ):
         if expected is not None:
             assert torch.equal(found[name], expected), f"{name}:\n{found[name].int()}\ninstead of\n{expected.int()}"
+
+
+def test_every_family_that_is_offered_is_known() -> None:
+    assert tuple(LATENTS) == get_args(LatentName)
 
 
 def test_every_model_without_a_latent_of_the_sequence_alone_has_a_structure_here() -> None:

@@ -23,7 +23,17 @@ from audiovae.cli.main import main
 from audiovae.level import active_level
 from audiovae.metrics import si_sdr
 from audiovae.models import DynamicVAE
-from audiovae.separation import METHODS, Finding, PointEstimate, Separation, Separator, blocks, enhance_file, enhancer
+from audiovae.separation import (
+    METHODS,
+    Finding,
+    PointEstimate,
+    Separation,
+    Separator,
+    blocks,
+    enhance_file,
+    enhancer,
+    methods,
+)
 from audiovae.settings import DynamicVAESettings, MethodName, NoiseName
 from audiovae.stft import power
 
@@ -406,7 +416,7 @@ def test_the_options_of_the_command_are_those_of_python(here: Path, prior: Audio
 
 def test_every_name_of_a_method_has_its_options() -> None:
     assert tuple(METHODS) == get_args(MethodName)
-    assert tuple(NOISES) == get_args(NoiseName)
+    assert tuple(NOISES) == tuple(methods.NOISES) == get_args(NoiseName)
 
 
 @pytest.mark.parametrize(

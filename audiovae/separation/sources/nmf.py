@@ -18,7 +18,7 @@ class NMF(ShallowSource):
     """lambda_ft = sum_k W_fk H_kt, W and H non-negative.
 
     Starts near the mean of `first` over time: every component is that, a share each, times random numbers from 0.5 to
-        1.5.
+    1.5.
 
     Args:
         mixture: the recordings.
@@ -57,7 +57,7 @@ class NMF(ShallowSource):
     def variance(self) -> Float[Tensor, "recording frame freq"]:
         return self.activations @ self.spectra.mT + VARIANCE_FLOOR
 
-    def fit(self, statistics: Callable[[], Statistics]) -> None:
+    def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         numerator, denominator = statistics()
         self.spectra = self.spectra * root(numerator.mT @ self.activations, denominator.mT @ self.activations)
         if not self._together:

@@ -63,7 +63,7 @@ class SlowBands(ShallowSource):
     def variance(self) -> Float[Tensor, "recording frame freq"]:
         return self._activations @ self._spectra.mT + self._least
 
-    def fit(self, statistics: Callable[[], Statistics]) -> None:
+    def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         activations = self._activations
         numerator, denominator = statistics()
         self._spectra = self._spectra * root(numerator.mT @ activations, denominator.mT @ activations)

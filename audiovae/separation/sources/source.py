@@ -102,7 +102,7 @@ class ShallowSource(Source, ABC):
         """lambda_ft."""
 
     @abstractmethod
-    def fit(self, statistics: Callable[[], Statistics]) -> None:
+    def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         """One update; calls `statistics` anew for every factor that it changes."""
 
     def psd(self) -> Float[Tensor, "sample recording frame freq"]:
@@ -112,7 +112,7 @@ class ShallowSource(Source, ABC):
         """Nothing is random."""
 
     def update(self, view: View, heat: float) -> None:
-        self.fit(lambda: view.statistics(self.variance()))
+        self.update_factors(lambda: view.statistics(self.variance()))
 
     def log_prior(self) -> Float[Tensor, "recording frame"]:
         return self._mixture.power.new_zeros(self._mixture.inside.shape)

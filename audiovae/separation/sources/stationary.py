@@ -29,6 +29,6 @@ class Stationary(ShallowSource):
     def variance(self) -> Float[Tensor, "recording frame freq"]:
         return (self._spectrum + VARIANCE_FLOOR).unsqueeze(1).expand_as(self._mixture.power)
 
-    def fit(self, statistics: Callable[[], Statistics]) -> None:
+    def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         numerator, denominator = statistics()
         self._spectrum = self._spectrum * root(numerator.sum(1), denominator.sum(1))

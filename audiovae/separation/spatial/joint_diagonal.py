@@ -26,9 +26,9 @@ class JointDiagonal(Spatial):
 
     g and H carry the scale between lambda and x; only `powers` takes it out. Q is fitted by iterative projection, g by
     multiplicative updates with the square root: no update increases the nll. That is of the mixture in a little
-        independent
+    independent
     noise: x x' counts as x x' + dither I, so that all stays finite in silence, with a dead microphone, or with one
-        twice.
+    twice.
 
     Args:
         mixture: recordings of several channels.

@@ -47,11 +47,14 @@ class Spatial(ABC):
 
     PSDs come as a list, one of each source, `[sample, recording, frame, freq]`. Draws of a single source count one by
     one and those of several by their means, so that chains of different lengths need not fit together.
+
+    Subclasses are made from a `Mixture` and the state that a start gives the space, None for their own default.
+    Recordings may have different numbers of channels, zeros beyond their own: what cannot take them so refuses them.
     """
 
     @abstractmethod
     def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> View:
-        """The mixture as source `n` sees it."""
+        """The mixture as source `n` sees it; its own PSD is given to the view, and `psds[n]` is not looked at."""
 
     @abstractmethod
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
