@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from audiovae.atomic import atomic_path
-from audiovae.containers import missing_bytes
+from audiovae.containers import missing_bytes, streams
 from audiovae.errors import AudioError
 
 Wave = NDArray[np.float32]
@@ -57,6 +60,9 @@ _FORMAT_OF_SUFFIX = {
     ".wv2": "NIST",
 }
 _UNKNOWN_LENGTH = 2**62
+LOWEST_RATE = 1000  # Hz; below it a header is damaged
+# They store blocks of samples, so that lengths grow, and some cannot be written in blocks of any size.
+_BLOCK_CODECS = ("ADPCM", "GSM610", "G721_", "G723_", "DWVW", "DPCM_")
 _UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
 
@@ -98,24 +104,41 @@ def inspect(path: str | Path) -> AudioInfo:
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         raise AudioError(path, f"{path.suffix} files cannot be read; convert it to WAV or FLAC first")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a pipe" if stat.S_ISFIFO(path.stat().st_mode) else "a device"
+            raise AudioError(path, f"is {kind}, not a file; write it to a file first, or pipe a WAV file into -")
         if path.stat().st_size == 0:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
         if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
             raise AudioError(path, "is truncated: it ends before its header says; restore the whole file")
-        info = soundfile.info(os.fsencode(path))
+        with ExitStack() as opened:
+            links = list(_opened(path, opened))
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
-    except (RuntimeError, ValueError, IndexError, struct.error) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, struct.error) as error:
         raise AudioError(
             path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC"
         ) from error
-    if info.format == "RAW":  # what libsndfile takes a file without a header for
+    first, n_samples = links[0], sum(file.frames for file in links)
+    if first.format == "RAW":  # what libsndfile takes a file without a header for
         raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC")
-    if info.frames <= 0:
+    if n_samples <= 0:
         raise AudioError(path, "has a header but no samples; restore it or leave it out")
-    if info.frames >= _UNKNOWN_LENGTH:
+    if n_samples >= _UNKNOWN_LENGTH:
         raise AudioError(path, "does not tell its length, as if written into a pipe; encode it again from a file")
-    return AudioInfo(path, info.samplerate, info.frames, info.channels, info.format, info.subtype)
+    if first.samplerate < LOWEST_RATE:
+        raise AudioError(
+            path, f"has a rate of {first.samplerate} Hz by its header, below {LOWEST_RATE}; correct the header"
+        )
+    if any((file.samplerate, file.channels) != (first.samplerate, first.channels) for file in links):
+        raise AudioError(path, "is a chain of streams with different rates or channels; split it into files")
+    return AudioInfo(path, first.samplerate, n_samples, first.channels, first.format, first.subtype)
+
+
+def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
+    """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
+    for view in [opened.enter_context(view) for view in streams(path)] or [os.fsencode(path)]:
+        yield opened.enter_context(soundfile.SoundFile(view))
 
 
 def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
@@ -127,12 +150,15 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     n_samples = n_samples or int(BLOCK_SECONDS * info.sample_rate)
     n_read = 0
     try:
-        with soundfile.SoundFile(os.fsencode(info.path)) as file:
-            while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
-                n_read += len(block)
-                if not np.isfinite(block).all():
-                    raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")
-                yield np.ascontiguousarray(block.T)
+        with ExitStack() as opened:
+            for file in _opened(info.path, opened):
+                while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
+                    n_read += len(block)
+                    if not np.isfinite(block).all():
+                        raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")
+                    yield np.ascontiguousarray(block.T)
+    except OSError as error:
+        raise AudioError(info.path, f"cannot be read ({error.strerror or error})") from error
     except RuntimeError as error:
         raise AudioError(info.path, "is damaged: decoding fails in the middle; restore the whole file") from error
     if n_read != info.n_samples:
@@ -206,6 +232,7 @@ class Writer:
 
     Attributes:
         peak: largest absolute sample so far; above 1 it was clipped unless the samples are stored as float.
+        recoded: `like` has a codec of blocks, such as ADPCM or GSM, which would change the length: this is 16-bit PCM.
 
     Raises:
         AudioError: unknown suffix, a rate that the format does not have, no room, or no permission.
@@ -225,6 +252,9 @@ class Writer:
         same = like is not None and like.path.suffix.lower() == suffix
         self._container = like.container if like and same else _FORMAT_OF_SUFFIX.get(suffix, suffix[1:].upper())
         self._subtype = like.subtype if like and same else ("OPUS" if suffix == ".opus" else None)
+        self.recoded = self._subtype is not None and any(name in self._subtype for name in _BLOCK_CODECS)
+        if self.recoded:
+            self._subtype = "PCM_16"
         if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
             self._container = "RF64"
         self._rate, self._n_channels = sample_rate, n_channels
@@ -260,7 +290,10 @@ class Writer:
     def write(self, block: Wave) -> None:
         """Append `[channel, sample]`."""
         if block.size:
-            self.peak = max(self.peak, float(np.abs(block).max()))
+            peak = float(np.abs(block).max())
+            if not math.isfinite(peak):
+                raise AudioError(self.path, "would hold samples that are NaN or infinite; turn the input down")
+            self.peak = max(self.peak, peak)
             try:
                 self._file.write(self.held(block).T)
                 self._n_written += block.shape[1]
