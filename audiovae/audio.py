@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from audiovae.atomic import atomic_path
 from audiovae.containers import missing_bytes, streams
 from audiovae.errors import AudioError
+from audiovae.level import without_rumble
 
 Wave = NDArray[np.float32]
 
@@ -176,6 +177,16 @@ def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioI
     info = inspect(path)
     wave = np.concatenate(list(blocks(info)), axis=1)  # in blocks: what a header promises is not allocated on its word
     return resample(wave, info.sample_rate, sample_rate or info.sample_rate), info
+
+
+def read_heard(path: str | Path, sample_rate: int) -> tuple[Wave, AudioInfo]:
+    """Read a whole file as a prior hears it, `[channel, sample]` at `sample_rate`: see `audiovae.level`.
+
+    Raises:
+        AudioError: as `inspect` and `blocks`.
+    """
+    wave, info = read(path)
+    return resample(without_rumble(wave, info.sample_rate)[0], info.sample_rate, sample_rate), info
 
 
 def resampled_length(n_samples: int, rate: int, new_rate: int) -> int:

@@ -162,14 +162,19 @@ def level_beside(rumble_rms: float, level: float) -> float:
     return level if level > _ROUNDING * rumble_rms else 0.0
 
 
-def without_rumble(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """A whole recording, `[channel, sample]`, as a prior hears it: rumble that is too loud is turned down.
+def without_rumble(wave: NDArray[np.float32], sample_rate: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A whole recording, `[channel, sample]`, as a prior hears it, and what of it lies above 50 Hz.
 
-    What is quiet enough comes back as it is, to the last bit.
+    Rumble that is too loud is turned down; what is quiet enough comes back as it is, to the last bit.
     """
     rumble = split_rumble(wave, sample_rate)
-    share = rumble_share(_rms(rumble), active_level(wave - rumble, sample_rate, rumble=False))
-    return wave - np.float32(share) * rumble if share else wave
+    above = wave - rumble
+    rumble_rms = _rms(rumble)
+    level = level_beside(rumble_rms, active_level(above, sample_rate, rumble=False))
+    if level == 0:
+        return np.zeros_like(wave), np.zeros_like(wave)
+    share = rumble_share(rumble_rms, level)
+    return (wave - np.float32(share) * rumble if share else wave), above
 
 
 def _rms(wave: NDArray[np.float32]) -> float:

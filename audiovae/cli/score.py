@@ -36,10 +36,12 @@ def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.evaluation import bound
     from audiovae.metrics import NotScored, normalise
 
-    wave, _ = audio.read(item.source, prior.sample_rate)
+    wave, _ = audio.read_heard(item.source, prior.sample_rate)
     try:
         return {
-            "values": bound(prior, normalise(wave), options.samples, arguments.condition(prior, options)),
+            "values": bound(
+                prior, normalise(wave, prior.sample_rate), options.samples, arguments.condition(prior, options)
+            ),
             "reasons": {},
         }
     except NotScored as reason:

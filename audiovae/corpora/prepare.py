@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,12 +20,14 @@ from audiovae.corpora import packed
 from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.errors import AudioError, CorpusError
-from audiovae.level import active_level, trim_bounds
+from audiovae.level import active_level, split_rumble, trim_bounds, without_rumble
 from audiovae.settings import PrepareSettings
 
 SHORTEST_SECONDS = 0.1
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
 _FILES_PER_TASK = 8
+_FAINTEST = 1e-20  # level, that single precision can divide by
+_CANCELLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -227,19 +230,26 @@ def _process(task: list[Source], settings: PrepareSettings) -> list[_Processed |
 
 def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Processed:
     channels, info = audio.read(path)
-    mono = channels.mean(axis=0) if len(channels) > 1 else channels[0]
-    wave = audio.resample(mono, round(speed * info.sample_rate), settings.sample_rate)
-    if not wave.any():
+    mono = channels.mean(axis=0, keepdims=True)
+    if np.abs(mono).max() < _CANCELLED * np.abs(channels).max():
+        mono = channels[:1]  # a cable with its wires swapped: the channels cancel each other
+    heard, above = without_rumble(mono, info.sample_rate)
+    rate = round(speed * info.sample_rate)
+    if rate != settings.sample_rate:
+        heard = audio.resample(heard, rate, settings.sample_rate)
+        above = heard - split_rumble(heard, settings.sample_rate)
+    start, end = trim_bounds(above) if settings.trim else (0, above.shape[1])
+    wave, above = heard[0, start:end], above[0, start:end]
+    level = active_level(above, settings.sample_rate, rumble=False) if len(wave) else 0.0
+    if level < _FAINTEST:
         raise AudioError(path, "is silent")
-    if settings.trim:
-        start, end = trim_bounds(wave)
-        wave = wave[start:end]
+    if not math.isfinite(level):
+        raise AudioError(path, "is beyond all scale; turn it down")
     if len(wave) < SHORTEST_SECONDS * settings.sample_rate:
         raise AudioError(path, f"is shorter than {SHORTEST_SECONDS} s")
-    peak = float(np.abs(wave).max())
-    scale = peak / 32767
-    samples = np.rint(wave * (1 / scale)).astype("<i2")
-    return _Processed(samples, scale, active_level(wave, settings.sample_rate), info.seconds)
+    scale = float(np.abs(wave).max()) / 32767
+    samples = np.rint(wave / np.float32(scale)).astype("<i2")
+    return _Processed(samples, scale, level, info.seconds)
 
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
