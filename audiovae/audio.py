@@ -44,9 +44,43 @@ SUFFIXES = frozenset(
         ".nist",
     }
     | {".wv1", ".wv2"}  # NIST files of WSJ0
+    | {
+        ".wave",
+        ".wavex",
+        ".bwf",
+        ".bw64",
+        ".mpga",
+        ".mp1",
+        ".mp2",
+        ".voc",
+        ".sf",
+        ".ircam",
+        ".svx",
+        ".8svx",
+        ".paf",
+        ".avr",
+    }
 )
 # Sound that libsndfile cannot decode: named, so that it is not overlooked in a folder.
-FOREIGN_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".webm", ".amr", ".shn", ".ape", ".wv", ".ac3"})
+FOREIGN_SUFFIXES = frozenset(
+    {
+        ".m4a",
+        ".m4b",
+        ".aac",
+        ".mp4",
+        ".wma",
+        ".webm",
+        ".amr",
+        ".shn",
+        ".ape",
+        ".wv",
+        ".ac3",
+        ".spx",
+        ".mka",
+        ".3gp",
+        ".tta",
+    }
+)
 
 BLOCK_SECONDS = 20.0
 
@@ -59,6 +93,14 @@ _FORMAT_OF_SUFFIX = {
     ".sph": "NIST",
     ".wv1": "NIST",
     ".wv2": "NIST",
+    ".wave": "WAV",
+    ".bwf": "WAV",
+    ".bw64": "RF64",
+    ".mpga": "MP3",
+    ".mp1": "MP3",
+    ".mp2": "MP3",
+    ".sf": "IRCAM",
+    ".8svx": "SVX",
 }
 _UNKNOWN_LENGTH = 2**62
 LOWEST_RATE = 1000  # Hz; below it a header is damaged
@@ -66,6 +108,52 @@ LOWEST_RATE = 1000  # Hz; below it a header is damaged
 _BLOCK_CODECS = ("ADPCM", "GSM610", "G721_", "G723_", "DWVW", "DPCM_")
 _UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
+
+
+@dataclass(frozen=True)
+class Found:
+    """What stands below a folder.
+
+    Attributes:
+        files: those with the wanted suffixes, sorted; hidden ones are passed over.
+        passed_over: folders that were not looked into, and why: a link that leads back to where it stands or to what
+            was seen already.
+        unreadable: folders that cannot be read, and why.
+    """
+
+    files: list[Path]
+    passed_over: list[tuple[Path, str]]
+    unreadable: list[tuple[Path, str]]
+
+
+def find(folder: Path, suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> Found:
+    """All files below a folder whose suffix says sound, those that cannot be decoded among them; links are followed."""
+    found = Found([], [], [])
+
+    def unreadable(error: OSError) -> None:
+        found.unreadable.append((Path(os.fsdecode(error.filename)), f"cannot be read ({error.strerror})"))
+
+    seen = {os.path.realpath(folder): folder}
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        kept = []
+        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
+            path = Path(place, name)
+            real = os.path.realpath(path)
+            if name.startswith("."):
+                continue
+            if real in seen:
+                found.passed_over.append((path, f"is a link to {seen[real]}, which is taken once"))
+            else:
+                seen[real] = path
+                kept.append(name)
+        folders[:] = kept
+        found.files.extend(
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        )
+    found.files.sort()
+    return found
 
 
 @dataclass(frozen=True)
@@ -101,7 +189,8 @@ def inspect(path: str | Path) -> AudioInfo:
     if not path.exists():
         raise AudioError(path, "no such file")
     if path.is_dir():
-        raise AudioError(path, "is a folder, not a sound file")
+        readable = os.access(path, os.R_OK | os.X_OK)
+        raise AudioError(path, "is a folder" + (", not a sound file" if readable else " that cannot be read"))
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         raise AudioError(path, f"{path.suffix} files cannot be read; convert it to WAV or FLAC first")
     try:

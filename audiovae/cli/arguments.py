@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonargparse
 
-from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES
+from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES, find
 from audiovae.batch import Item
 from audiovae.batch import resolve_device as resolve_device  # what --device names
 from audiovae.errors import AudiovaeError, PathError
@@ -87,7 +87,7 @@ def condition(prior: Any, options: Any) -> Any:
 
 
 def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> list[Item]:
-    """Files as named; all files with one of the suffixes below a folder; all matches of a pattern.
+    """Files as named; all files with one of the suffixes below a folder; all matches of a pattern; each once.
 
     Raises:
         PathError: a folder without such a file, or a pattern without a match.
@@ -96,7 +96,11 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = [Item(file, file.relative_to(path).as_posix()) for file in _walk(path, suffixes)]
+            there = find(path, suffixes)
+            for folder, reason in there.passed_over:
+                print(f"audiovae: {folder}: {reason}", file=sys.stderr)
+            files = there.files + [folder for folder, _ in there.unreadable]  # these fail in their turn
+            found = [Item(file, file.relative_to(path).as_posix()) for file in files]
             if not found:
                 raise PathError(
                     path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
@@ -110,7 +114,12 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
             if not found:
                 raise PathError(text, "no file matches this pattern")
         items += found
-    return items
+    return list({_identity(item.source): item for item in reversed(items)}.values())[::-1]
+
+
+def _identity(path: Path) -> str:
+    """The same for a file that is found twice, in folders or links to them."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _parts_before_magic(path: Path) -> Iterator[str]:
@@ -118,16 +127,6 @@ def _parts_before_magic(path: Path) -> Iterator[str]:
         if glob.has_magic(part):
             return
         yield part
-
-
-def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (
-            Path(place, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        )
 
 
 def with_targets(items: list[Item], output: str, suffix: str | None = None) -> list[Item]:

@@ -140,6 +140,6 @@ def _partner(name: str, place: str) -> Path:
     others = (
         []
         if same.exists()
-        else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+        else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix.lower() in SUFFIXES)
     )
     return others[0] if others else same

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,9 @@ def prepare(
         raise CorpusError(
             folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it"
         )
-    layout, found = sources(folder, find_sound_files(folder), settings.layout)
+    there = audio.find(folder)
+    layout, found = sources(folder, there.files, settings.layout)
+    found = _once(found)
     if not any(source.left_out is None for source in found):
         raise CorpusError(
             folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)"
@@ -98,6 +100,8 @@ def prepare(
     known = {u.id for u in utterances} | {file.id for file in left_out}
     new = [source for source in found if source.left_out is None and source.id not in known]
     left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
+    for places, failed in ((there.passed_over, False), (there.unreadable, True)):
+        left_out += [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason in places]
     n_before = len(utterances)
     seconds_new = 0.0
     try:
@@ -141,16 +145,17 @@ def prepare(
     return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new)
 
 
-def find_sound_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder whose suffix says sound, those that cannot be decoded among them; hidden ones are passed
-    over.
-    """
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and (suffix in audio.SUFFIXES or suffix in audio.FOREIGN_SUFFIXES):
-                yield Path(place, name)
+def _once(found: list[Source]) -> list[Source]:
+    """The second of two names of one file is left out."""
+    first: dict[str, str] = {}
+    once = []
+    for source in found:
+        if source.left_out is None:
+            name = first.setdefault(os.path.realpath(source.path), source.id)
+            if name != source.id:
+                source = replace(source, left_out=f"is the same file as {name}")
+        once.append(source)
+    return once
 
 
 def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[Utterance], list[LeftOut], int]:
@@ -259,16 +264,22 @@ def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Sour
     if table is None:
         return found
     try:
-        with open(table, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if Path(table).suffix == ".tsv" else ","))
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            heading = file.readline()
+            file.seek(0)
+            delimiter = max("\t;,", key=heading.count) if Path(table).suffix != ".tsv" else "\t"
+            rows = list(csv.DictReader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(table, "cannot be read; give a CSV or TSV file") from error
+        raise CorpusError(table, "cannot be read; give a CSV or TSV file in UTF-8") from error
     if not rows or "file" not in rows[0] or len(rows[0]) < 2:
         raise CorpusError(table, "needs a heading with a column 'file' and one for each label")
-    ragged = next((i for i, row in enumerate(rows, start=2) if None in row or None in row.values()), None)
-    if ragged is not None:
-        raise CorpusError(table, f"has another number of cells in row {ragged} than in its heading")
-    labels = {row["file"]: {name: value for name, value in row.items() if name != "file"} for row in rows}
+    labels: dict[str, dict[str, str]] = {}
+    for i, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise CorpusError(table, f"has another number of cells in row {i} than in its heading")
+        name = PurePosixPath(row.pop("file").replace("\\", "/")).as_posix()
+        if labels.setdefault(name, row) != row:
+            raise CorpusError(table, f"says of {name} in row {i} something else than before; keep one of the rows")
     missing = next((source.id for source in found if source.left_out is None and source.id not in labels), None)
     if missing is not None:
         raise CorpusError(table, f"has no row for {missing}")
@@ -279,6 +290,6 @@ def _names(path: str | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        return frozenset(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+        return frozenset(line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(path, "cannot be read; give a text file with one speaker a line") from error
