@@ -357,19 +357,19 @@ class Writer:
             self._subtype = "PCM_16"
         if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
             self._container = "RF64"
-        self._rate, self._n_channels = sample_rate, n_channels
+        self.sample_rate, self._n_channels = sample_rate, n_channels
         self._atomic = atomic_path(self.path)
 
     def __enter__(self) -> Writer:
         temporary = self._atomic.__enter__()
         try:
             self._file = soundfile.SoundFile(
-                os.fsencode(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container
+                os.fsencode(temporary), "w", self.sample_rate, self._n_channels, self._subtype, format=self._container
             )
         except (RuntimeError, ValueError, TypeError) as error:
             failure = AudioError(
                 self.path,
-                f"cannot be written as {self._container} at {self._rate} Hz with {self._n_channels} channels; "
+                f"cannot be written as {self._container} at {self.sample_rate} Hz with {self._n_channels} channels; "
                 "check the folder, or choose another suffix",
             )
             self._atomic.__exit__(type(failure), failure, None)

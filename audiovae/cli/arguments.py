@@ -163,12 +163,45 @@ def refuse_existing(target: Path | None, options: Any, remedy: str = "--overwrit
         raise PathError(target, f"exists already; {remedy}")
 
 
-def report_peak(writer: Any, quiet: bool) -> dict[str, Any]:
-    """The peak of what was written, and one line on the error stream where it was clipped."""
+def report_peak(writer: Any, quiet: bool, model_rate: int | None = None) -> dict[str, Any]:
+    """What a row says of a file that was written; and one line on the error stream where it was clipped.
+
+    Args:
+        model_rate: in Hz, that the sound was resampled to, if it had another one.
+    """
     if writer.clips and not quiet:
         excess_db = 20 * math.log10(writer.peak)
         print(
             f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them",
             file=sys.stderr,
         )
-    return {"peak": writer.peak, "clipped": writer.clips}
+    row = {"peak": writer.peak, "clipped": writer.clips, **resampling(writer.sample_rate, model_rate)}
+    return {**row, "recoded": True} if writer.recoded else row
+
+
+def resampling(rate: int, model_rate: int | None) -> dict[str, Any]:
+    """What a row says of sound that was resampled; nothing if it was not."""
+    return {} if model_rate in (None, rate) else {"resampled": [rate, model_rate]}
+
+
+def report_rows(rows: list[dict[str, Any]], quiet: bool, enhanced: bool = False) -> None:
+    """What befell some files, once for all, by their number: on the error stream.
+
+    Args:
+        enhanced: what lies above the prior's band was counted as noise.
+    """
+    if quiet:
+        return
+    resampled = [row["resampled"] for row in rows if "resampled" in row]
+    n_higher = sum(rate > model_rate for rate, model_rate in resampled)
+    n_silent = sum(row.get("values", {}).get("silent_frames", 0) for row in rows)
+    lines = [
+        (len(resampled), "files of {n} were resampled, as the model hears {rate} Hz"),
+        (n_higher if enhanced else 0, "files of {n} have sound above {half} Hz, which counted as noise"),
+        (sum("recoded" in row for row in rows), "files of {n} had a codec of blocks (ADPCM, GSM, ...): written as PCM"),
+        (n_silent, "frames of digital silence did not count"),
+    ]
+    rate = resampled[0][1] if resampled else 0
+    for count, text in lines:
+        if count:
+            print(f"audiovae: {count} {text.format(n=len(rows), rate=rate, half=rate // 2)}", file=sys.stderr)

@@ -39,6 +39,7 @@ class Prepared:
         left_out: all files that are not.
         n_new: recordings packed by this run.
         seconds_new: their duration before trimming.
+        n_resampled: those of them that had another rate.
     """
 
     layout: str
@@ -46,6 +47,7 @@ class Prepared:
     left_out: list[LeftOut]
     n_new: int
     seconds_new: float
+    n_resampled: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class _Processed:
     scale: float
     level: float
     seconds: float
+    resampled: bool
 
 
 def prepare(
@@ -103,7 +106,7 @@ def prepare(
     for places, failed in ((there.passed_over, False), (there.unreadable, True)):
         left_out += [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason in places]
     n_before = len(utterances)
-    seconds_new = 0.0
+    seconds_new, n_resampled = 0.0, 0
     try:
         target.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -132,6 +135,7 @@ def prepare(
                     )
                     file.write(result.samples.tobytes())
                     seconds_new += result.seconds
+                    n_resampled += result.resampled
                 else:
                     left_out.append(LeftOut(source.id, result, True, *origin))
                 progress(done, len(new))
@@ -142,7 +146,7 @@ def prepare(
         raise CorpusError(
             target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
-    return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new)
+    return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new, n_resampled)
 
 
 def _once(found: list[Source]) -> list[Source]:
@@ -254,7 +258,7 @@ def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Proces
         raise AudioError(path, f"is shorter than {SHORTEST_SECONDS} s")
     scale = float(np.abs(wave).max()) / 32767
     samples = np.rint(wave / np.float32(scale)).astype("<i2")
-    return _Processed(samples, scale, level, info.seconds)
+    return _Processed(samples, scale, level, info.seconds, info.sample_rate != settings.sample_rate)
 
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
