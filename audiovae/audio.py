@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +18,9 @@ import soxr
 from numpy.typing import NDArray
 
 from audiovae.atomic import atomic_path
-from audiovae.containers import missing_bytes
+from audiovae.containers import missing_bytes, streams
 from audiovae.errors import AudioError
+from audiovae.level import without_rumble
 
 Wave = NDArray[np.float32]
 
@@ -40,9 +44,43 @@ SUFFIXES = frozenset(
         ".nist",
     }
     | {".wv1", ".wv2"}  # NIST files of WSJ0
+    | {
+        ".wave",
+        ".wavex",
+        ".bwf",
+        ".bw64",
+        ".mpga",
+        ".mp1",
+        ".mp2",
+        ".voc",
+        ".sf",
+        ".ircam",
+        ".svx",
+        ".8svx",
+        ".paf",
+        ".avr",
+    }
 )
 # Sound that libsndfile cannot decode: named, so that it is not overlooked in a folder.
-FOREIGN_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".webm", ".amr", ".shn", ".ape", ".wv", ".ac3"})
+FOREIGN_SUFFIXES = frozenset(
+    {
+        ".m4a",
+        ".m4b",
+        ".aac",
+        ".mp4",
+        ".wma",
+        ".webm",
+        ".amr",
+        ".shn",
+        ".ape",
+        ".wv",
+        ".ac3",
+        ".spx",
+        ".mka",
+        ".3gp",
+        ".tta",
+    }
+)
 
 BLOCK_SECONDS = 20.0
 
@@ -55,10 +93,67 @@ _FORMAT_OF_SUFFIX = {
     ".sph": "NIST",
     ".wv1": "NIST",
     ".wv2": "NIST",
+    ".wave": "WAV",
+    ".bwf": "WAV",
+    ".bw64": "RF64",
+    ".mpga": "MP3",
+    ".mp1": "MP3",
+    ".mp2": "MP3",
+    ".sf": "IRCAM",
+    ".8svx": "SVX",
 }
 _UNKNOWN_LENGTH = 2**62
+LOWEST_RATE = 1000  # Hz; below it a header is damaged
+# They store blocks of samples, so that lengths grow, and some cannot be written in blocks of any size.
+_BLOCK_CODECS = ("ADPCM", "GSM610", "G721_", "G723_", "DWVW", "DPCM_")
 _UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
+
+
+@dataclass(frozen=True)
+class Found:
+    """What stands below a folder.
+
+    Attributes:
+        files: those with the wanted suffixes, sorted; hidden ones are passed over.
+        passed_over: folders that were not looked into, and why: a link that leads back to where it stands or to what
+            was seen already.
+        unreadable: folders that cannot be read, and why.
+    """
+
+    files: list[Path]
+    passed_over: list[tuple[Path, str]]
+    unreadable: list[tuple[Path, str]]
+
+
+def find(folder: Path, suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> Found:
+    """All files below a folder whose suffix says sound, those that cannot be decoded among them; links are followed."""
+    found = Found([], [], [])
+
+    def unreadable(error: OSError) -> None:
+        found.unreadable.append((Path(os.fsdecode(error.filename)), f"cannot be read ({error.strerror})"))
+
+    seen = {os.path.realpath(folder): folder}
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        kept = []
+        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
+            path = Path(place, name)
+            real = os.path.realpath(path)
+            if name.startswith("."):
+                continue
+            if real in seen:
+                found.passed_over.append((path, f"is a link to {seen[real]}, which is taken once"))
+            else:
+                seen[real] = path
+                kept.append(name)
+        folders[:] = kept
+        found.files.extend(
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        )
+    found.files.sort()
+    return found
 
 
 @dataclass(frozen=True)
@@ -94,28 +189,46 @@ def inspect(path: str | Path) -> AudioInfo:
     if not path.exists():
         raise AudioError(path, "no such file")
     if path.is_dir():
-        raise AudioError(path, "is a folder, not a sound file")
+        readable = os.access(path, os.R_OK | os.X_OK)
+        raise AudioError(path, "is a folder" + (", not a sound file" if readable else " that cannot be read"))
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         raise AudioError(path, f"{path.suffix} files cannot be read; convert it to WAV or FLAC first")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a pipe" if stat.S_ISFIFO(path.stat().st_mode) else "a device"
+            raise AudioError(path, f"is {kind}, not a file; write it to a file first, or pipe a WAV file into -")
         if path.stat().st_size == 0:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
         if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
             raise AudioError(path, "is truncated: it ends before its header says; restore the whole file")
-        info = soundfile.info(os.fsencode(path))
+        with ExitStack() as opened:
+            links = list(_opened(path, opened))
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
-    except (RuntimeError, ValueError, IndexError, struct.error) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, struct.error) as error:
         raise AudioError(
             path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC"
         ) from error
-    if info.format == "RAW":  # what libsndfile takes a file without a header for
+    first, n_samples = links[0], sum(file.frames for file in links)
+    if first.format == "RAW":  # what libsndfile takes a file without a header for
         raise AudioError(path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC")
-    if info.frames <= 0:
+    if n_samples <= 0:
         raise AudioError(path, "has a header but no samples; restore it or leave it out")
-    if info.frames >= _UNKNOWN_LENGTH:
+    if n_samples >= _UNKNOWN_LENGTH:
         raise AudioError(path, "does not tell its length, as if written into a pipe; encode it again from a file")
-    return AudioInfo(path, info.samplerate, info.frames, info.channels, info.format, info.subtype)
+    if first.samplerate < LOWEST_RATE:
+        raise AudioError(
+            path, f"has a rate of {first.samplerate} Hz by its header, below {LOWEST_RATE}; correct the header"
+        )
+    if any((file.samplerate, file.channels) != (first.samplerate, first.channels) for file in links):
+        raise AudioError(path, "is a chain of streams with different rates or channels; split it into files")
+    return AudioInfo(path, first.samplerate, n_samples, first.channels, first.format, first.subtype)
+
+
+def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
+    """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
+    for view in [opened.enter_context(view) for view in streams(path)] or [os.fsencode(path)]:
+        yield opened.enter_context(soundfile.SoundFile(view))
 
 
 def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
@@ -127,12 +240,15 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     n_samples = n_samples or int(BLOCK_SECONDS * info.sample_rate)
     n_read = 0
     try:
-        with soundfile.SoundFile(os.fsencode(info.path)) as file:
-            while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
-                n_read += len(block)
-                if not np.isfinite(block).all():
-                    raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")
-                yield np.ascontiguousarray(block.T)
+        with ExitStack() as opened:
+            for file in _opened(info.path, opened):
+                while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
+                    n_read += len(block)
+                    if not np.isfinite(block).all():
+                        raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")
+                    yield np.ascontiguousarray(block.T)
+    except OSError as error:
+        raise AudioError(info.path, f"cannot be read ({error.strerror or error})") from error
     except RuntimeError as error:
         raise AudioError(info.path, "is damaged: decoding fails in the middle; restore the whole file") from error
     if n_read != info.n_samples:
@@ -150,6 +266,16 @@ def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioI
     info = inspect(path)
     wave = np.concatenate(list(blocks(info)), axis=1)  # in blocks: what a header promises is not allocated on its word
     return resample(wave, info.sample_rate, sample_rate or info.sample_rate), info
+
+
+def read_heard(path: str | Path, sample_rate: int) -> tuple[Wave, AudioInfo]:
+    """Read a whole file as a prior hears it, `[channel, sample]` at `sample_rate`: see `audiovae.level`.
+
+    Raises:
+        AudioError: as `inspect` and `blocks`.
+    """
+    wave, info = read(path)
+    return resample(without_rumble(wave, info.sample_rate)[0], info.sample_rate, sample_rate), info
 
 
 def resampled_length(n_samples: int, rate: int, new_rate: int) -> int:
@@ -206,6 +332,7 @@ class Writer:
 
     Attributes:
         peak: largest absolute sample so far; above 1 it was clipped unless the samples are stored as float.
+        recoded: `like` has a codec of blocks, such as ADPCM or GSM, which would change the length: this is 16-bit PCM.
 
     Raises:
         AudioError: unknown suffix, a rate that the format does not have, no room, or no permission.
@@ -225,21 +352,24 @@ class Writer:
         same = like is not None and like.path.suffix.lower() == suffix
         self._container = like.container if like and same else _FORMAT_OF_SUFFIX.get(suffix, suffix[1:].upper())
         self._subtype = like.subtype if like and same else ("OPUS" if suffix == ".opus" else None)
+        self.recoded = self._subtype is not None and any(name in self._subtype for name in _BLOCK_CODECS)
+        if self.recoded:
+            self._subtype = "PCM_16"
         if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
             self._container = "RF64"
-        self._rate, self._n_channels = sample_rate, n_channels
+        self.sample_rate, self._n_channels = sample_rate, n_channels
         self._atomic = atomic_path(self.path)
 
     def __enter__(self) -> Writer:
         temporary = self._atomic.__enter__()
         try:
             self._file = soundfile.SoundFile(
-                os.fsencode(temporary), "w", self._rate, self._n_channels, self._subtype, format=self._container
+                os.fsencode(temporary), "w", self.sample_rate, self._n_channels, self._subtype, format=self._container
             )
         except (RuntimeError, ValueError, TypeError) as error:
             failure = AudioError(
                 self.path,
-                f"cannot be written as {self._container} at {self._rate} Hz with {self._n_channels} channels; "
+                f"cannot be written as {self._container} at {self.sample_rate} Hz with {self._n_channels} channels; "
                 "check the folder, or choose another suffix",
             )
             self._atomic.__exit__(type(failure), failure, None)
@@ -260,7 +390,10 @@ class Writer:
     def write(self, block: Wave) -> None:
         """Append `[channel, sample]`."""
         if block.size:
-            self.peak = max(self.peak, float(np.abs(block).max()))
+            peak = float(np.abs(block).max())
+            if not math.isfinite(peak):
+                raise AudioError(self.path, "would hold samples that are NaN or infinite; turn the input down")
+            self.peak = max(self.peak, peak)
             try:
                 self._file.write(self.held(block).T)
                 self._n_written += block.shape[1]

@@ -1,14 +1,26 @@
-"""Does a sound file hold all that its header promises? libsndfile reads cut-off WAV, MP3 and OGG files short in
-silence.
+"""Does a sound file hold all that its header promises, and does its header know all that it holds?
+
+libsndfile reads cut-off WAV, MP3 and OGG files short in silence; and it stops where a header
+says, even if there is more.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+from audiovae.errors import AudioError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Sizes that programs write into a pipe, where they cannot return to fill them in: the length is simply unknown.
 _UNKNOWN_SIZE = 0x7FFFF000
@@ -28,8 +40,7 @@ def missing_bytes(path: str | Path) -> int:
     """How many bytes of sound the file lacks, as its container tells: 0 where it is complete or does not say.
 
     For an OGG file whose last page is missing, or an MP3 file that ends inside a frame, 1 stands for "some". FLAC is
-    not
-    looked at: its decoder reports a cut by itself.
+    not looked at: its decoder reports a cut by itself.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -42,15 +53,58 @@ def missing_bytes(path: str | Path) -> int:
 
 
 def _riff(file: BinaryIO, size: int) -> int:
+    data = _riff_data(file, size)
+    if data is None or data.unfinished or (data.size >= _UNKNOWN_SIZE and data.size_at_64 is None):
+        return 0
+    return data.start + data.size - size
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The chunk of a WAV file that holds its samples.
+
+    Attributes:
+        size: that its header promises.
+        start: of its first sample.
+        size_at_64: where an RF64 file says it in 64 bits.
+        order: of the bytes, for struct.
+        unfinished: nobody returned to fill the size in.
+    """
+
+    size: int
+    start: int
+    size_at_64: int | None
+    order: str
+    unfinished: bool
+
+
+def _riff_data(file: BinaryIO, size: int) -> _Data | None:
+    file.seek(0)
     order = ">" if file.read(12).startswith(b"RIFX") else "<"
-    data_size_64 = None
+    size_64, size_at_64 = 0, None
     for name, chunk_size, start in _chunks(file, size, order):
         if name == b"ds64":
-            data_size_64 = struct.unpack("<Q", file.read(16)[8:16])[0]
+            size_at_64, size_64 = start + 8, struct.unpack("<Q", file.read(16)[8:16])[0]
         if name == b"data":
-            promised = data_size_64 if chunk_size == 0xFFFFFFFF and data_size_64 is not None else chunk_size
-            return 0 if chunk_size >= _UNKNOWN_SIZE and data_size_64 is None else start + promised - size
-    return 0
+            in_64 = chunk_size == 0xFFFFFFFF and size_at_64 is not None
+            promised = size_64 if in_64 else chunk_size
+            unknown = promised in (0, 2**64 - 1) or (
+                not in_64 and promised >= _UNKNOWN_SIZE and start + promised < size
+            )
+            unfinished = unknown and start < size and not (promised == 0 and _only_chunks(file, start, size, order))
+            return _Data(promised, start, size_at_64 if in_64 else None, order, unfinished)
+    return None
+
+
+def _only_chunks(file: BinaryIO, start: int, size: int, order: str) -> bool:
+    """Is all from `start` to the end of the file a row of chunks with names, and so no sound?"""
+    file.seek(start)
+    end = start
+    for name, chunk_size, chunk_start in _chunks(file, size, order):
+        if not (name.isascii() and name.decode().isprintable()):
+            return False
+        end = chunk_start + chunk_size
+    return size - 1 <= end <= size + 1
 
 
 def _aiff(file: BinaryIO, size: int) -> int:
@@ -71,14 +125,20 @@ def _chunks(file: BinaryIO, size: int, order: str) -> Iterator[tuple[bytes, int,
 
 
 def _wave64(file: BinaryIO, size: int) -> int:
+    start, chunk_size = _wave64_data(file, size)
+    return 0 if chunk_size in (0, 24, 2**64 - 1) else start - 24 + chunk_size - size
+
+
+def _wave64_data(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Where the samples begin, and the size of their chunk with its header; (size, 24) where there are none."""
     position = 40
     while position + 24 <= size:
         file.seek(position)
         name, chunk_size = struct.unpack("<4s12xQ", file.read(24))
         if name == b"data":
-            return position + chunk_size - size
+            return position + 24, chunk_size
         position += max(24, (chunk_size + 7) // 8 * 8)
-    return 0
+    return size, 24
 
 
 def _au(file: BinaryIO, size: int) -> int:
@@ -110,29 +170,115 @@ def _ogg(file: BinaryIO, size: int) -> int:
 
 
 def _mpeg(file: BinaryIO, size: int) -> int:
-    """A Xing header tells the number of bytes; without one, the last frame must be whole."""
-    position = 0
-    head = file.read(10)
-    if head.startswith(b"ID3"):
-        position = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-    first = True
+    """A Xing header tells the number of bytes; and the last frame must be whole."""
+    frames = _mpeg_frames(file, size)
+    if frames.promised_end is not None and frames.promised_end > size:
+        return frames.promised_end - size
+    return 1 if frames.end > size else 0
+
+
+@dataclass
+class _MpegFrames:
+    """The frames of an MP3 file, from its first byte to its last.
+
+    Attributes:
+        first: header of the first one.
+        count: of those that hold sound.
+        promised: of the first Xing header, how many there are; None without.
+        promised_end: of the first Xing header, where the file ends; None without.
+        end: of the last one.
+        places: of those that hold sound, those side by side taken together: (start, end).
+        changes: not all have the same rate and number of channels.
+    """
+
+    first: bytes = b""
+    count: int = 0
+    promised: int | None = None
+    promised_end: int | None = None
+    end: int = 0
+    places: list[tuple[int, int]] = field(default_factory=list)
+    changes: bool = False
+
+
+def _mpeg_frames(file: BinaryIO, size: int) -> _MpegFrames:
+    found = _MpegFrames()
+    position = _behind_mpeg_tags(file, 0)
     while position + 4 <= size:
         file.seek(position)
-        frame = file.read(200 if first else 4)
-        length = _mpeg_frame_length(frame[:4])
+        head = file.read(4)
+        length = _mpeg_frame_length(head)
         if length is None:
-            return 0  # a tag at the end, or padding
-        if first:
-            for offset in (13, 21, 36):  # after the side information: MPEG 2 mono, stereo or MPEG 1 mono, MPEG 1 stereo
-                if frame[offset : offset + 4] in (b"Xing", b"Info") and frame[offset + 7] & 2:
-                    bytes_at = offset + 8 + 4 * (frame[offset + 7] & 1)
-                    return position + int.from_bytes(frame[bytes_at : bytes_at + 4], "big") - size
-        first = False
-        position += length
-    return 1 if position > size else 0
+            behind = _behind_mpeg_tags(file, position)
+            position = behind if behind > position else _next_mpeg_frame(file, position, found.first)
+            continue
+        file.seek(position)
+        frame = file.read(200)
+        xing = next((at for at in (13, 21, 36) if frame[at : at + 4] in (b"Xing", b"Info", b"VBRI")), None)
+        if not found.first:
+            found.first = head
+            if xing is not None and frame[xing : xing + 4] != b"VBRI":
+                counts_at = xing + 8
+                if frame[xing + 7] & 1:
+                    found.promised = int.from_bytes(frame[counts_at : counts_at + 4], "big")
+                    counts_at += 4
+                if frame[xing + 7] & 2:
+                    found.promised_end = position + int.from_bytes(frame[counts_at : counts_at + 4], "big")
+        found.changes |= _mpeg_kind(head) != _mpeg_kind(found.first)
+        found.end = position + length
+        if xing is None:
+            found.count += 1
+            if found.places and found.places[-1][1] == position:
+                found.places[-1] = (found.places[-1][0], found.end)
+            else:
+                found.places.append((position, found.end))
+        position = found.end
+    return found
+
+
+def _mpeg_kind(header: bytes) -> tuple[int, int, bool]:
+    """Version and layer, rate, and whether it is mono."""
+    return header[1] & 0x1E, header[2] & 0x0C, header[3] >> 6 == 3
+
+
+def _behind_mpeg_tags(file: BinaryIO, position: int) -> int:
+    """Where an ID3 or APE tag that begins there ends, and all that follow it; `position` itself if there is none."""
+    while True:
+        file.seek(position)
+        head = file.read(32)
+        if head.startswith(b"ID3") and len(head) >= 10:
+            length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+            position += 10 + length
+        elif head.startswith(b"TAG"):
+            position += 128
+        elif head.startswith(b"APETAGEX") and len(head) == 32:
+            position += 32 + (int.from_bytes(head[12:16], "little") if head[23] & 0x20 else 0)
+        else:
+            return position
+
+
+def _next_mpeg_frame(file: BinaryIO, position: int, like: bytes) -> int:
+    """Where the next two frames in a row begin that are of the kind of `like`; the end of the file if nowhere."""
+    file.seek(position)
+    while len(block := file.read(2**16)) >= 4:
+        for match in re.finditer(rb"\xff[\xe2-\xff]", block):
+            place = position + match.start()
+            file.seek(place)
+            head = file.read(4)
+            length = _mpeg_frame_length(head) if len(head) == 4 else None
+            if length and (not like or _mpeg_kind(head) == _mpeg_kind(like)):
+                file.seek(place + length)
+                following = file.read(4)
+                if _mpeg_frame_length(following) is not None and _mpeg_kind(following) == _mpeg_kind(head):
+                    return place
+        position += len(block) - 1  # a header may begin with the last byte
+        file.seek(position)
+    return position + 4
 
 
 def _mpeg_frame_length(header: bytes) -> int | None:
+    """In bytes; None for what is no header of a frame."""
+    if len(header) < 4:
+        return None
     word = int.from_bytes(header, "big")
     version, layer = word >> 19 & 3, 4 - (word >> 17 & 3)
     bitrate_index, rate_index, padding = word >> 12 & 15, word >> 10 & 3, word >> 9 & 1
@@ -167,4 +313,186 @@ _CHECKS: tuple[tuple[tuple[bytes, ...], Callable[[BinaryIO, int], int]], ...] = 
         ),
         _mpeg,
     ),
+)
+
+
+# What a header does not know ------------------------------------------------------------------------------------------
+
+_Part = bytes | tuple[int, int]  # what stands there, or (start, end) in the file
+
+
+def streams(path: str | Path) -> list[View]:
+    """A file as one or more streams, one after another, whose headers know all that they hold; empty if it is one.
+
+    A chain of Ogg streams is cut into its links; an MP3 file without a true number of frames gets one, and loses what
+    stands between its frames; the size that nobody filled in is.
+
+    Raises:
+        AudioError: the parts of an MP3 file have different rates or numbers of channels.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        magic = file.read(16)
+        for prefixes, know in _KNOW:
+            if magic.startswith(prefixes):
+                try:
+                    return [View(path, parts) for parts in know(file, size)]
+                except NotImplementedError as error:
+                    raise AudioError(path, str(error)) from error
+    return []
+
+
+class View(io.RawIOBase):
+    """Parts of a file, and bytes between them, as a file that can be read."""
+
+    def __init__(self, path: str | Path, parts: list[_Part]) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        self._parts = [part for part in parts if _length(part)]
+        self._ends = list(accumulate(_length(part) for part in self._parts))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ends[-1]}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        into = memoryview(buffer).cast("B")
+        n_read = 0  # a short read is the end to libsndfile
+        while n_read < len(into) and (content := self._next(len(into) - n_read)):
+            into[n_read : n_read + len(content)] = content
+            n_read += len(content)
+        return n_read
+
+    def _next(self, n_bytes: int) -> bytes:
+        """At most so many bytes of one part; none at the end."""
+        i = bisect_right(self._ends, self._position)
+        if i == len(self._parts):
+            return b""
+        part = self._parts[i]
+        offset = self._position - self._ends[i] + _length(part)
+        n_bytes = min(n_bytes, _length(part) - offset)
+        if isinstance(part, bytes):
+            content = part[offset : offset + n_bytes]
+        else:
+            self._file.seek(part[0] + offset)
+            content = self._file.read(n_bytes)
+        self._position += len(content)
+        return content
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _length(part: _Part) -> int:
+    return len(part) if isinstance(part, bytes) else part[1] - part[0]
+
+
+def _know_riff(file: BinaryIO, size: int) -> list[list[_Part]]:
+    data = _riff_data(file, size)
+    if data is None or not data.unfinished:
+        return []
+    n_bytes = size - data.start
+    if data.size_at_64 is not None:
+        sizes = struct.pack("<QQ", size - 8, n_bytes)
+        return [[(0, data.size_at_64 - 8), sizes, (data.size_at_64 + 8, size)]]
+    if size < 0xFFFFFFF0:
+        sizes = [struct.pack(data.order + "I", value) for value in (size - 8, n_bytes)]
+        return [[(0, 4), sizes[0], (8, data.start - 4), sizes[1], (data.start, size)]]
+    if data.order == ">":
+        return []  # there is no RF64 of such
+    ds64 = b"ds64" + struct.pack("<IQQQI", 28, size - 8, n_bytes, 0, 0)
+    unsaid = b"\xff\xff\xff\xff"
+    return [[b"RF64" + unsaid + b"WAVE" + ds64, (12, data.start - 4), unsaid, (data.start, size)]]
+
+
+def _know_aiff(file: BinaryIO, size: int) -> list[list[_Part]]:
+    file.seek(12)
+    for name, chunk_size, start in _chunks(file, size, ">"):
+        if name == b"SSND":
+            sizes = [struct.pack(">I", value) for value in (size - 8, size - start)]
+            unfinished = chunk_size in (0, 8) and start + 8 < size < 0xFFFFFFF0
+            unfinished = unfinished and not _only_chunks(file, start + chunk_size, size, ">")
+            return [[(0, 4), sizes[0], (8, start - 4), sizes[1], (start, size)]] if unfinished else []
+    return []
+
+
+def _know_wave64(file: BinaryIO, size: int) -> list[list[_Part]]:
+    start, chunk_size = _wave64_data(file, size)
+    if chunk_size not in (0, 24, 2**64 - 1) or start >= size:
+        return []
+    sizes = [struct.pack("<Q", value) for value in (size, size - start + 24)]
+    return [[(0, 16), sizes[0], (24, start - 8), sizes[1], (start, size)]]
+
+
+def _know_au(file: BinaryIO, size: int) -> list[list[_Part]]:
+    file.seek(4)
+    start, data_size = struct.unpack(">II", file.read(8))
+    return [[(0, 8), b"\xff\xff\xff\xff", (12, size)]] if data_size == 0 and start < size else []
+
+
+def _know_ogg(file: BinaryIO, size: int) -> list[list[_Part]]:
+    """Each link begins with pages that say so, one for every stream that runs in it at the same time."""
+    starts: list[int] = []
+    position, in_beginning = 0, False
+    while position + 27 <= size:
+        file.seek(position)
+        head = file.read(27)
+        if not head.startswith(b"OggS"):
+            file.seek(position)
+            block = file.read(2**16)
+            at = block.find(b"OggS", 1)
+            position += at if at > 0 else max(1, len(block) - 3)
+            continue
+        begins = bool(head[5] & 2)
+        if begins and not in_beginning:
+            starts.append(position)
+        in_beginning = begins
+        position += 27 + head[26] + sum(file.read(head[26]))
+    return [[part] for part in zip(starts, [*starts[1:], size], strict=True)] if len(starts) > 1 else []
+
+
+def _know_mpeg(file: BinaryIO, size: int) -> list[list[_Part]]:
+    frames = _mpeg_frames(file, size)
+    if not frames.count or (frames.promised is not None and frames.count <= frames.promised + 1):
+        return []
+    if frames.changes:
+        raise NotImplementedError("changes its rate or its number of channels in the middle; split it there")
+    header = _xing_frame(frames.first, frames.count)
+    return [[header, *frames.places]] if header else []
+
+
+def _xing_frame(like: bytes, n_frames: int) -> bytes:
+    """A silent frame of layer 3 that says how many follow; empty for another layer."""
+    if like[1] & 6 != 2:
+        return b""
+    mpeg1, mono = like[1] >> 3 & 3 == 3, like[3] >> 6 == 3
+    place = 4 + (17 if mpeg1 == mono else 32 if mpeg1 else 9)
+    for bitrate in range(1, 15):
+        header = bytes((like[0], like[1] | 1, like[2] & 0x0C | bitrate << 4, like[3]))
+        length = _mpeg_frame_length(header)
+        if length is not None and length >= place + 12:
+            content = header.ljust(place, b"\0") + b"Xing\0\0\0\1" + n_frames.to_bytes(4, "big")
+            return content.ljust(length, b"\0")
+    return b""
+
+
+_MPEG_PREFIXES = _CHECKS[-1][0]
+_KNOW: tuple[tuple[tuple[bytes, ...], Callable[[BinaryIO, int], list[list[_Part]]]], ...] = (
+    ((b"RIFF", b"RIFX", b"RF64", b"BW64"), _know_riff),
+    ((b"FORM",), _know_aiff),
+    ((b"riff.\x91\xcf\x11",), _know_wave64),
+    ((b".snd",), _know_au),
+    ((b"OggS",), _know_ogg),
+    (_MPEG_PREFIXES, _know_mpeg),
 )

@@ -18,6 +18,7 @@ from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
 from audiovae.stft import StreamingAnalysis, power
 
+_SILENCE = 1e-12  # of the power at unit level: digital silence, and what resampling leaves of it
 _BLOCK = 2**19  # samples that are scored at a time
 
 
@@ -27,6 +28,7 @@ def bound(
 ) -> dict[str, float]:
     """NLL = -log p(x | z), KL and their sum for the STFT of a wave as it is, means over frames and channels, in nats.
 
+    Frames of digital silence do not count; their number, where there are any, stands beside it as "silent_frames".
     One z ~ q(z | x) is drawn for each frame. The sum, "bound", is an upper bound of -log p(x) in expectation, see
     `AudioVAE.log_likelihood`; with n_samples > 1 "iw_bound", the importance-weighted one, stands beside it. Models with
     context see stretches of about a minute.
@@ -35,24 +37,30 @@ def bound(
         wave: `[channel, sample]`; as of `audiovae.metrics.normalise`, for numbers that can be compared between models.
 
     Raises:
-        NotScored: the model's likelihood is no density of the STFT.
+        NotScored: the model's likelihood is no density of the STFT, or the wave is silent.
     """
     if not prior.vae.is_density:
         raise NotScored("n/a: " + NO_DENSITY)
     level = active_level(wave, prior.sample_rate) or 1.0
     totals = torch.zeros(3, dtype=torch.float64)
-    n_frames = 0
+    n_frames = n_silent = 0
+    silence = _SILENCE * float(prior.stft.window.square().sum())
     for stretch in stretches(_analysed(prior, wave, level), prior.vae.context):
         frame_power = power(stretch.frames)
         terms = elbo(prior.vae, frame_power, condition)
         parts = [terms.log_likelihood, terms.kl, terms.bound]
         if n_samples > 1:
             parts[2] = importance_weighted_bound(prior.vae, frame_power, n_samples, condition)
-        totals += torch.stack([part[:, stretch.kept].double().sum().cpu() for part in parts])
-        n_frames += terms.kl[:, stretch.kept].numel()
+        sounding = frame_power[:, stretch.kept].mean(-1) > silence
+        totals += torch.stack([part[:, stretch.kept][sounding].double().sum().cpu() for part in parts])
+        n_frames += int(sounding.sum())
+        n_silent += sounding.numel() - int(sounding.sum())
+    if n_frames == 0:
+        raise NotScored("silent")
     log_likelihood, kl, weighted_bound = (totals / n_frames).tolist()
     log_determinant = 2 * prior.stft.n_freqs * math.log(level)
     values = {"nll": log_determinant - log_likelihood, "kl": kl, "bound": log_determinant - log_likelihood + kl}
+    values |= {"silent_frames": n_silent} if n_silent else {}
     return values if n_samples == 1 else {**values, "iw_bound": log_determinant - weighted_bound}
 
 
@@ -82,9 +90,9 @@ def evaluate_file(
     Raises:
         AudioError: the file cannot be read.
     """
-    wave, _ = audio.read(path, prior.sample_rate)
+    wave, _ = audio.read_heard(path, prior.sample_rate)
     try:
-        wave = normalise(wave)
+        wave = normalise(wave, prior.sample_rate)
     except NotScored as reason:
         return Score({}, {metric: str(reason) for metric in ("bound", *WAVE_METRICS)})
     level = active_level(wave, prior.sample_rate)

@@ -1,18 +1,28 @@
-"""Level and extent of a recording: what is divided out before a prior sees it, and where its sound begins and ends."""
+"""Level and extent of a recording above about 50 Hz: what is divided out before a prior sees it, and where its sound
+begins and ends.
+
+Below that stand the offset of a cheap microphone and the rumble of wind and handling. They count in no level; and
+where they are louder than in nearly all of a prior's recordings, they are turned down before it hears them.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import soxr
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 FRAME_SECONDS = 0.064
 ACTIVE_RANGE_DB = 30.0
 TRIM_RANGE_DB = 30.0
+LOWEST_HZ = 50.0  # what lies below is rumble
+RUMBLE_DB = -15.0  # of the level, that rumble is turned down to
 
 _CHUNK = 16384
+_ROUNDING = 2e-7  # of single precision
 _TRIM_HOP = 512  # librosa.effects.trim: frames of 2048 samples, 512 apart
 
 
@@ -54,8 +64,127 @@ class FramePower:
         return np.concatenate(self._powers)
 
 
+class RumbleSplitter:
+    """Tells what lies below about 50 Hz in a recording that arrives in blocks, without any delay between the two.
+
+    A low-pass of linear phase, on sound that is first averaged down to about 1 kHz (triangles of 2 ms) and afterwards
+    interpolated (straight lines): what it leaves of a tone is 50 dB down at 20 Hz, and what it takes is nothing at
+    60 Hz. Beyond its ends the recording counts as mirrored, so an offset has none.
+    """
+
+    def __init__(self, sample_rate: int, n_channels: int) -> None:
+        self._step = max(1, sample_rate // 1000)
+        rate = sample_rate / self._step
+        self._mirrored = self._step * 500
+        self._down = soxr.ResampleStream(rate, 2 * LOWEST_HZ, n_channels, dtype="float32")
+        self._up = soxr.ResampleStream(2 * LOWEST_HZ, rate, n_channels, dtype="float32")
+        ramp = np.arange(self._step, dtype=np.float32) / self._step
+        self._rise, self._line = ramp / self._step, np.stack([1 - ramp, ramp])
+        empty = np.zeros((n_channels, 0), np.float32)
+        self._begun = False
+        self._waiting = empty  # for its rumble
+        self._tail = empty
+        self._unaveraged = empty
+        self._risen: NDArray[np.float32] | None = None  # the rising half of the next triangle
+        self._point: NDArray[np.float32] | None = None  # the last of those that lines begin at
+        self._n_to_skip = self._mirrored - self._step  # the first triangle stands one step behind the beginning
+
+    def push(self, block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Take the next samples, `[channel, sample]`, and return those that are ready, and their rumble."""
+        self._waiting = np.concatenate([self._waiting, block], axis=1)
+        if not self._begun:
+            if self._waiting.shape[1] < self._mirrored:
+                return block[:, :0], block[:, :0]
+            self._begun = True
+            block = np.concatenate([self._waiting[:, self._mirrored - 1 :: -1], self._waiting], axis=1)
+        self._tail = np.concatenate([self._tail, block], axis=1)[:, -self._mirrored :]
+        return self._split(self._low(block))
+
+    def finish(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The rest."""
+        n_left = self._waiting.shape[1]
+        if n_left == 0 and not self._begun:
+            return self._waiting, self._waiting
+        around = ((0, 0), (0 if self._begun else self._mirrored, self._mirrored + 2 * self._step))
+        rest = np.pad(self._tail if self._begun else self._waiting, around, mode="symmetric")
+        low = self._low(rest[:, self._tail.shape[1] :], last=True)
+        return self._split(low[:, :n_left])
+
+    def _split(self, low: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        ready, self._waiting = np.split(self._waiting, [low.shape[1]], axis=1)
+        return ready, low
+
+    def _low(self, block: NDArray[np.float32], last: bool = False) -> NDArray[np.float32]:
+        samples = np.concatenate([self._unaveraged, block], axis=1)
+        n_steps = samples.shape[1] // self._step
+        self._unaveraged = samples[:, n_steps * self._step :]
+        steps = samples[:, : n_steps * self._step].reshape(len(samples), n_steps, self._step)
+        flat = steps.reshape(-1, self._step)
+        risen = (flat @ self._rise).reshape(len(samples), n_steps)
+        fallen = (flat @ (1 / self._step - self._rise)).reshape(len(samples), n_steps)
+        if self._risen is not None:
+            risen = np.concatenate([self._risen, risen], axis=1)
+        else:
+            fallen = fallen[:, 1:]
+        self._risen = risen[:, -1:]
+        averages = np.ascontiguousarray((risen[:, :-1] + fallen).T)
+        slow = self._up.resample_chunk(
+            self._down.resample_chunk(averages, last=last).reshape(-1, len(samples)), last=last
+        )
+        points = slow.reshape(-1, len(samples)).T
+        if self._point is not None:
+            points = np.concatenate([self._point, points], axis=1)
+        self._point = points[:, -1:] if points.shape[1] else None
+        ends = np.stack([points[:, :-1], points[:, 1:]], axis=-1).reshape(-1, 2)
+        low = (ends @ self._line).reshape(len(samples), -1)
+        n_skipped = min(self._n_to_skip, low.shape[1])
+        self._n_to_skip -= n_skipped
+        return low[:, n_skipped:]
+
+
+def split_rumble(wave: NDArray[np.floating], sample_rate: int) -> NDArray[np.float32]:
+    """What lies below about 50 Hz in a whole wave, `[sample]` or `[channel, sample]`: see `RumbleSplitter`."""
+    channels = np.atleast_2d(wave).astype(np.float32, copy=False)
+    splitter = RumbleSplitter(sample_rate, len(channels))
+    n_block = sample_rate  # short blocks stay in the processor's cache
+    parts = [splitter.push(channels[:, i : i + n_block])[1] for i in range(0, channels.shape[1], n_block)]
+    return np.concatenate([*parts, splitter.finish()[1]], axis=1).reshape(wave.shape)
+
+
+def rumble_share(rumble_rms: float, level: float) -> float:
+    """The part of the rumble, from 0 to 1, that is taken away so that what stays is 15 dB below the level."""
+    kept = level * 10 ** (RUMBLE_DB / 20)
+    return 0.0 if rumble_rms <= kept else 1 - kept / rumble_rms
+
+
+def level_beside(rumble_rms: float, level: float) -> float:
+    """The level, but 0 where it is what rounding leaves of a mere offset."""
+    return level if level > _ROUNDING * rumble_rms else 0.0
+
+
+def without_rumble(wave: NDArray[np.float32], sample_rate: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A whole recording, `[channel, sample]`, as a prior hears it, and what of it lies above 50 Hz.
+
+    Rumble that is too loud is turned down; what is quiet enough comes back as it is, to the last bit.
+    """
+    rumble = split_rumble(wave, sample_rate)
+    above = wave - rumble
+    rumble_rms = _rms(rumble)
+    level = level_beside(rumble_rms, active_level(above, sample_rate, rumble=False))
+    if level == 0:
+        return np.zeros_like(wave), np.zeros_like(wave)
+    share = rumble_share(rumble_rms, level)
+    return (wave - np.float32(share) * rumble if share else wave), above
+
+
+def _rms(wave: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(wave, dtype=np.float64).mean())) if wave.size else 0.0
+
+
 class LevelMeter:
     """RMS of a recording's active frames, from blocks of any length; its channels share one level.
+
+    Give it what lies above 50 Hz: `RumbleSplitter`.
 
     Frames of 64 ms, a quarter apart, under a sine window (at 16 kHz those of the default STFT); a frame is active when
     its power is within 30 dB of the loudest one's. The level is the square root of the mean power of the active frames,
@@ -74,15 +203,25 @@ class LevelMeter:
         return float(np.sqrt(powers[active].mean()))
 
 
-def active_level(wave: NDArray[np.floating], sample_rate: int) -> float:
-    """Level of a whole recording, `[sample]` or `[channel, sample]`: see `LevelMeter`."""
+def active_level(wave: NDArray[np.floating], sample_rate: int, rumble: bool = True) -> float:
+    """Level of a whole recording, `[sample]` or `[channel, sample]`: see `LevelMeter`.
+
+    Args:
+        rumble: there may be some, which is taken away first.
+    """
     meter = LevelMeter(sample_rate)
-    meter.push(wave)
-    return meter.finish()
+    if not rumble or wave.size == 0:
+        meter.push(wave)
+        return meter.finish()
+    low = split_rumble(wave, sample_rate)
+    meter.push(wave - low)
+    return level_beside(_rms(low), meter.finish())
 
 
 def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     """First sample, and one past the last, of what is louder than 30 dB below the loudest frame; (0, 0) for silence.
+
+    Give it what lies above 50 Hz: `split_rumble`.
 
     Args:
         wave: `[sample]` or `[channel, sample]`.
@@ -99,17 +238,19 @@ def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     return int(loud[0]) * _TRIM_HOP, min(wave.shape[-1], (int(loud[-1]) + 1) * _TRIM_HOP)
 
 
-def spectrogram_level(power: Float[Any, "frame freq"], window: Float[Any, " sample"]) -> Float[Any, ""]:
-    """RMS of the active frames of a recording, from the power of its spectrogram, tensors both: see `LevelMeter`; 0 for
-    silence.
+def spectrogram_level(
+    power: Float[Any, "frame freq"], window: Float[Any, " sample"], sample_rate: int
+) -> Float[Any, ""]:
+    """RMS of the active frames of a recording above 50 Hz, from the power of its spectrogram, tensors both: see
+    `LevelMeter`; 0 for silence.
 
     By Parseval's theorem a frame's samples under the window have sum_n |w_n x_n|^2 = (1 / n_fft) sum_f c_f |x_f|^2,
     with c_f = 2 but for DC and Nyquist.
     """
     counts = power.new_full(power.shape[1:], 2.0)
-    counts[0] = 1.0
     if len(window) % 2 == 0:
         counts[-1] = 1.0
+    counts[: max(1, math.ceil(LOWEST_HZ * len(window) / sample_rate))] = 0.0
     frame_power = power @ counts / (len(window) * window.square().sum())
     active = frame_power >= frame_power.max() * 10 ** (-ACTIVE_RANGE_DB / 10)
     return frame_power[active].mean().sqrt()

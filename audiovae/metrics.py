@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audiovae.audio import resample
-from audiovae.level import trim_bounds
+from audiovae.level import trim_bounds, without_rumble
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate
+_ZEROS = 512  # samples of a channel that count as silence, not as sound, if all are zero
 _SHORTEST_SECONDS = 0.5  # below it neither PESQ nor ESTOI is defined
 
 
@@ -81,11 +82,14 @@ def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
     10 log10(|a s|^2 / |a s - e|^2) with a = <e, s> / |s|^2. An exact estimate has infinity.
 
     Raises:
-        NotScored: the reference or the estimate is silent.
+        NotScored: the reference or the estimate is silent, or holds samples that are not finite.
 
     Reference: J. Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, eq. 4 (no mean is removed).
     """
     s, e = (np.asarray(wave, dtype=np.float64) for wave in (reference, estimate))
+    for name, wave in (("reference", s), ("estimate", e)):
+        if not np.isfinite(wave).all():
+            raise NotScored(f"the {name} holds samples that are NaN or infinite")
     if not s.any() or not e.any():
         raise NotScored("silent")
     target = (e @ s) / (s @ s) * s
@@ -231,15 +235,30 @@ def improvement(estimate: Score, noisy: Score) -> Score:
     return Score({**estimate.values, **gains}, estimate.reasons)
 
 
-def normalise(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalise(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
     """What numbers are quoted for, `[channel, sample]`: trimmed at 30 dB below the loudest frame, divided by its RMS.
+
+    Loud rumble is turned down first, and does not count in trimming; stretches of exact zeros, 32 ms and more at 16
+    kHz, do not count in the RMS of their channel.
 
     Raises:
         NotScored: it is silent.
     """
-    start, end = trim_bounds(wave)
-    trimmed = wave[:, start:end]
-    rms = math.sqrt(np.square(trimmed, dtype=np.float64).mean()) if trimmed.size else 0.0
-    if rms == 0:
-        raise NotScored("silent")
+    heard, above = without_rumble(wave, sample_rate)
+    start, end = trim_bounds(above)
+    trimmed = heard[:, start:end]
+    rms = _rms_of_sound(trimmed)
+    if rms == 0 or not math.isfinite(rms):
+        raise NotScored("silent" if rms == 0 else "beyond all scale")
     return np.ascontiguousarray(trimmed / np.float32(rms))
+
+
+def _rms_of_sound(wave: NDArray[np.float32]) -> float:
+    """RMS of all blocks of a channel that hold anything but zeros; 0 if there are none."""
+    energies, n_samples = 0.0, 0
+    for start in range(0, wave.shape[1], _ZEROS):
+        block = wave[:, start : start + _ZEROS]
+        sounding = block[block.any(axis=1)]
+        energies += float(np.square(sounding, dtype=np.float64).sum())
+        n_samples += sounding.size
+    return math.sqrt(energies / n_samples) if n_samples else 0.0

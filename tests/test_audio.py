@@ -241,7 +241,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.wav")
-    with pytest.raises(AudioError, match="is empty"):
+    with pytest.raises(AudioError, match="is a pipe, not a file; write it to a file first"):
         audio.inspect(tmp_path / "x.wav")
 
 

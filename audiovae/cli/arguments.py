@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonargparse
 
-from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES
+from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES, find
 from audiovae.batch import Item
 from audiovae.batch import resolve_device as resolve_device  # what --device names
 from audiovae.errors import AudiovaeError, PathError
@@ -87,7 +87,7 @@ def condition(prior: Any, options: Any) -> Any:
 
 
 def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -> list[Item]:
-    """Files as named; all files with one of the suffixes below a folder; all matches of a pattern.
+    """Files as named; all files with one of the suffixes below a folder; all matches of a pattern; each once.
 
     Raises:
         PathError: a folder without such a file, or a pattern without a match.
@@ -96,7 +96,11 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = [Item(file, file.relative_to(path).as_posix()) for file in _walk(path, suffixes)]
+            there = find(path, suffixes)
+            for folder, reason in there.passed_over:
+                print(f"audiovae: {folder}: {reason}", file=sys.stderr)
+            files = there.files + [folder for folder, _ in there.unreadable]  # these fail in their turn
+            found = [Item(file, file.relative_to(path).as_posix()) for file in files]
             if not found:
                 raise PathError(
                     path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
@@ -110,7 +114,12 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
             if not found:
                 raise PathError(text, "no file matches this pattern")
         items += found
-    return items
+    return list({_identity(item.source): item for item in reversed(items)}.values())[::-1]
+
+
+def _identity(path: Path) -> str:
+    """The same for a file that is found twice, in folders or links to them."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _parts_before_magic(path: Path) -> Iterator[str]:
@@ -118,16 +127,6 @@ def _parts_before_magic(path: Path) -> Iterator[str]:
         if glob.has_magic(part):
             return
         yield part
-
-
-def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (
-            Path(place, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        )
 
 
 def with_targets(items: list[Item], output: str, suffix: str | None = None) -> list[Item]:
@@ -164,12 +163,45 @@ def refuse_existing(target: Path | None, options: Any, remedy: str = "--overwrit
         raise PathError(target, f"exists already; {remedy}")
 
 
-def report_peak(writer: Any, quiet: bool) -> dict[str, Any]:
-    """The peak of what was written, and one line on the error stream where it was clipped."""
+def report_peak(writer: Any, quiet: bool, model_rate: int | None = None) -> dict[str, Any]:
+    """What a row says of a file that was written; and one line on the error stream where it was clipped.
+
+    Args:
+        model_rate: in Hz, that the sound was resampled to, if it had another one.
+    """
     if writer.clips and not quiet:
         excess_db = 20 * math.log10(writer.peak)
         print(
             f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them",
             file=sys.stderr,
         )
-    return {"peak": writer.peak, "clipped": writer.clips}
+    row = {"peak": writer.peak, "clipped": writer.clips, **resampling(writer.sample_rate, model_rate)}
+    return {**row, "recoded": True} if writer.recoded else row
+
+
+def resampling(rate: int, model_rate: int | None) -> dict[str, Any]:
+    """What a row says of sound that was resampled; nothing if it was not."""
+    return {} if model_rate in (None, rate) else {"resampled": [rate, model_rate]}
+
+
+def report_rows(rows: list[dict[str, Any]], quiet: bool, enhanced: bool = False) -> None:
+    """What befell some files, once for all, by their number: on the error stream.
+
+    Args:
+        enhanced: what lies above the prior's band was counted as noise.
+    """
+    if quiet:
+        return
+    resampled = [row["resampled"] for row in rows if "resampled" in row]
+    n_higher = sum(rate > model_rate for rate, model_rate in resampled)
+    n_silent = sum(row.get("values", {}).get("silent_frames", 0) for row in rows)
+    lines = [
+        (len(resampled), "files of {n} were resampled, as the model hears {rate} Hz"),
+        (n_higher if enhanced else 0, "files of {n} have sound above {half} Hz, which counted as noise"),
+        (sum("recoded" in row for row in rows), "files of {n} had a codec of blocks (ADPCM, GSM, ...): written as PCM"),
+        (n_silent, "frames of digital silence did not count"),
+    ]
+    rate = resampled[0][1] if resampled else 0
+    for count, text in lines:
+        if count:
+            print(f"audiovae: {count} {text.format(n=len(rows), rate=rate, half=rate // 2)}", file=sys.stderr)

@@ -22,6 +22,7 @@ def run(options: Any) -> int:
 
     items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output, ".npz")
     rows, status = run_batch(items, encode, options)
+    arguments.report_rows(rows, options.quiet)
     if options.json:
         print_json(rows)
     return status
@@ -40,4 +41,5 @@ def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
         "frames": n_frames,
         "latent_dim": latent_dim,
         "level": latents.level,
+        **arguments.resampling(latents.sample_rate, prior.sample_rate),
     }

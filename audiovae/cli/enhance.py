@@ -89,6 +89,7 @@ def run(options: Any) -> int:
     rows, status = run_groups(
         [[items[i] for i in group] for group in groups], enhance, options, devices=options.devices, nodes=options.nodes
     )
+    arguments.report_rows(rows, options.quiet, enhanced=True)
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])
@@ -149,7 +150,7 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
         hidden = options.quiet or not options.alone or seconds < LONG_SECONDS
         with bar(int(seconds), hidden, what="seconds") as advance:
             done = dict(zip(items, enhance_files(separate, files, advance), strict=True))
-        results |= {item: _row(item, done[item], options) for item in missing}
+        results |= {item: _row(item, done[item], options, prior.sample_rate) for item in missing}
         firsts = {item: of_item.first for item, of_item in done.items() if isinstance(of_item, Enhanced)}
     else:
         firsts = {}
@@ -174,11 +175,15 @@ def _settled(item: Item, options: Any) -> Result | None:
     return None
 
 
-def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any) -> Result:
+def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: int) -> Result:
     assert done is not None
     if isinstance(done, AudiovaeError):
         return done
-    row = {"output": str(item.target), **arguments.report_peak(done.speech, options.quiet), "objective": done.objective}
+    row = {
+        "output": str(item.target),
+        **arguments.report_peak(done.speech, options.quiet, rate),
+        "objective": done.objective,
+    }
     if done.labels:
         row["labels"] = done.labels
     if done.residual is None:

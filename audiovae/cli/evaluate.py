@@ -72,6 +72,7 @@ def run(options: Any) -> int:
         title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}"
         title += "; bound with sampled z"
         title += "; teacher-forced" if options.teacher_forcing else ""
+    arguments.report_rows(rows, options.quiet)
     print_scores(rows, options, title)
     if options.report and status != 2:
         import torch
@@ -92,13 +93,15 @@ def run(options: Any) -> int:
 
 
 def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
+    from audiovae import audio
     from audiovae.evaluation import evaluate_file
 
     condition = arguments.condition(prior, options)
     score = evaluate_file(
         prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition
     )
-    return {"values": score.values, "reasons": score.reasons}
+    rate = audio.inspect(item.source).sample_rate
+    return {"values": score.values, "reasons": score.reasons, **arguments.resampling(rate, prior.sample_rate)}
 
 
 def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
@@ -140,6 +143,6 @@ def _partner(name: str, place: str) -> Path:
     others = (
         []
         if same.exists()
-        else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix in SUFFIXES)
+        else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix.lower() in SUFFIXES)
     )
     return others[0] if others else same

@@ -51,6 +51,8 @@ def run(options: Any) -> int:
     failed = [file for file in result.left_out if file.failed]
     for file in failed:
         print(f"audiovae: {options.folder}/{file.id}: left out: {file.reason}", file=sys.stderr)
+    if result.n_resampled and not options.quiet:
+        print(f"audiovae: {result.n_resampled} files were resampled to {settings.sample_rate} Hz", file=sys.stderr)
     splits = []
     for split in ("train", "validation", "test"):
         utterances = [u for u in result.utterances if u.split == split]

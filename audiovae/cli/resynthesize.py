@@ -29,6 +29,7 @@ def run(options: Any) -> int:
 
     items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
     rows, status = run_batch(items, resynthesize, options)
+    arguments.report_rows(rows, options.quiet)
     if options.json:
         print_json(rows)
     return status
@@ -41,4 +42,4 @@ def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     writer = resynthesize_file(
         prior, item.source, item.target, options.phase, options.latents, arguments.condition(prior, options)
     )
-    return {"output": str(item.target), **arguments.report_peak(writer, options.quiet)}
+    return {"output": str(item.target), **arguments.report_peak(writer, options.quiet, prior.sample_rate)}

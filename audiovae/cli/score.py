@@ -27,6 +27,7 @@ def run(options: Any) -> int:
     from audiovae.cli.scores import print_scores
 
     rows, status = run_batch(arguments.find_inputs(options.inputs), score, options)
+    arguments.report_rows(rows, options.quiet)
     print_scores(rows, options, "upper bounds of -log p in nats per frame, of the trimmed sound at unit RMS")
     return status
 
@@ -36,11 +37,15 @@ def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.evaluation import bound
     from audiovae.metrics import NotScored, normalise
 
-    wave, _ = audio.read(item.source, prior.sample_rate)
+    wave, info = audio.read_heard(item.source, prior.sample_rate)
+    resampled = arguments.resampling(info.sample_rate, prior.sample_rate)
     try:
         return {
-            "values": bound(prior, normalise(wave), options.samples, arguments.condition(prior, options)),
+            "values": bound(
+                prior, normalise(wave, prior.sample_rate), options.samples, arguments.condition(prior, options)
+            ),
             "reasons": {},
+            **resampled,
         }
     except NotScored as reason:
-        return {"values": {}, "reasons": {"bound": str(reason)}}
+        return {"values": {}, "reasons": {"bound": str(reason)}, **resampled}

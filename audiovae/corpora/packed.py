@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from audiovae.atomic import atomic_path
 from audiovae.errors import CorpusError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: levels and trimming counted DC and rumble
 SAMPLES, INDEX = "samples.int16", "index.jsonl"
 
 
@@ -144,6 +144,12 @@ def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
             raise CorpusError(
                 path,
                 f"was written by a newer audiovae (format {version}, this one reads up to {FORMAT_VERSION}); update it",
+            )
+        if version < FORMAT_VERSION:
+            raise CorpusError(
+                path,
+                f"was written by an older audiovae (format {version}), which measured levels otherwise; prepare the "
+                "corpus again with --overwrite",
             )
         utterances = [Utterance(**line) for line in lines if "sha256" in line]
         left_out = [LeftOut(**line) for line in lines if "reason" in line]

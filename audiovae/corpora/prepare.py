@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,14 @@ from audiovae.corpora import packed
 from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.errors import AudioError, CorpusError
-from audiovae.level import active_level, trim_bounds
+from audiovae.level import active_level, split_rumble, trim_bounds, without_rumble
 from audiovae.settings import PrepareSettings
 
 SHORTEST_SECONDS = 0.1
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
 _FILES_PER_TASK = 8
+_FAINTEST = 1e-20  # level, that single precision can divide by
+_CANCELLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Prepared:
         left_out: all files that are not.
         n_new: recordings packed by this run.
         seconds_new: their duration before trimming.
+        n_resampled: those of them that had another rate.
     """
 
     layout: str
@@ -43,6 +47,7 @@ class Prepared:
     left_out: list[LeftOut]
     n_new: int
     seconds_new: float
+    n_resampled: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class _Processed:
     scale: float
     level: float
     seconds: float
+    resampled: bool
 
 
 def prepare(
@@ -80,7 +86,9 @@ def prepare(
         raise CorpusError(
             folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it"
         )
-    layout, found = sources(folder, find_sound_files(folder), settings.layout)
+    there = audio.find(folder)
+    layout, found = sources(folder, there.files, settings.layout)
+    found = _once(found)
     if not any(source.left_out is None for source in found):
         raise CorpusError(
             folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)"
@@ -95,8 +103,10 @@ def prepare(
     known = {u.id for u in utterances} | {file.id for file in left_out}
     new = [source for source in found if source.left_out is None and source.id not in known]
     left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
+    for places, failed in ((there.passed_over, False), (there.unreadable, True)):
+        left_out += [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason in places]
     n_before = len(utterances)
-    seconds_new = 0.0
+    seconds_new, n_resampled = 0.0, 0
     try:
         target.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -125,6 +135,7 @@ def prepare(
                     )
                     file.write(result.samples.tobytes())
                     seconds_new += result.seconds
+                    n_resampled += result.resampled
                 else:
                     left_out.append(LeftOut(source.id, result, True, *origin))
                 progress(done, len(new))
@@ -135,19 +146,20 @@ def prepare(
         raise CorpusError(
             target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
-    return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new)
+    return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new, n_resampled)
 
 
-def find_sound_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder whose suffix says sound, those that cannot be decoded among them; hidden ones are passed
-    over.
-    """
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and (suffix in audio.SUFFIXES or suffix in audio.FOREIGN_SUFFIXES):
-                yield Path(place, name)
+def _once(found: list[Source]) -> list[Source]:
+    """The second of two names of one file is left out."""
+    first: dict[str, str] = {}
+    once = []
+    for source in found:
+        if source.left_out is None:
+            name = first.setdefault(os.path.realpath(source.path), source.id)
+            if name != source.id:
+                source = replace(source, left_out=f"is the same file as {name}")
+        once.append(source)
+    return once
 
 
 def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[Utterance], list[LeftOut], int]:
@@ -227,19 +239,26 @@ def _process(task: list[Source], settings: PrepareSettings) -> list[_Processed |
 
 def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Processed:
     channels, info = audio.read(path)
-    mono = channels.mean(axis=0) if len(channels) > 1 else channels[0]
-    wave = audio.resample(mono, round(speed * info.sample_rate), settings.sample_rate)
-    if not wave.any():
+    mono = channels.mean(axis=0, keepdims=True)
+    if np.abs(mono).max() < _CANCELLED * np.abs(channels).max():
+        mono = channels[:1]  # a cable with its wires swapped: the channels cancel each other
+    heard, above = without_rumble(mono, info.sample_rate)
+    rate = round(speed * info.sample_rate)
+    if rate != settings.sample_rate:
+        heard = audio.resample(heard, rate, settings.sample_rate)
+        above = heard - split_rumble(heard, settings.sample_rate)
+    start, end = trim_bounds(above) if settings.trim else (0, above.shape[1])
+    wave, above = heard[0, start:end], above[0, start:end]
+    level = active_level(above, settings.sample_rate, rumble=False) if len(wave) else 0.0
+    if level < _FAINTEST:
         raise AudioError(path, "is silent")
-    if settings.trim:
-        start, end = trim_bounds(wave)
-        wave = wave[start:end]
+    if not math.isfinite(level):
+        raise AudioError(path, "is beyond all scale; turn it down")
     if len(wave) < SHORTEST_SECONDS * settings.sample_rate:
         raise AudioError(path, f"is shorter than {SHORTEST_SECONDS} s")
-    peak = float(np.abs(wave).max())
-    scale = peak / 32767
-    samples = np.rint(wave * (1 / scale)).astype("<i2")
-    return _Processed(samples, scale, active_level(wave, settings.sample_rate), info.seconds)
+    scale = float(np.abs(wave).max()) / 32767
+    samples = np.rint(wave / np.float32(scale)).astype("<i2")
+    return _Processed(samples, scale, level, info.seconds, info.sample_rate != settings.sample_rate)
 
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
@@ -249,16 +268,22 @@ def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Sour
     if table is None:
         return found
     try:
-        with open(table, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if Path(table).suffix == ".tsv" else ","))
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            heading = file.readline()
+            file.seek(0)
+            delimiter = max("\t;,", key=heading.count) if Path(table).suffix != ".tsv" else "\t"
+            rows = list(csv.DictReader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(table, "cannot be read; give a CSV or TSV file") from error
+        raise CorpusError(table, "cannot be read; give a CSV or TSV file in UTF-8") from error
     if not rows or "file" not in rows[0] or len(rows[0]) < 2:
         raise CorpusError(table, "needs a heading with a column 'file' and one for each label")
-    ragged = next((i for i, row in enumerate(rows, start=2) if None in row or None in row.values()), None)
-    if ragged is not None:
-        raise CorpusError(table, f"has another number of cells in row {ragged} than in its heading")
-    labels = {row["file"]: {name: value for name, value in row.items() if name != "file"} for row in rows}
+    labels: dict[str, dict[str, str]] = {}
+    for i, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise CorpusError(table, f"has another number of cells in row {i} than in its heading")
+        name = PurePosixPath(row.pop("file").replace("\\", "/")).as_posix()
+        if labels.setdefault(name, row) != row:
+            raise CorpusError(table, f"says of {name} in row {i} something else than before; keep one of the rows")
     missing = next((source.id for source in found if source.left_out is None and source.id not in labels), None)
     if missing is not None:
         raise CorpusError(table, f"has no row for {missing}")
@@ -269,6 +294,6 @@ def _names(path: str | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        return frozenset(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+        return frozenset(line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(path, "cannot be read; give a text file with one speaker a line") from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae import audio
 from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
-from audiovae.level import LevelMeter
+from audiovae.level import LevelMeter, RumbleSplitter, level_beside, rumble_share
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
 
@@ -44,11 +46,13 @@ class Recording:
         front: STFT, sample rate and device of the blocks.
         info: rate, length, channels and format of the file, which what is made of it gets too.
         level: at the front's rate, shared by the channels; 0 for digital silence, whose blocks are as they are.
+        rumble_share: the part of what lies below 50 Hz that the blocks lack, see `audiovae.level`.
     """
 
     front: Front
     info: AudioInfo
     level: float
+    rumble_share: float = 0.0
 
     @classmethod
     def open(cls, front: Front, path: str | Path) -> Recording:
@@ -59,9 +63,19 @@ class Recording:
         """
         info = audio.inspect(path)
         meter = LevelMeter(front.sample_rate)
-        for piece in _at_rate(info, front.sample_rate):
+        energy = 0.0
+
+        def above() -> Iterator[audio.Wave]:
+            nonlocal energy
+            for wave, rumble in _split(info):
+                energy += float(np.square(rumble, dtype=np.float64).sum())
+                yield wave - rumble
+
+        for piece in _at_rate(above(), info, front.sample_rate):
             meter.push(piece)
-        return cls(front, info, meter.finish())
+        rumble_rms = math.sqrt(energy / (info.n_samples * info.n_channels))
+        level = level_beside(rumble_rms, meter.finish())
+        return cls(front, info, level, rumble_share(rumble_rms, level))
 
     @property
     def n_samples(self) -> int:
@@ -77,7 +91,7 @@ class Recording:
         hop_length = self.front.stft.hop_length
         analysis = StreamingAnalysis(self.front.stft)
         wave = torch.zeros(self.info.n_channels, 0, device=self.front.device)  # which frames to come stand on
-        for piece in _at_rate(self.info, self.front.sample_rate):
+        for piece in _at_rate(self._heard(), self.info, self.front.sample_rate):
             if not piece.shape[1]:
                 continue
             samples = torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
@@ -110,12 +124,33 @@ class Recording:
             yield piece[:, :n_left]
             n_left -= min(n_left, piece.shape[1])
 
+    def _heard(self) -> Iterator[audio.Wave]:
+        """The file without its rumble, at its own rate."""
+        if self.rumble_share == 0:
+            yield from audio.blocks(self.info)
+            return
+        for wave, rumble in _split(self.info):
+            yield wave - np.float32(self.rumble_share) * rumble
+
+    def _with_rumble(self, pieces: Iterator[audio.Wave]) -> Iterator[audio.Wave]:
+        """Pieces of a wave at the file's rate, with the rumble that the blocks lack."""
+        if self.rumble_share == 0:
+            yield from pieces
+            return
+        rumbles = (rumble for _, rumble in _split(self.info))
+        pending = np.zeros((self.info.n_channels, 0), np.float32)
+        for piece in pieces:
+            while pending.shape[1] < piece.shape[1]:
+                pending = np.concatenate([pending, next(rumbles)], axis=1)
+            yield piece + np.float32(self.rumble_share) * pending[:, : piece.shape[1]]
+            pending = pending[:, piece.shape[1] :]
+
     def writer(self, target: str | Path) -> Writer:
         """A sound file to write: of this one's rate, length, channels and, where the suffix is the same, format."""
         return Writer(target, self.info.sample_rate, self.info.n_channels, self.info.n_samples, self.info)
 
     def write(self, target: str | Path, frames: Iterator[Tensor], synthesis: Synthesis) -> Writer:
-        """Write a sound file of frames; see `waves` and `writer`.
+        """Write a sound file of frames, with the rumble that the blocks lack; see `waves` and `writer`.
 
         Returns:
             the closed writer, which knows the peak.
@@ -124,13 +159,21 @@ class Recording:
             AudioError: the target cannot be written.
         """
         with self.writer(target) as writer:
-            for wave in self.waves(frames, synthesis):
+            for wave in self._with_rumble(self.waves(frames, synthesis)):
                 writer.write(wave)
         return writer
 
 
-def _at_rate(info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
-    resampler = Resampler(info.sample_rate, rate, info.n_channels)
+def _split(info: AudioInfo) -> Iterator[tuple[audio.Wave, audio.Wave]]:
+    """Pieces of the file, and what of them lies below 50 Hz."""
+    splitter = RumbleSplitter(info.sample_rate, info.n_channels)
     for block in audio.blocks(info):
+        yield splitter.push(block)
+    yield splitter.finish()
+
+
+def _at_rate(waves: Iterator[audio.Wave], info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
+    resampler = Resampler(info.sample_rate, rate, info.n_channels)
+    for block in waves:
         yield resampler.push(block)
     yield resampler.finish(resampled_length(info.n_samples, info.sample_rate, rate))

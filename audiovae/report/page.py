@@ -84,8 +84,8 @@ def _evaluation(evaluation: Evaluation, headed: bool) -> str:
 
 @torch.no_grad()
 def _recording(prior: AudioVAE, file: ReportedFile, condition: torch.Tensor | None) -> tuple[str, torch.Tensor]:
-    wave, _ = audio.read(file.path, prior.sample_rate)
-    mono = normalise(wave[:1])[0, : int(LISTENING_SECONDS * prior.sample_rate)]
+    wave, _ = audio.read_heard(file.path, prior.sample_rate)
+    mono = normalise(wave[:1], prior.sample_rate)[0, : int(LISTENING_SECONDS * prior.sample_rate)]
     level = active_level(mono, prior.sample_rate)
     samples = torch.from_numpy(mono).to(prior.device)
     spectrogram, _ = prior.analyse(samples, level)

@@ -212,7 +212,7 @@ class Separator:
         if levels is not None:
             return torch.tensor(levels, dtype=mixtures[0].real.dtype, device=mixtures[0].device)
         window = self.front.stft.window
-        return torch.stack([spectrogram_level(power(x).mean(-1), window) for x in mixtures])
+        return torch.stack([spectrogram_level(power(x).mean(-1), window, self.front.sample_rate) for x in mixtures])
 
     def _from(self, mixture: Mixture, beginning: Beginning) -> list[Separation]:
         """From one start, with the labels that explain each recording best."""
