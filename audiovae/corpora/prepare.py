@@ -6,9 +6,8 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.errors import AudioError, CorpusError
 from audiovae.level import active_level, trim_bounds
+from audiovae.locks import locked_folder
+from audiovae.pool import WorkerError, in_processes
 from audiovae.settings import PrepareSettings
 
 SHORTEST_SECONDS = 0.1
@@ -74,8 +75,20 @@ def prepare(
     Raises:
         CorpusError: no folder, no sound in it, or `target` holds another corpus.
         PathError: `target` cannot be written.
+        LockedError: another process is preparing it.
     """
-    folder, target = Path(folder), Path(target)
+    with locked_folder(Path(target)):
+        return _prepare(Path(folder), Path(target), settings, jobs, overwrite, progress)
+
+
+def _prepare(
+    folder: Path,
+    target: Path,
+    settings: PrepareSettings,
+    jobs: int,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+) -> Prepared:
     if not folder.is_dir():
         raise CorpusError(
             folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it"
@@ -204,15 +217,9 @@ def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Ite
         for task in tasks:
             yield from zip(task, _process(task, settings), strict=True)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pending: list[tuple[list[Source], Future[list[_Processed | str]]]] = []
-        for task in tasks:
-            pending.append((task, pool.submit(_process, task, settings)))
-            if len(pending) > 4 * jobs:  # bounds the memory
-                first, future = pending.pop(0)
-                yield from zip(first, future.result(), strict=True)
-        for task, future in pending:
-            yield from zip(task, future.result(), strict=True)
+    together = partial(_process, settings=settings)
+    for task, results in zip(tasks, in_processes(together, tasks, jobs), strict=True):
+        yield from zip(task, [str(r) if isinstance(r, WorkerError) else r for r in results], strict=True)
 
 
 def _process(task: list[Source], settings: PrepareSettings) -> list[_Processed | str]:
