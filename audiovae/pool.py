@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.popen_spawn_posix import Popen
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ def in_processes(
         WorkerError: processes die before they have anything to do.
         Exception: what `function` raises.
     """
-    context = _context(b"__main__" in pickle.dumps((function, tasks)))
+    context = _context(b"__main__" in bytes(ForkingPickler.dumps((function, tasks))))
     waiting = deque(range(len(tasks)))
     results: dict[int, list[Result] | WorkerError] = {}
     failures = [0] * len(tasks)
@@ -188,8 +188,10 @@ def _call(function: Callable[[Any], Any], task: Any) -> tuple[Any, Exception | N
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return function(task), None
-    except Terminated:
-        os._exit(128 + signal.SIGTERM)
+    except Terminated:  # what was begun is cleaned up: now it may take effect
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except Exception as error:
         return None, error
     finally:
