@@ -9,7 +9,7 @@ def main() -> int:
     leave_at_once()  # before the modules of the command line are loaded, which takes a while
     from audiovae.cli.main import main as run
 
-    return run()
+    return run(None)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ class AudiovaeError(Exception):
     """What the command line reports in one line and leaves with exit status 2."""
 
 
-class Terminated(KeyboardInterrupt):  # noqa: N818 - as its parent
+class Terminated(KeyboardInterrupt):
     """SIGTERM, which goes the way of Ctrl-C."""
 
 

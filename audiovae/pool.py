@@ -65,25 +65,17 @@ def in_processes(
                 for slot in slots:
                     if slot.future is None and waiting and waiting[0] < place + 4 * jobs:  # bounds the memory
                         slot.start(waiting.popleft(), function, tasks, seconds)
-                busy = [slot for slot in slots if slot.future is not None]
-                wait([slot.future for slot in busy if slot.future], _ROUNDS_SECONDS, FIRST_COMPLETED)
-                for slot in busy:
-                    outcome = slot.outcome()
-                    if outcome is None:
-                        continue
+                for slot, outcome in _settled(slots):
+                    n_false_starts = 0 if outcome.had_begun else n_false_starts + 1
                     if outcome.failure is None:
                         results[slot.place] = outcome.result
-                        n_false_starts = 0
-                        continue
-                    if not outcome.had_begun:
-                        n_false_starts += 1
-                        if n_false_starts > _MOST_FALSE_STARTS:
-                            raise WorkerError(f"the processes of --jobs end before they have begun ({outcome.failure})")
-                    elif failures[slot.place]:
+                    elif failures[slot.place] and outcome.had_begun:
                         results[slot.place] = WorkerError(f"{outcome.failure}, twice")
-                        continue
-                    failures[slot.place] += outcome.had_begun
-                    waiting.appendleft(slot.place)
+                    else:
+                        failures[slot.place] += outcome.had_begun
+                        waiting.appendleft(slot.place)
+                    if n_false_starts > _MOST_FALSE_STARTS:
+                        raise WorkerError(f"the processes of --jobs end before they have begun ({outcome.failure})")
             result = results.pop(place)
             if not isinstance(result, WorkerError):
                 yield list(result)
@@ -98,6 +90,13 @@ def in_processes(
             thread.start()
         for thread in stops:
             thread.join()
+
+
+def _settled(slots: list[_Slot]) -> list[tuple[_Slot, _Outcome]]:
+    """Wait a moment, then those that are done with their tasks."""
+    wait([slot.future for slot in slots if slot.future], _ROUNDS_SECONDS, FIRST_COMPLETED)
+    outcomes = [(slot, slot.outcome()) for slot in slots if slot.future]
+    return [(slot, outcome) for slot, outcome in outcomes if outcome is not None]
 
 
 class _Outcome:

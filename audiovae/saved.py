@@ -6,7 +6,6 @@ at load. The second one identifies the model: latents carry it.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
@@ -207,7 +206,7 @@ def _hub(repository: str) -> Path:
     except ImportError as error:
         raise ModelError(repository, "no such folder; to load it from the hub: pip install 'audiovae[hub]'") from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG, TENSORS, NEXT, CARD]))
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, TENSORS, CARD]))
     except Exception as error:  # the hub's error classes change between its versions
         raise ModelError(
             repository, f"no such folder, and the hub does not give it ({type(error).__name__})"
