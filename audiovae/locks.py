@@ -145,7 +145,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_file(file: Path) -> Iterator[None]:
-    """The same for a file to be written; its folder is created, and goes again where nothing came to stand in it."""
+    """The same for a file to be written; its folder is created, and goes again after an error if it is empty."""
     with _locked(_lock_of(file), file):
         yield
 
@@ -182,11 +182,14 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
         ) from error
     try:
         yield
-    finally:
+    except Exception:
         _release(lock)
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
+        raise
+    finally:
+        _release(lock)
 
 
 def _take(lock: Path) -> None:

@@ -111,11 +111,12 @@ def pesq(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> flo
     seconds = len(reference) / PERCEPTUAL_RATE
     if seconds > _PESQ_SECONDS:
         raise NotScored(f"longer than {_PESQ_SECONDS:.0f} s, which PESQ is not made for")
-    waves = [np.asarray(reference), np.asarray(estimate)]
+    pairs = [[np.asarray(reference), np.asarray(estimate)]]
+    value: float | WorkerError | None
     if seconds <= _PESQ_SAFE_SECONDS:
-        ((value,),) = [_pesq([waves])]
+        (value,) = _pesq(pairs)
     else:
-        ((value,),) = in_processes(_pesq, [[waves]], 1)
+        ((value,),) = in_processes(_pesq, [pairs], 1)
     if isinstance(value, WorkerError):
         raise NotScored(f"PESQ failed ({value}): it cannot take more than 50 utterances")
     if value is None:

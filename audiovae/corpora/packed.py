@@ -105,7 +105,7 @@ class PackedCorpus:
         for utterance in self.utterances if utterances is None else utterances:
             if utterance.id not in self._verified:
                 place = slice(utterance.start, utterance.start + utterance.n_samples)
-                if hashlib.sha256(memoryview(self.samples[place])).hexdigest() != utterance.sha256:
+                if hashlib.sha256(self.samples[place].data).hexdigest() != utterance.sha256:
                     raise CorpusError(
                         self.folder / SAMPLES, f"is damaged in {utterance.id}; prepare it again with --overwrite"
                     )

@@ -124,7 +124,7 @@ def test_a_finished_run_whose_model_was_damaged_writes_it_again_and_says_so(
 def test_two_runs_cannot_share_a_folder(packed: Path, tmp_path: Path) -> None:
     with locked_folder(tmp_path / "model"), pytest.raises(LockedError, match="has been at work on it since"):
         run(packed, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+    assert list((tmp_path / "model").iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
