@@ -164,7 +164,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise TypeError("format_version")
     except OSError as error:
         raise ModelError(path, "is missing; copy the whole model folder") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(path, "is damaged or not from audiovae; copy or train the model again") from error
     if version > FORMAT_VERSION:
         raise ModelError(path, _NEWER.format(found=version, known=FORMAT_VERSION))

@@ -22,7 +22,7 @@ from audiovae.errors import CorpusError
 
 FORMAT_VERSION = 1
 SAMPLES, INDEX = "samples.int16", "index.jsonl"
-_SMALL_BYTES = 2 * 2**30
+SMALL_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,13 @@ class PackedCorpus:
         Raises:
             CorpusError: one is not as it was packed.
         """
-        for utterance in self.utterances if utterances is None else utterances:
-            if utterance.id not in self._verified:
-                place = slice(utterance.start, utterance.start + utterance.n_samples)
-                if hashlib.sha256(self.samples[place].data).hexdigest() != utterance.sha256:
-                    raise CorpusError(
-                        self.folder / SAMPLES, f"is damaged in {utterance.id}; prepare it again with --overwrite"
-                    )
-                self._verified.add(utterance.id)
+        unknown = [u for u in (self.utterances if utterances is None else utterances) if u.id not in self._verified]
+        verify_samples(self.folder / SAMPLES, self.samples, unknown)
+        self._verified.update(u.id for u in unknown)
 
     def verify_small(self) -> None:
         """`verify` all of a corpus that is read in seconds: below 2 GB."""
-        if self.samples.nbytes <= _SMALL_BYTES:
+        if self.samples.nbytes <= SMALL_BYTES:
             self.verify()
 
     def split(self, name: str) -> list[Utterance]:
@@ -145,6 +140,17 @@ class PackedCorpus:
             f"{u.id} {u.split} {sorted(u.labels.items())} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances
         )
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def verify_samples(path: Path, samples: NDArray[np.int16], utterances: list[Utterance]) -> None:
+    """Compare recordings among the samples of a file with their SHA-256.
+
+    Raises:
+        CorpusError: one is not as it was packed.
+    """
+    for u in utterances:
+        if hashlib.sha256(samples[u.start : u.start + u.n_samples].data).hexdigest() != u.sha256:
+            raise CorpusError(path, f"is damaged in {u.id}; prepare it again with --overwrite")
 
 
 def write_index(folder: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> None:

@@ -180,6 +180,8 @@ def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[U
     n_there = path.stat().st_size // 2 if path.exists() else 0
     utterances = [u for u in utterances if u.start + u.n_samples <= n_there]  # what was lost is packed again
     end = max((u.start + u.n_samples for u in utterances), default=0)
+    if 0 < 2 * end <= packed.SMALL_BYTES:
+        packed.verify_samples(path, np.memmap(path, "<i2", "r", shape=(end,)), utterances)
 
     def unchanged(entry: Utterance | LeftOut) -> bool:
         source = current.get(entry.id)

@@ -20,6 +20,7 @@ from audiovae.corpora.packed import PackedCorpus
 from audiovae.corpora.prepare import prepare
 from audiovae.errors import CorpusError, Terminated, TrainingError
 from audiovae.locks import LockedError, locked_folder
+from audiovae.settings import PrepareSettings
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 
 
@@ -153,7 +154,7 @@ def test_of_a_large_corpus_what_is_drawn_is_verified(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(packed, tmp_path / "packed")
-    monkeypatch.setattr("audiovae.corpora.packed._SMALL_BYTES", 0)
+    monkeypatch.setattr("audiovae.corpora.packed.SMALL_BYTES", 0)
     verified: set[str] = set()
     verify = PackedCorpus.verify
     monkeypatch.setattr(PackedCorpus, "verify", lambda c, us=None: verified.update(u.id for u in us) or verify(c, us))
@@ -206,6 +207,17 @@ def test_an_entry_that_nothing_wrote_is_refused_though_its_digest_is_right(
     (folder / "index.jsonl").write_bytes(content + _digest_line(content))
     with pytest.raises(CorpusError, match=r"index\.jsonl: is damaged"):
         PackedCorpus(folder)
+
+
+def test_prepare_adds_nothing_to_damaged_samples(toy_corpus_folder: Path, packed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(packed, tmp_path / "packed")
+    flip(folder / "samples.int16", 999)
+    before = (folder / "index.jsonl").read_bytes()
+    with pytest.raises(CorpusError, match=r"samples\.int16: is damaged in .*; prepare it again with --overwrite"):
+        prepare(toy_corpus_folder, folder, PrepareSettings(validation=0.25))
+    assert (folder / "index.jsonl").read_bytes() == before
+    prepare(toy_corpus_folder, folder, PrepareSettings(validation=0.25), overwrite=True)
+    assert (folder / "samples.int16").read_bytes() == (packed / "samples.int16").read_bytes()
 
 
 def test_a_folder_is_prepared_by_one_process(toy_corpus_folder: Path, tmp_path: Path) -> None:
