@@ -488,3 +488,35 @@ def test_a_hub_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name}: no such model"):
         AudioVAE.from_pretrained(name)
+
+
+# Configs that nothing wrote -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *[(("sample_rate",), value) for value in (0, -1, 1, 1.5, 10**12, 2**70, "16000", None, True)],
+        *[(("vae", "settings", "latent_dim"), value) for value in (10**9, 10**30)],
+        *[(("vae", "settings", "hidden"), value) for value in ([10**9], [10**6, 10**6])],
+        *[(("stft", "n_fft"), value) for value in (10**9, 10**30, 0, "x", None)],
+    ],
+)
+def test_a_size_that_nothing_has_is_refused_before_it_is_allocated(
+    model_folder: Path, path: tuple[str, ...], value: Any
+) -> None:
+    config = json.loads((model_folder / CONFIG).read_text())
+    place = config
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    config["config_sha256"] = digest(config)
+    (model_folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not describe a model that this version can build"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_config_nested_without_end_is_refused(model_folder: Path) -> None:
+    (model_folder / CONFIG).write_text("[" * 200_000)
+    with pytest.raises(ModelError, match=r"config\.json: is damaged or not from audiovae"):
+        AudioVAE.from_pretrained(model_folder)
