@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 
 _ROUNDS_SECONDS = 1.0  # between two looks at whether the pools are whole
 _START_SECONDS = 120.0  # after which a worker that has not begun counts as dead
-_MOST_FALSE_STARTS = 8  # one after another, of workers that die without work
+_MOST_DEATHS, _MOST_FALSE_STARTS = 2, 4  # of a task's processes, at work and before that
 
 
 class WorkerError(AudiovaeError):
-    """Work that ended its process, or did not end, twice."""
+    """Work that ended its process, or did not end, more than once."""
 
 
 def in_processes(
@@ -50,15 +50,13 @@ def in_processes(
         seconds: that a task may take.
 
     Raises:
-        WorkerError: processes die before they have anything to do.
         Exception: what `function` raises.
     """
-    context = _context(b"__main__" in bytes(ForkingPickler.dumps((function, tasks))))
+    needs_main = b"__main__" in bytes(ForkingPickler.dumps((function, tasks)))
     waiting = deque(range(len(tasks)))
     results: dict[int, list[Result] | WorkerError] = {}
-    failures = [0] * len(tasks)
-    n_false_starts = 0
-    slots = [_Slot(context) for _ in range(min(jobs, len(tasks)))]
+    deaths, false_starts = [0] * len(tasks), [0] * len(tasks)
+    slots = [_Slot(needs_main) for _ in range(min(jobs, len(tasks)))]
     try:
         for place, task in enumerate(tasks):
             while place not in results:
@@ -66,16 +64,14 @@ def in_processes(
                     if slot.future is None and waiting and waiting[0] < place + 4 * jobs:  # bounds the memory
                         slot.start(waiting.popleft(), function, tasks, seconds)
                 for slot, outcome in _settled(slots):
-                    n_false_starts = 0 if outcome.had_begun else n_false_starts + 1
+                    deaths[slot.place] += outcome.failure is not None and outcome.had_begun
+                    false_starts[slot.place] += not outcome.had_begun
                     if outcome.failure is None:
                         results[slot.place] = outcome.result
-                    elif failures[slot.place] and outcome.had_begun:
-                        results[slot.place] = WorkerError(f"{outcome.failure}, twice")
+                    elif deaths[slot.place] >= _MOST_DEATHS or false_starts[slot.place] >= _MOST_FALSE_STARTS:
+                        results[slot.place] = WorkerError(f"{outcome.failure}, more than once")
                     else:
-                        failures[slot.place] += outcome.had_begun
                         waiting.appendleft(slot.place)
-                    if n_false_starts > _MOST_FALSE_STARTS:
-                        raise WorkerError(f"the processes of --jobs end before they have begun ({outcome.failure})")
             result = results.pop(place)
             if not isinstance(result, WorkerError):
                 yield list(result)
@@ -100,7 +96,7 @@ def _settled(slots: list[_Slot]) -> list[tuple[_Slot, _Outcome]]:
 
 
 class _Outcome:
-    """What became of a task: its result, or why there is none."""
+    """What became of a task: its result, or why there is none, and whether it is known to have begun."""
 
     def __init__(self, result: Any = None, failure: str | None = None, had_begun: bool = True) -> None:
         self.result, self.failure, self.had_begun = result, failure, had_begun
@@ -109,8 +105,8 @@ class _Outcome:
 class _Slot:
     """A process and what it is at; another process where that one died."""
 
-    def __init__(self, context: SpawnContext) -> None:
-        self._context = context
+    def __init__(self, needs_main: bool) -> None:
+        self._context = _Context(needs_main)
         self._pool: ProcessPool | None = None
         self._since = 0.0
         self.future: Future[Any] | None = None
@@ -138,7 +134,7 @@ class _Slot:
             late = not self.future.running() and time.monotonic() - self._since > _START_SECONDS
             if self._pool.active and not late:
                 return None
-            outcome = _Outcome(failure="no answer", had_begun=False)
+            outcome = _Outcome(failure=self._ending(), had_begun=False)
         else:
             outcome = self._finished(self.future)
         if outcome.failure is not None:
@@ -158,8 +154,13 @@ class _Slot:
         if isinstance(error, TimeoutError):
             return _Outcome(failure=f"took longer than {error.args[-1]:.0f} s and was stopped")
         if isinstance(error, RuntimeError):
-            return _Outcome(failure=str(error), had_begun=False)
+            return _Outcome(failure=self._ending(), had_begun=False)
         raise error  # what it was given, or gave, cannot be pickled
+
+    def _ending(self) -> str:
+        """Of the last process: one that dies at once may do so before the pool has heard that it had begun."""
+        exit_codes = [process.exitcode for process in self._context.started[-2:] if process.exitcode]
+        return f"its process was ended by {_cause(exit_codes[-1])}" if exit_codes else "its process does not answer"
 
     def stop(self) -> None:
         pool, self._pool = self._pool, None
@@ -253,13 +254,16 @@ class _MainlessProcess(SpawnProcess):
         return _MainlessPopen(process)
 
 
-class _QuietContext(SpawnContext):
-    Process = _QuietProcess  # type: ignore[assignment]
+class _Context(SpawnContext):
+    """Attributes:
+    started: all its processes.
+    """
 
+    def __init__(self, needs_main: bool) -> None:
+        super().__init__()
+        self._kind = _QuietProcess if needs_main else _MainlessProcess
+        self.started: list[SpawnProcess] = []
 
-class _MainlessContext(SpawnContext):
-    Process = _MainlessProcess  # type: ignore[assignment]
-
-
-def _context(needs_main: bool) -> SpawnContext:
-    return _QuietContext() if needs_main else _MainlessContext()
+    def Process(self, *arguments: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        self.started.append(self._kind(*arguments, **options))
+        return self.started[-1]
