@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -119,10 +120,7 @@ class Record:
         """Begin, or go back to where a checkpoint was taken: drop what was written after it."""
         if not self._writes:
             return
-        with atomic_path(self.folder / TRACE) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("step", "loss", "kl"))
-            writer.writerows(trace)
+        self._write_trace("w", [("step", "loss", "kl"), *trace])
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
@@ -131,17 +129,20 @@ class Record:
         """Append to the loss trace."""
         if not self._writes:
             return
-        try:
-            with open(self.folder / TRACE, "a", newline="") as file:
-                csv.writer(file).writerow(row)
-        except OSError as error:
-            raise TrainingError(
-                f"{self.folder / TRACE}: cannot be written ({error.strerror}); check the free space, and the same "
-                "command goes on"
-            ) from error
+        self._write_trace("a", [row])
         step, loss, kl = row
         self._board.add_scalar("train/loss", loss, step)
         self._board.add_scalar("train/kl", kl, step)
+
+    def _write_trace(self, mode: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        try:
+            with open(self.folder / TRACE, mode, newline="") as file:
+                csv.writer(file).writerows(rows)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder / TRACE}: cannot be written ({error.strerror}); check the folder and the free space, "
+                "then the same command goes on"
+            ) from error
 
     def validation(self, step: int, log_likelihood: float, kl: float) -> None:
         """Append to the curves."""
