@@ -4,6 +4,13 @@ The public names stand in `__init__.pyi`. They are loaded when they are first us
 nothing.
 """
 
+import os
+import signal
+import sys
+
+if os.path.basename(sys.argv[0]) == "audiovae" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the console script, which Ctrl-C ends without a word till it listens
+
 import lazy_loader
 
 __version__ = "0.1.0"

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from audiovae.errors import PathError
+from audiovae.locks import sweep, temporary_path
 
 
 @contextmanager
 def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` that becomes `path` when the block ends without an error.
+
+    What dead processes left in the folder goes first, see `audiovae.locks`.
 
     Args:
         path: where the file shall stand; its folder is created. An existing file is replaced.
@@ -22,10 +25,11 @@ def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         PathError: the folder cannot be created or written, or the disk is full. Nothing is left behind.
     """
     path = Path(path)
-    # The suffix stays last: libraries choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # no link that lay in wait
         yield temporary
         if durable:
             _flush(temporary)

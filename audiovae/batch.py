@@ -6,18 +6,21 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiovae.errors import AudiovaeError
+from audiovae.pool import WorkerError, in_processes
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
     from audiovae.prior import AudioVAE
+
+
+PATIENCE_SECONDS = 3600.0  # for a file, and so much more for each of its bytes
+PATIENCE_SECONDS_PER_BYTE = 0.01
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,25 @@ def _start(work: GroupWork, workers: Workers, threads: int | None = None) -> Non
 
 def _in_processes(groups: list[list[Item]], work: GroupWork, workers: Workers) -> Iterator[list[Result]]:
     threads = max(1, (os.cpu_count() or 1) // (workers.jobs * workers.devices))
-    with ProcessPoolExecutor(workers.jobs, get_context("spawn"), _start, (work, workers, threads)) as pool:
-        yield from pool.map(_together, groups)
+    together = partial(_first_started, work, workers, threads)
+    for group, results in zip(groups, in_processes(together, groups, workers.jobs, _patience), strict=True):
+        yield [
+            AudiovaeError(f"{item.source}: {result}") if isinstance(result, WorkerError) else result
+            for item, result in zip(group, results, strict=True)
+        ]
+
+
+def _patience(items: list[Item]) -> float:
+    """Seconds after which work on files counts as hanging: generous, for it ends nothing that goes on."""
+    n_bytes = sum(item.source.stat().st_size for item in items if item.source.is_file())
+    return PATIENCE_SECONDS + PATIENCE_SECONDS_PER_BYTE * n_bytes
+
+
+def _first_started(work: GroupWork, workers: Workers, threads: int, items: list[Item]) -> list[Result]:
+    """What a process does; the first time it loads the prior."""
+    if _worker is None:
+        _start(work, workers, threads)
+    return _together(items)
 
 
 def _together(items: list[Item]) -> list[Result]:

@@ -9,6 +9,10 @@ class AudiovaeError(Exception):
     """What the command line reports in one line and leaves with exit status 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which goes the way of Ctrl-C."""
+
+
 class PathError(AudiovaeError):
     """Something is wrong with a file or folder.
 

@@ -8,15 +8,19 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from audiovae.audio import resample
 from audiovae.level import trim_bounds, without_rumble
+from audiovae.pool import WorkerError, in_processes
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate
 _ZEROS = 512  # samples of a channel that count as silence, not as sound, if all are zero
+_PESQ_SECONDS = 120.0
+_PESQ_SAFE_SECONDS = 20.0  # above it there can be more utterances than its arrays hold, which ends the process
 _SHORTEST_SECONDS = 0.5  # below it neither PESQ nor ESTOI is defined
 
 
@@ -103,18 +107,35 @@ def pesq(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> flo
     """Wide-band PESQ (ITU-T P.862.2) of `[sample]` at 16 kHz, by the package `pesq`.
 
     Raises:
-        NotScored: no speech is found, or the package is not installed.
+        NotScored: no speech is found, the recording is too long, or the package is not installed.
     """
-    try:
-        from pesq import PesqError
-        from pesq import pesq as run
-    except ImportError as error:
-        raise NotScored("not installed (pip install 'audiovae[metrics]'; pesq needs a C compiler)") from error
+    if find_spec("pesq") is None:
+        raise NotScored("not installed (pip install 'audiovae[metrics]'; pesq needs a C compiler)")
     _check_speech(reference, estimate)
+    seconds = len(reference) / PERCEPTUAL_RATE
+    if seconds > _PESQ_SECONDS:
+        raise NotScored(f"longer than {_PESQ_SECONDS:.0f} s, which PESQ is not made for")
+    pairs = [[np.asarray(reference), np.asarray(estimate)]]
+    value: float | WorkerError | None
+    if seconds <= _PESQ_SAFE_SECONDS:
+        (value,) = _pesq(pairs)
+    else:
+        ((value,),) = in_processes(_pesq, [pairs], 1)
+    if isinstance(value, WorkerError):
+        raise NotScored(f"PESQ failed ({value}): it cannot take more than 50 utterances")
+    if value is None:
+        raise NotScored("PESQ finds no speech")
+    return value
+
+
+def _pesq(pairs: list[list[NDArray[np.floating]]]) -> list[float | None]:
+    from pesq import PesqError
+    from pesq import pesq as run
+
     try:
-        return float(run(PERCEPTUAL_RATE, reference, estimate, "wb"))
-    except PesqError as error:
-        raise NotScored("PESQ finds no speech") from error
+        return [float(run(PERCEPTUAL_RATE, *waves, "wb")) for waves in pairs]
+    except PesqError:
+        return [None]
 
 
 def estoi(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:

@@ -35,6 +35,7 @@ from audiovae.trainable import Equaliser, Trainable
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
 
+_ANY_SIZE = 10_000  # of a model, that fits into any memory
 NO_DENSITY = "the model's likelihood is no density of the STFT, so it has no bound in nats"
 
 
@@ -96,6 +97,7 @@ class AudioVAE(Trainable):
         folder = saved.find(name_or_path)
         config, tensors = saved.read(folder)
         try:
+            _check_sizes(config, tensors)
             prior = cls.from_config(config)
             prior.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -114,8 +116,10 @@ class AudioVAE(Trainable):
         """
         kind = config["vae"]["type"]
         settings = settings_from_config(kind, config["vae"]["settings"])
-        stft = STFT(**config["stft"])
-        return cls(stft, MODELS[kind][0](stft.n_freqs, settings), config["sample_rate"])
+        stft, rate = STFT(**config["stft"]), config["sample_rate"]
+        if type(rate) is not int or not 1000 <= rate <= 1_000_000:
+            raise ValueError(f"sample_rate must be a number of Hz from 1000 to 1000000, got {rate!r}")
+        return cls(stft, MODELS[kind][0](stft.n_freqs, settings), rate)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -354,3 +358,17 @@ def check_choice(choice: str) -> None:
     """Raises ValueError for anything but "mean" and "sample"."""
     if choice not in ("mean", "sample"):
         raise ValueError(f"latents must be 'mean' or 'sample', got {choice!r}")
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for sizes beyond all that the tensors have: they would fill the memory before they are told."""
+    largest = max([_ANY_SIZE, *(4 * size for tensor in tensors.values() for size in tensor.shape)])
+    pending: list[Any] = [config["vae"], config["stft"]]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, int) and abs(value) > largest:
+            raise ValueError(f"a size of {value}, and the tensors have none above {largest // 4}")

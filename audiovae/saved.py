@@ -6,10 +6,10 @@ at load. The second one identifies the model: latents carry it.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,10 +20,12 @@ import safetensors.torch
 from torch import Tensor
 
 from audiovae.atomic import atomic_path
-from audiovae.errors import ModelError
+from audiovae.errors import ModelError, PathError
 
 FORMAT_VERSION = 1
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+NEXT = "model.next.safetensors"  # tensors on their way, seen only after an interrupted save
+_ATTEMPTS = 10
 _NEWER = "was saved by a newer audiovae (format {found}, this one reads up to {known}); update audiovae"
 
 Tensors = Mapping[str, Tensor]
@@ -41,10 +43,42 @@ def write(folder: str | Path, config: Mapping[str, Any], tensors: Tensors, card:
     """
     folder = Path(folder)
     content, signed = _serialise(config, tensors)
-    contents = {CONFIG: (json.dumps(signed, indent=2) + "\n").encode(), CARD: card.encode(), TENSORS: content}
-    with contextlib.ExitStack() as stack:  # all are written before any is renamed, the config last
-        for name, content in contents.items():
-            stack.enter_context(atomic_path(folder / name, durable=True)).write_bytes(content)
+    finish(folder)
+    try:
+        # At each moment the folder holds the old model or the new one, which it is from the last of these lines on:
+        # the tensors of a config are those with its SHA-256, under either name.
+        _replace(folder / NEXT, content)
+        _replace(folder / CARD, card.encode())
+        _replace(folder / CONFIG, (json.dumps(signed, indent=2) + "\n").encode())
+    finally:
+        finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Bring a save to its end that was interrupted, if there is one.
+
+    Raises:
+        PathError: the folder cannot be written.
+    """
+    if not (folder / NEXT).exists():
+        return
+    try:
+        if _digest(folder / NEXT) == _digest_in_config(folder):
+            os.replace(folder / NEXT, folder / TENSORS)
+        else:
+            (folder / NEXT).unlink()
+    except OSError as error:
+        raise PathError(folder, f"cannot be written ({error.strerror}); check the folder") from error
+
+
+def holds(folder: Path, config: Mapping[str, Any], tensors: Tensors, card: str) -> bool:
+    """Does a folder hold exactly this model, whole, with this card?"""
+    try:
+        found, _ = read(folder)
+        same_card = (folder / CARD).read_bytes() == card.encode()
+    except (ModelError, OSError):
+        return False
+    return same_card and found["config_sha256"] == model_hash(config, tensors)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -53,16 +87,27 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ModelError: missing, damaged, or of a newer format.
     """
-    config = read_config(folder)
-    path = folder / TENSORS
+    for _ in range(_ATTEMPTS):  # while it is read, another process may save it
+        config = read_config(folder)
+        path, missing = folder / TENSORS, None
+        for path in (folder / NEXT, folder / TENSORS):
+            try:
+                content, missing = path.read_bytes(), None
+            except OSError as error:
+                missing = error
+                continue
+            if hashlib.sha256(content).hexdigest() == config.get("tensors_sha256"):
+                return config, _loaded(folder, content)
+        if read_config(folder) == config and not (folder / NEXT).exists():
+            break
+    if missing is not None:
+        raise ModelError(path, "is missing; copy the whole model folder") from missing
+    raise ModelError(path, "is damaged: its SHA-256 is not the one in config.json; copy or train the model again")
+
+
+def _loaded(folder: Path, content: bytes) -> dict[str, Tensor]:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(path, "is missing; copy the whole model folder") from error
-    if hashlib.sha256(content).hexdigest() != config.get("tensors_sha256"):
-        raise ModelError(path, "is damaged: its SHA-256 is not the one in config.json; copy or train the model again")
-    try:
-        return config, safetensors.torch.load(content)
+        return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise misfit(folder, error) from error
 
@@ -119,13 +164,29 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise TypeError("format_version")
     except OSError as error:
         raise ModelError(path, "is missing; copy the whole model folder") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(path, "is damaged or not from audiovae; copy or train the model again") from error
     if version > FORMAT_VERSION:
         raise ModelError(path, _NEWER.format(found=version, known=FORMAT_VERSION))
     if digest != _digest_of_fields(config):
         raise ModelError(path, "is damaged: its fields do not match their SHA-256; copy or train the model again")
     return config
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with atomic_path(path, durable=True) as temporary:
+        temporary.write_bytes(content)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_in_config(folder: Path) -> Any:
+    try:
+        return read_config(folder)["tensors_sha256"]
+    except (ModelError, KeyError):
+        return None
 
 
 def _serialise(config: Mapping[str, Any], tensors: Tensors) -> tuple[bytes, dict[str, Any]]:

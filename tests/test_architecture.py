@@ -43,6 +43,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("stft",),
     ("audio",),
     ("containers", "level", "atomic"),
+    ("locks", "pool"),
     ("settings", "errors"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used
 ]

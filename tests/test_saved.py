@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,28 +113,72 @@ def test_a_model_can_be_saved_over_another(model_folder: Path) -> None:
     assert AudioVAE.from_pretrained(model_folder).model_hash() == build_prior(seed=1).model_hash()
 
 
-def test_an_interrupted_save_is_never_taken_for_a_model(
+def killed_at(moment: int, folder: Path, model: AudioVAE) -> bool:
+    """Save in a process that dies just before or after a renaming; False where it lived to its end."""
+    process = os.fork()
+    if not process:
+        replace, renamings = os.replace, []
+
+        def dying(source: Path, target: Path) -> None:
+            renamings.append(target)
+            if 2 * len(renamings) == moment + 1:
+                os._exit(9)
+            replace(source, target)
+            if 2 * len(renamings) == moment:
+                os._exit(9)
+
+        os.replace = dying
+        model.save_pretrained(folder)
+        os._exit(0)
+    return os.waitpid(process, 0)[1] != 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_one(tmp_path: Path, is_first: bool) -> None:
+    old, new, last = build_prior(), build_prior(seed=1), build_prior(seed=2)
+    hashes = {old.model_hash(): "old", new.model_hash(): "new", last.model_hash(): "last"}
+    left = []
+    for moment in range(1, 9):
+        folder = tmp_path / str(moment)
+        if not is_first:
+            old.save_pretrained(folder)
+        assert killed_at(moment, folder, new)
+        if (folder / CONFIG).exists():
+            left.append(hashes[AudioVAE.from_pretrained(folder).model_hash()])
+        else:
+            with pytest.raises(ModelError, match=r"is not a model folder: it has no config\.json"):
+                AudioVAE.from_pretrained(folder)
+            left.append("none")
+        assert killed_at(moment, folder, last)  # over what the dead left
+        assert (
+            hashes[AudioVAE.from_pretrained(folder).model_hash()] in {left[-1], "last"}
+            if (folder / CONFIG).exists()
+            else left[-1] == "none"
+        )
+        last.save_pretrained(folder)
+        assert AudioVAE.from_pretrained(folder).model_hash() == last.model_hash()
+        assert not (folder / saved.NEXT).exists()
+    assert left == ["none" if is_first else "old"] * 5 + ["new"] * 3
+    assert not killed_at(99, tmp_path / "1", new)
+
+
+def test_a_save_onto_a_full_disk_leaves_what_was_there(
     prior: AudioVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever file it was about to write."""
-    for stop_at in (TENSORS, CARD, CONFIG):
-        folder = tmp_path / stop_at
-        original = Path.write_bytes
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
 
-        def fail(path: Path, content: bytes, stop_at: str = stop_at, original: Callable[..., int] = original) -> int:
-            if path.name.startswith("." + stop_at.split(".")[0]):
-                raise OSError(28, "No space left on device")
-            return original(path, content)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", fail)
-            with pytest.raises(
-                PathError, match=r"cannot be written .*No space left on device.*; check the folder and the free space"
-            ):
-                prior.save_pretrained(folder)
-        with pytest.raises(ModelError, match=r"is not a model folder: it has no config\.json"):
-            AudioVAE.from_pretrained(folder)
-        assert not any("partial" in path.name for path in folder.iterdir())
+    prior.save_pretrained(tmp_path / "old")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(
+            PathError, match=r"cannot be written .*No space left on device.*; check the folder and the free space"
+        ):
+            build_prior(seed=1).save_pretrained(folder)
+    assert list((tmp_path / "new").iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == [CARD, CONFIG, TENSORS]
+    assert AudioVAE.from_pretrained(tmp_path / "old").model_hash() == prior.model_hash()
 
 
 def test_a_model_below_a_file_is_refused(prior: AudioVAE, tmp_path: Path) -> None:
@@ -444,3 +488,35 @@ def test_a_hub_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name}: no such model"):
         AudioVAE.from_pretrained(name)
+
+
+# Configs that nothing wrote -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *[(("sample_rate",), value) for value in (0, -1, 1, 1.5, 10**12, 2**70, "16000", None, True)],
+        *[(("vae", "settings", "latent_dim"), value) for value in (10**9, 10**30)],
+        *[(("vae", "settings", "hidden"), value) for value in ([10**9], [10**6, 10**6])],
+        *[(("stft", "n_fft"), value) for value in (10**9, 10**30, 0, "x", None)],
+    ],
+)
+def test_a_size_that_nothing_has_is_refused_before_it_is_allocated(
+    model_folder: Path, path: tuple[str, ...], value: Any
+) -> None:
+    config = json.loads((model_folder / CONFIG).read_text())
+    place = config
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    config["config_sha256"] = digest(config)
+    (model_folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not describe a model that this version can build"):
+        AudioVAE.from_pretrained(model_folder)
+
+
+def test_a_config_nested_without_end_is_refused(model_folder: Path) -> None:
+    (model_folder / CONFIG).write_text("[" * 200_000)
+    with pytest.raises(ModelError, match=r"config\.json: is damaged or not from audiovae"):
+        AudioVAE.from_pretrained(model_folder)

@@ -53,6 +53,13 @@ def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files
     text = "a folder that mirrors the input tree" + ("; for one input it may be a file" if files else "")
     parser.add_argument("-o", "--output", metavar="OUT", required=required, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+    add_break_lock(parser)
+
+
+def add_break_lock(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--break-lock", action="store_true", help="take over what a process of another machine, now gone, was at"
+    )
 
 
 def add_latents(parser: jsonargparse.ArgumentParser) -> None:

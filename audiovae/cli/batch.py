@@ -12,6 +12,7 @@ from audiovae import batch
 from audiovae.batch import Done, Item, Result, Row, Workers
 from audiovae.cli.arguments import refuse_existing
 from audiovae.cli.progress import bar
+from audiovae.locks import break_lock, locked_file, sweep
 
 Work = Callable[[Any, Item, Any], Row]  # (prior, item, options) -> what to report of it
 GroupWork = Callable[..., list[Result]]  # (prior, items, options=...) -> the result of each
@@ -23,7 +24,8 @@ def run_batch(
     """Call `work`, a function of a module, for every item: see `audiovae.batch.run_batch`.
 
     Args:
-        writes: an item whose target exists is an error, unless --overwrite is given.
+        writes: an item whose target exists is an error, unless --overwrite is given; and one that another process
+            is just making.
 
     Returns:
         the rows, and the exit status.
@@ -67,6 +69,12 @@ def _shown(n_groups: int, options: Any, run: Callable[[Callable[[Done], None]], 
 
 
 def _one(work: Work, options: Any, writes: bool, prior: Any, item: Item) -> Row:
-    if writes:
-        refuse_existing(item.target, options)
-    return work(prior, item, options)
+    if not writes or item.target is None:
+        return work(prior, item, options)
+    sweep(item.target.parent)
+    refuse_existing(item.target, options)
+    if options.break_lock:
+        break_lock(item.target)
+    with locked_file(item.target):
+        refuse_existing(item.target, options)  # another process may have made it meanwhile
+        return work(prior, item, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,6 +13,7 @@ from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
 from audiovae.errors import AudiovaeError, PathError
+from audiovae.locks import LockedError, break_lock, locked_file, sweep
 from audiovae.settings import MethodName, NoiseName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -120,6 +122,13 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
     One that is not to be written runs along if others are: they come out to the last bit as if it were, so a resumed
     run ends with the bytes of an uninterrupted one.
     """
+    with ExitStack() as locks:
+        settled = {item: result for item in items if (result := _claimed(item, options, locks)) is not None}
+        return _enhance(prior, items, settled, options)
+
+
+def _enhance(prior: Any, items: list[Item], results: dict[Item, Result], options: Any) -> list[Result]:
+    """Enhance those without a result."""
     from audiovae.cli.progress import bar
     from audiovae.separation import enhancer
     from audiovae.separation.files import Enhanced, NoisyFile, enhance_files, readable_seconds
@@ -133,7 +142,6 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
         arguments.condition(prior, options) if options.label else None,
         mixed,
     )
-    results = {item: result for item in items if (result := _settled(item, options)) is not None}
     missing = [item for item in items if item not in results]
     if missing:
         files = [
@@ -155,6 +163,24 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
     else:
         firsts = {}
     return [_with_report(item, results[item], firsts.get(item), separate, options) for item in items]
+
+
+def _claimed(item: Item, options: Any, locks: ExitStack) -> Result | None:
+    """Of a file that is not to be written, that it is there, or why not; else None, and this process has its lock."""
+    assert item.target is not None
+    sweep(item.target.parent)
+    settled = _settled(item, options)
+    if settled is not None:
+        return settled
+    if options.break_lock:
+        break_lock(item.target)
+    try:
+        locks.enter_context(locked_file(item.target))
+    except LockedError as error:
+        return {"output": str(item.target), "skipped": True, "locked": error.reason} if options.resume else error
+    except PathError as error:
+        return error
+    return _settled(item, options)  # another process may have made it meanwhile
 
 
 def _settled(item: Item, options: Any) -> Result | None:
@@ -195,7 +221,7 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: 
 def _with_report(item: Item, result: Result, first: FirstBlock | None, separate: Separator, options: Any) -> Result:
     """Write the page of a file, but where it is there already."""
     report = options.reports.get(item.target)
-    if report is None or isinstance(result, AudiovaeError):
+    if report is None or isinstance(result, AudiovaeError) or "locked" in result:
         return result
     from audiovae.report.enhancement import write_enhancement_report
     from audiovae.separation.files import first_block

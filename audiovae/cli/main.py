@@ -1,6 +1,7 @@
 """audiovae VERB ...: finds the verb, parses its options, turns errors into one line and an exit status.
 
-Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or input.
+Exit status: 0 all done; 1 some of several files failed, the others are done; 2 nothing was done: bad usage or input;
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from audiovae import __version__
+from audiovae.cli.signals import ends_in_one_line
 from audiovae.errors import AudiovaeError
 
 VERBS = {
@@ -84,6 +86,7 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+@ends_in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script."""
     for stream in (sys.stdout, sys.stderr):  # a file name may be no Unicode
@@ -117,9 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(module.run(options))
     except AudiovaeError as error:
         fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        print("audiovae: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

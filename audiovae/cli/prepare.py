@@ -11,6 +11,7 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
+from audiovae.locks import break_lock
 from audiovae.settings import PrepareSettings
 
 
@@ -25,6 +26,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "LIBRITTS:dev-clean, CMUARCTIC:bdl (by torchaudio, which verifies its checksum)",
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew")
+    arguments.add_break_lock(parser)
     arguments.add_common(parser, unused=("model", "device", "seed"))
 
 
@@ -40,6 +42,8 @@ def run(options: Any) -> int:
         settings = PrepareSettings(**{field.name: getattr(options, field.name) for field in fields(PrepareSettings)})
     except ValueError as error:
         raise AudiovaeError(f"prepare: {error}") from error
+    if options.break_lock:
+        break_lock(Path(options.packed))
     with bar(1, hidden=options.quiet) as advance:
         last = [0]
 

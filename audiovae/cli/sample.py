@@ -8,6 +8,7 @@ from typing import Any
 import jsonargparse
 
 from audiovae.cli import arguments
+from audiovae.locks import break_lock, locked_file
 
 SAMPLE_LEVEL = 0.05  # RMS of active speech in a well-recorded file
 
@@ -36,7 +37,9 @@ def run(options: Any) -> int:
     with torch.no_grad():  # x ~ p(x | z), z ~ p(z): a draw of the spectrogram itself, so no phase is to be estimated
         psd = prior.sample(prior.stft.n_frames(n_samples), arguments.condition(prior, options))
         wave = SAMPLE_LEVEL * prior.stft.inverse(ComplexNormal(psd).sample(), n_samples)
-    with Writer(target, prior.sample_rate, 1, n_samples) as writer:
+    if options.break_lock:
+        break_lock(target)
+    with locked_file(target), Writer(target, prior.sample_rate, 1, n_samples) as writer:
         writer.write(wave[None].numpy(force=True))
     result = {
         "output": str(target),

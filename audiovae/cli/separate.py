@@ -10,6 +10,7 @@ import jsonargparse
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.errors import AudiovaeError
+from audiovae.locks import break_lock, locked_file
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -45,7 +46,10 @@ def separate(prior: None, item: Item, options: Any) -> dict[str, Any]:
         arguments.refuse_existing(target, options)
         if target.resolve() == item.source.resolve():
             raise AudiovaeError(f"{target}: is the input itself; choose another output")
-    writers = separate_file(item.source, targets, options.seed, arguments.resolve_device(options.device))
+    if options.break_lock:
+        break_lock(item.target)
+    with locked_file(item.target):
+        writers = separate_file(item.source, targets, options.seed, arguments.resolve_device(options.device))
     for writer in writers:
         arguments.report_peak(writer, options.quiet)
     return {"output": [str(writer.path) for writer in writers], "clipped": [writer.clips for writer in writers]}

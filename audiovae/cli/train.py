@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +14,10 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
+from audiovae.locks import break_lock
 from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings
+
+_PLAIN_SECONDS, _PLAIN_SECONDS_OF_VALIDATIONS = 10.0, 1.0  # between two lines in a log
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -49,6 +53,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
     parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
     parser.add_argument("--overwrite", action="store_true", help="start anew, deleting the model and the run in MODEL")
+    parser.add_argument(
+        "--verify", action="store_true", help="verify all recordings first, also of a corpus above 2 GB: slow"
+    )
+    arguments.add_break_lock(parser)
     arguments.add_common(parser, unused=("model", "jobs"), unset=("seed",))
 
 
@@ -110,13 +118,28 @@ def run(options: Any) -> int:
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 
-    with bar(settings.steps, hidden=options.quiet, what="steps") as advance:
-        at = [0, float("nan")]
+    if options.break_lock:
+        break_lock(output)
+    if options.verify:
+        corpus.verify()
+        validation.verify()
+    is_plain = not sys.stderr.isatty()  # a log file
+    with bar(settings.steps, hidden=options.quiet or is_plain, what="steps") as advance:
+        elbo, step = "", 0
+        last = -_PLAIN_SECONDS
 
         def progress(now: Progress) -> None:
-            at[1] = at[1] if now.elbo is None else now.elbo
-            advance(now.step - at[0], text=f"loss {now.loss:.1f}  validation ELBO {at[1]:.1f}")
-            at[0] = now.step
+            nonlocal elbo, step, last
+            is_validation = now.elbo is not None
+            if is_validation:
+                elbo = f"  validation ELBO {now.elbo:.1f}"
+            text = f"loss {now.loss:.1f}{elbo}"
+            advance(now.step - step, text=text)
+            step = now.step
+            due = time.monotonic() - last > (_PLAIN_SECONDS_OF_VALIDATIONS if is_validation else _PLAIN_SECONDS)
+            if is_plain and not options.quiet and (due or now.step == now.steps):
+                print(f"audiovae: step {now.step} of {now.steps}: {text}", file=sys.stderr, flush=True)
+                last = time.monotonic()
 
         fitted = fit(prior, corpus, validation, output, settings, device, options.overwrite, progress)
     if fitted.warning:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from audiovae.errors import CorpusError
 
 FORMAT_VERSION = 2  # 1: levels and trimming counted DC and rumble
 SAMPLES, INDEX = "samples.int16", "index.jsonl"
+SMALL_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,23 @@ class PackedCorpus:
             raise CorpusError(self.folder, "holds no recording; prepare it from a folder of sound files")
         if not path.exists() or path.stat().st_size < 2 * n_samples:
             raise CorpusError(path, "is missing or truncated; prepare the corpus again with --overwrite")
+        self._verified: set[str] = set()
         self.samples: NDArray[np.int16] = np.memmap(path, dtype="<i2", mode="r", shape=(n_samples,))
+
+    def verify(self, utterances: Iterable[Utterance] | None = None) -> None:
+        """Compare recordings, all by default, with their SHA-256; each only once.
+
+        Raises:
+            CorpusError: one is not as it was packed.
+        """
+        unknown = [u for u in (self.utterances if utterances is None else utterances) if u.id not in self._verified]
+        verify_samples(self.folder / SAMPLES, self.samples, unknown)
+        self._verified.update(u.id for u in unknown)
+
+    def verify_small(self) -> None:
+        """`verify` all of a corpus that is read in seconds: below 2 GB."""
+        if self.samples.nbytes <= SMALL_BYTES:
+            self.verify()
 
     def split(self, name: str) -> list[Utterance]:
         """The recordings of "train", "validation" or "test"."""
@@ -124,21 +142,75 @@ class PackedCorpus:
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def verify_samples(path: Path, samples: NDArray[np.int16], utterances: list[Utterance]) -> None:
+    """Compare recordings among the samples of a file with their SHA-256.
+
+    Raises:
+        CorpusError: one is not as it was packed.
+    """
+    for u in utterances:
+        if hashlib.sha256(samples[u.start : u.start + u.n_samples].data).hexdigest() != u.sha256:
+            raise CorpusError(path, f"is damaged in {u.id}; prepare it again with --overwrite")
+
+
 def write_index(folder: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> None:
     """Write the index of a packed corpus; its samples must be on disk already."""
     lines: list[dict[str, Any]] = [{"format_version": FORMAT_VERSION, **asdict(header)}]
     lines += [asdict(utterance) for utterance in sorted(utterances, key=lambda u: u.id)]
     lines += [asdict(file) for file in sorted(left_out, key=lambda f: f.id)]
     with atomic_path(folder / INDEX, durable=True) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        temporary.write_bytes(content + _digest_line(content))
+
+
+def _digest_line(content: bytes) -> bytes:
+    return (json.dumps({"index_sha256": hashlib.sha256(content).hexdigest()}) + "\n").encode()
+
+
+def _verified_lines(path: Path) -> list[Any]:
+    """The lines of an index but the last, which holds the SHA-256 of all before it; the first format had none.
+
+    Raises:
+        ValueError: the index is not whole.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    end = content.rstrip(b"\n").rfind(b"\n") + 1
+    if content[end:] == _digest_line(content[:end]):
+        content = content[:end]
+    elif b'"index_sha256"' in content or json.loads(content.splitlines()[0])["format_version"] != 1:
+        if json.loads(content.splitlines()[0])["format_version"] > FORMAT_VERSION:
+            return [json.loads(content.splitlines()[0])]  # which is refused for that
+        raise ValueError("digest")
+    return [json.loads(line) for line in content.decode().splitlines()]
+
+
+def _check(header: Header, utterances: list[Utterance]) -> None:
+    """Raises ValueError or TypeError where an entry has another type or range than what is written."""
+    if type(header.sample_rate) is not int or not 1000 <= header.sample_rate <= 1_000_000:
+        raise ValueError("sample_rate")
+    end = 0
+    for u in sorted(utterances, key=lambda u: u.start):
+        texts = (u.id, u.speaker, u.split, u.sha256, *u.labels, *u.labels.values())
+        counts = (u.start, u.n_samples, u.source_size, u.source_mtime_ns)
+        if not all(type(text) is str for text in texts) or not all(type(count) is int for count in counts):
+            raise TypeError(u.id)
+        peak = 32767 * u.scale
+        if not (u.start >= end and u.n_samples > 0 and 0 < peak < 1e30 and 1e-6 * peak < u.level < 4 * peak):
+            raise ValueError(u.id)
+        if u.split not in ("train", "validation", "test"):
+            raise ValueError(u.split)
+        end = u.start + u.n_samples
+    if len({u.id for u in utterances}) < len(utterances):
+        raise ValueError("id")
 
 
 def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
     path = folder / INDEX
-    if not path.exists():
+    if not path.is_file():
         raise CorpusError(folder, f"is not a packed corpus (no {INDEX}); make one with: audiovae prepare FOLDER PACKED")
     try:
-        header, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        header, *lines = _verified_lines(path)
         version = header.pop("format_version")
         if version > FORMAT_VERSION:
             raise CorpusError(
@@ -153,6 +225,9 @@ def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
             )
         utterances = [Utterance(**line) for line in lines if "sha256" in line]
         left_out = [LeftOut(**line) for line in lines if "reason" in line]
+        _check(Header(**header), utterances)
         return Header(**header), utterances, left_out
-    except (ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise CorpusError(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise CorpusError(path, "is damaged; prepare the corpus again with --overwrite") from error

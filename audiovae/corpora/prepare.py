@@ -7,9 +7,8 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,6 +20,8 @@ from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.errors import AudioError, CorpusError
 from audiovae.level import active_level, split_rumble, trim_bounds, without_rumble
+from audiovae.locks import locked_folder
+from audiovae.pool import WorkerError, in_processes
 from audiovae.settings import PrepareSettings
 
 SHORTEST_SECONDS = 0.1
@@ -80,8 +81,20 @@ def prepare(
     Raises:
         CorpusError: no folder, no sound in it, or `target` holds another corpus.
         PathError: `target` cannot be written.
+        LockedError: another process is preparing it.
     """
-    folder, target = Path(folder), Path(target)
+    with locked_folder(Path(target)):
+        return _prepare(Path(folder), Path(target), settings, jobs, overwrite, progress)
+
+
+def _prepare(
+    folder: Path,
+    target: Path,
+    settings: PrepareSettings,
+    jobs: int,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+) -> Prepared:
     if not folder.is_dir():
         raise CorpusError(
             folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it"
@@ -179,6 +192,8 @@ def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[U
     n_there = path.stat().st_size // 2 if path.exists() else 0
     utterances = [u for u in utterances if u.start + u.n_samples <= n_there]  # what was lost is packed again
     end = max((u.start + u.n_samples for u in utterances), default=0)
+    if 0 < 2 * end <= packed.SMALL_BYTES:
+        packed.verify_samples(path, np.memmap(path, "<i2", "r", shape=(end,)), utterances)
 
     def unchanged(entry: Utterance | LeftOut) -> bool:
         source = current.get(entry.id)
@@ -216,15 +231,9 @@ def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Ite
         for task in tasks:
             yield from zip(task, _process(task, settings), strict=True)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pending: list[tuple[list[Source], Future[list[_Processed | str]]]] = []
-        for task in tasks:
-            pending.append((task, pool.submit(_process, task, settings)))
-            if len(pending) > 4 * jobs:  # bounds the memory
-                first, future = pending.pop(0)
-                yield from zip(first, future.result(), strict=True)
-        for task, future in pending:
-            yield from zip(task, future.result(), strict=True)
+    together = partial(_process, settings=settings)
+    for task, results in zip(tasks, in_processes(together, tasks, jobs), strict=True):
+        yield from zip(task, [str(r) if isinstance(r, WorkerError) else r for r in results], strict=True)
 
 
 def _process(task: list[Source], settings: PrepareSettings) -> list[_Processed | str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from audiovae.atomic import atomic_path
@@ -27,6 +28,7 @@ from audiovae.stft import power
 
 LATENTS_FORMAT_VERSION = 2
 _FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
+_KINDS = {"level": "f", "model": "U"}  # of numpy's, else integers
 _DAMAGED_ARCHIVE = (
     OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
     zlib.error,
@@ -81,6 +83,7 @@ class LatentsFile:
             ModelError: missing, damaged, not a latents file, or of another version.
         """
         try:
+            _check_archive(Path(path))
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
                 version = int(fields["format_version"])
                 if version > LATENTS_FORMAT_VERSION:
@@ -104,6 +107,9 @@ class LatentsFile:
             groups[group][parameter] = torch.from_numpy(fields[name])
         latents = torch.from_numpy(fields["latents"])
         tensors = [latents, *groups["posterior"].values(), *groups["sequence"].values()]
+        for name in _FIELDS - {"latents"}:
+            if fields[name].ndim or fields[name].dtype.kind not in _KINDS.get(name, "i"):
+                raise ValueError(name)
         level, rate, n_samples = float(fields["level"]), int(fields["sample_rate"]), int(fields["n_samples"])
         whole = latents.ndim == 3 and len(latents) == int(fields["n_channels"]) > 0
         whole = whole and 1 < len(tensors) == int(fields["n_arrays"])
@@ -114,9 +120,25 @@ class LatentsFile:
             for tensor in tensors
         )
         aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
-        if not (whole and sound and aligned and 0 <= level < math.inf and rate > 0 < n_samples):
+        if not (whole and sound and aligned and 0 <= level < 1e30 and 1000 <= rate <= 1_000_000 and n_samples > 0):
             raise ValueError("latents")
         return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
+
+
+def _check_archive(path: Path) -> None:
+    """Raises one of `_DAMAGED_ARCHIVE` where an array claims to be larger than the file: nothing is compressed there,
+    so nothing can unfold in the memory.
+    """
+    n_bytes = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(member.filename)
+            with archive.open(member) as file:
+                read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(file)]
+                shape, _, dtype = read(file)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize > n_bytes:
+                raise ValueError(member.filename)
 
 
 @torch.no_grad()

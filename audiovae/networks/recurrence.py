@@ -279,7 +279,7 @@ def _build() -> Path:
     so that processes which compile at the same time need no lock.
 
     Raises:
-        RuntimeError: no compiler, or it failed.
+        RuntimeError: no compiler, or it failed; or others can write where the result stands.
         OSError: the cache cannot be written.
     """
     compiler = (
@@ -304,11 +304,14 @@ def _build() -> Path:
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiovae"
     library = cache / f"recurrence-{digest}.so"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (cache, library):  # others could put there what is run here
+        if path.exists() and (path.stat().st_uid != os.geteuid() or path.stat().st_mode & 0o022):
+            raise RuntimeError(f"{path} is not yours alone to write: chmod go-w it, or set XDG_CACHE_HOME")
     if library.exists():
         return library
     if not compiler:
         raise RuntimeError("no C++ compiler found, install g++ or clang++")
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         target = Path(folder) / library.name
         paths = [
@@ -325,5 +328,6 @@ def _build() -> Path:
         if result.returncode:
             reasons = [line for line in result.stderr.splitlines() if "error" in line] or ["no reason given"]
             raise RuntimeError(f"{compiler[0]} failed: {reasons[0]}")
+        target.chmod(0o755)  # whatever the umask
         target.replace(library)
     return library

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from audiovae.corpora.batches import SegmentSampler, random_equaliser
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import ConditionError, TrainingError
+from audiovae.locks import locked_folder
 from audiovae.models import Conditions
 from audiovae.objectives import Objective
 from audiovae.settings import TrainingSettings
 from audiovae.trainable import Trainable
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
+from audiovae.training.interruption import postponed
 from audiovae.training.memory import keep_freed_memory
 from audiovae.training.record import Record
 from audiovae.training.state import TrainingState
@@ -75,7 +78,8 @@ def fit(
 ) -> Fitted:
     """Train a model on the "train" split of a corpus; the best weights by validation ELBO end up in both.
 
-    A run that was killed goes on from its last checkpoint in `folder` and ends, on a CPU with the same number of
+    A run that is interrupted leaves a checkpoint of its last step, and one that is killed has that of its last
+    validation. It goes on from there in `folder` and ends, on a CPU with the same number of
     threads, with the very weights and loss trace of an uninterrupted one: every step's batch and noise depend on the
     seed and the step alone, and all else (weights, their average, the optimiser, best weights, patience, trace) is in
     the checkpoint.
@@ -90,20 +94,37 @@ def fit(
         progress: called now and then.
 
     Raises:
+        LockedError: another process trains in `folder`.
         TrainingError: the model cannot be trained so; another run (other settings, data or model) stands in `folder`; a
             loss that is not finite.
-        CorpusError: a split without recordings.
+        CorpusError: a split without recordings, or a recording that is damaged.
     """
     model.check(settings)
     fabric = _engine(settings, device)
-    model.to(fabric.device).train()
-    data = _Data(model, corpus, validation, settings, fabric)
-    record = Record(Path(folder), model, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
-    fabric.barrier()  # what is overwritten is gone before any process looks for a checkpoint
-    run = _Run(model, data, settings, fabric, record)
+    with locked_folder(Path(folder)) if fabric.is_global_zero else nullcontext():
+        model.to(fabric.device).train()
+        data = _Data(model, corpus, validation, settings, fabric)
+        record = Record(Path(folder), model, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
+        fabric.barrier()  # what is overwritten is gone before any process looks for a checkpoint
+        run = _Run(model, data, settings, fabric, record)
+        with postponed() as interrupted:
+            _train(run, record, settings, progress, interrupted)
+        if not run.is_over:
+            raise KeyboardInterrupt
+        record.close()
+        return run.finish()
 
+
+def _train(
+    run: _Run,
+    record: Record,
+    settings: TrainingSettings,
+    progress: Callable[[Progress], None],
+    interrupted: Callable[[], bool],
+) -> None:
+    """Steps and validations, until the run is over, or interrupted: then there is a checkpoint of the last step."""
     while not run.is_over:
-        loss = run.step()
+        loss = run.step(interrupted())
         step = run.state.step
         if step % settings.log_every == 0:
             record.trace(run.state.close_interval(settings.log_every))
@@ -111,9 +132,9 @@ def fit(
         if step % settings.validate_every == 0 or step == settings.steps:
             run.validate()
             progress(Progress(step, settings.steps, loss.item(), run.state.last_elbo))
-
-    record.close()
-    return run.finish()
+        if run.is_interrupted:
+            run.save()
+            return
 
 
 # Engine
@@ -186,13 +207,15 @@ class _Data:
                     f"{packed.folder} was prepared at {packed.header.sample_rate} Hz, and the model has "
                     f"{model.sample_rate} Hz"
                 )
-        self._model, self._settings = model, settings
+            packed.verify_small()
+        self._model, self._settings, self._corpus = model, settings, corpus
         self._rank, self._device = fabric.global_rank, fabric.device
         n_samples = model.segment_samples(settings.segment_frames)
         self._train = SegmentSampler(corpus, "train", n_samples, self._device)
         self._conditions = _conditions(model, self._train.utterances, self._device)
         draws = SegmentSampler(validation, "validation", n_samples, self._device)
         self._validation, drawn = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
+        validation.verify(drawn)
         conditions = _conditions(model, draws.utterances, self._device)
         self._validation_condition = _stacked(conditions, drawn)
         heard = draws.utterances[0]
@@ -202,7 +225,8 @@ class _Data:
     def calibration(self) -> Tensor:
         """What the model's constants are taken from."""
         n_segments = max(1, CALIBRATION_FRAMES // self._settings.segment_frames)
-        waves, _ = self._train.draw(n_segments, self._settings.seed, _NO_STEP)
+        waves, utterances = self._train.draw(n_segments, self._settings.seed, _NO_STEP)
+        self._corpus.verify(utterances)
         return self._model.observe(waves)
 
     def batch(self, step: int) -> tuple[Batch, list[Utterance]]:
@@ -210,6 +234,7 @@ class _Data:
         settings = self._settings
         n_segments = settings.batch_frames // settings.segment_frames
         waves, utterances = self._train.draw(n_segments, settings.seed, step, self._rank)
+        self._corpus.verify(utterances)
         equaliser = None
         if settings.equaliser_db:
             key = (settings.seed, step, self._rank, 1)
@@ -281,9 +306,16 @@ class _Run:
         )
         setup: tuple[Any, Any] = fabric.setup(TrainingLoss(model), adam)
         self._loss, self._optimizer = setup
+        self.is_interrupted = False
         self.state = TrainingState(model, adam, fabric.device)
         if checkpoint is not None:
-            self.state.restore(checkpoint)
+            try:
+                self.state.restore(checkpoint)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+                raise TrainingError(
+                    f"{record.folder}: its checkpoint is not of this run ({' '.join(str(error).split())[:200]}); "
+                    "--overwrite starts anew"
+                ) from error
         record.rewind(self.state.step, self.state.trace)
         self._held_out = data.held_out()
 
@@ -292,8 +324,12 @@ class _Run:
         patience = self._settings.patience
         return self.state.step >= self._settings.steps or bool(patience and self.state.waited >= patience)
 
-    def step(self) -> Tensor:
-        """One step of the optimiser; its loss, the mean over devices."""
+    def step(self, interrupted: bool = False) -> Tensor:
+        """One step of the optimiser; its loss, the mean over devices.
+
+        Args:
+            interrupted: make this the last step, on all devices.
+        """
         settings, fabric, step = self._settings, self._fabric, self.state.step
         batch, utterances = self._data.batch(step)
         _seed(settings.seed, step, fabric.global_rank)
@@ -303,7 +339,9 @@ class _Run:
         self._optimizer.zero_grad()
         fabric.backward(losses[0])
         norm = fabric.clip_gradients(self._loss, self._optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
-        losses = cast(Tensor, fabric.all_reduce(losses.detach()))  # every device sees the same trace, and the same NaN
+        told = torch.cat([losses.detach(), losses.new_tensor([float(interrupted)])])
+        told = cast(Tensor, fabric.all_reduce(told))  # every device sees the same trace, the same NaN, the same end
+        losses, self.is_interrupted = told[:2], bool(told[2] > 0)
         if not (torch.isfinite(losses).all() and (norm is None or torch.isfinite(norm))):
             names = ", ".join(sorted({utterance.id for utterance in utterances}))
             raise TrainingError(
@@ -331,9 +369,13 @@ class _Run:
             record.validation(state.step, log_likelihood, kl)
             record.illustration(state.step, model, self._data.listening, self._data.listening_condition)
             model.train()
-        if self._fabric.is_global_zero:
-            save_checkpoint(record.folder, state.checkpoint())
+        self.save()
         self._fabric.barrier()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is one of this step."""
+        if self._fabric.is_global_zero and self.state.saved_step != self.state.step:
+            save_checkpoint(self._record.folder, self.state.checkpoint())
 
     def finish(self) -> Fitted:
         """Leave the best weights in the model and on the disk."""
@@ -342,7 +384,7 @@ class _Run:
             raise TrainingError(f"no validation ELBO was finite in {state.step} steps; lower learning_rate")
         model.load_state_dict(state.best)
         model.eval()
-        self._record.save_if_missing(model, state.best_step, state.best_elbo)
+        self._record.repair(model, state.best_step, state.best_elbo)
         with torch.no_grad():
             warning = model.warning(*self._held_out[0])
         return Fitted(state.step, state.best_elbo, state.best_step, warning)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiovae import saved
 from audiovae.atomic import atomic_path
 from audiovae.errors import TrainingError
-from audiovae.saved import CARD, CONFIG, TENSORS
+from audiovae.saved import CARD, CONFIG, NEXT, TENSORS
 from audiovae.settings import TrainingSettings
 from audiovae.trainable import Trainable
 from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"
-_FORMAT = 2  # of run.json and the checkpoints beside it
+_FORMAT = 3  # of run.json and the checkpoints beside it
 _LISTENING_SECONDS = 5.0
 _MAY_DIFFER = ("versions",)  # of what run.json holds, when a run continues
 
@@ -79,7 +82,7 @@ class Record:
         try:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
-            for name in (CONFIG, TENSORS, CARD):
+            for name in (CONFIG, TENSORS, NEXT, CARD):
                 if self.model_folder.is_dir():
                     (self.model_folder / name).unlink(missing_ok=True)
         except OSError as error:
@@ -92,8 +95,12 @@ class Record:
                 raise TrainingError(f"{self.model_folder}: holds a model already; --overwrite replaces it")
             return
         try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(part, dict) for part in (found, *found.values())):
+                raise TypeError("run")
+        except OSError as error:
+            raise TrainingError(f"{path}: cannot be read ({error.strerror}); --overwrite starts anew") from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise TrainingError(f"{path}: is damaged; --overwrite starts anew") from error
         if found.get("format") != self._run["format"]:
             raise TrainingError(
@@ -113,10 +120,7 @@ class Record:
         """Begin, or go back to where a checkpoint was taken: drop what was written after it."""
         if not self._writes:
             return
-        with open(self.folder / TRACE, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("step", "loss", "kl"))
-            writer.writerows(trace)
+        self._write_trace("w", [("step", "loss", "kl"), *trace])
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
@@ -125,11 +129,20 @@ class Record:
         """Append to the loss trace."""
         if not self._writes:
             return
-        with open(self.folder / TRACE, "a", newline="") as file:
-            csv.writer(file).writerow(row)
+        self._write_trace("a", [row])
         step, loss, kl = row
         self._board.add_scalar("train/loss", loss, step)
         self._board.add_scalar("train/kl", kl, step)
+
+    def _write_trace(self, mode: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        try:
+            with open(self.folder / TRACE, mode, newline="") as file:
+                csv.writer(file).writerows(rows)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder / TRACE}: cannot be written ({error.strerror}); check the folder and the free space, "
+                "then the same command goes on"
+            ) from error
 
     def validation(self, step: int, log_likelihood: float, kl: float) -> None:
         """Append to the curves."""
@@ -161,9 +174,18 @@ class Record:
         if self._writes:
             model.save_pretrained(self.model_folder, self._card(model, step, elbo))
 
-    def save_if_missing(self, model: Trainable, step: int, elbo: float) -> None:
-        """Write the best model once more if it was deleted since."""
-        if not all((self.model_folder / name).exists() for name in (CONFIG, TENSORS, CARD)):
+    def repair(self, model: Trainable, step: int, elbo: float) -> None:
+        """Write the best model once more if it was deleted or damaged since."""
+        if not self._writes:
+            return
+        saved.finish(self.model_folder)
+        card = self._card(model, step, elbo)
+        if not saved.holds(self.model_folder, model.config(), model.state_dict(), card):
+            if (self.model_folder / CONFIG).exists():
+                logging.getLogger("audiovae").warning(
+                    "%s: the model was not the one of this run, or damaged: written again from the checkpoint",
+                    self.model_folder,
+                )
             self.save_model(model, step, elbo)
 
     def close(self) -> None:

@@ -89,8 +89,14 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go back to where `checkpoint` was taken."""
+        """Go back to where `checkpoint` was taken.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: it is not of such a state.
+        """
         for name in _NUMBERS:
+            if type(checkpoint[name]) is not type(getattr(self, name)):
+                raise TypeError(name)
             setattr(self, name, checkpoint[name])
         self._model.load_state_dict(checkpoint["model"])
         self._optimizer.load_state_dict(checkpoint["optimizer"])
