@@ -91,9 +91,13 @@ def inspect(path: str | Path) -> AudioInfo:
         AudioError: the file is missing, a folder, empty, no sound file, without samples, or cut off.
     """
     path = Path(path)
-    if not path.exists():
-        raise AudioError(path, "no such file")
-    if path.is_dir():
+    try:
+        os.stat(path)
+    except FileNotFoundError as error:
+        raise AudioError(path, "no such file") from error
+    except OSError as error:  # no permission, a loop of links, a name that is too long
+        raise AudioError(path, f"cannot be read ({error.strerror})") from error
+    if os.path.isdir(path):
         raise AudioError(path, "is a folder, not a sound file")
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         raise AudioError(path, f"{path.suffix} files cannot be read; convert it to WAV or FLAC first")
@@ -105,7 +109,7 @@ def inspect(path: str | Path) -> AudioInfo:
         info = soundfile.info(os.fsencode(path))
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
-    except (RuntimeError, ValueError, IndexError, struct.error) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, struct.error) as error:
         raise AudioError(
             path, "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC"
         ) from error

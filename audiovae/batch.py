@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -137,6 +138,8 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):  # torch has more, and models run on none of them
+        raise AudiovaeError(f"--device {name}: no such device here; use cpu or auto")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

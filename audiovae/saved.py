@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -80,14 +81,14 @@ def find(name_or_path: str | Path) -> Path:
         ModelError: there is none; the shipped names are listed.
     """
     folder = Path(name_or_path)
-    if (folder / CONFIG).exists():
+    if os.path.exists(folder / CONFIG):
         return folder
     shipped = Path(str(resources.files("audiovae") / "pretrained"))
     if str(name_or_path) in shipped_names():
         return shipped / str(name_or_path)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise ModelError(folder, f"is not a model folder: it has no {CONFIG}")
-    if str(name_or_path).count("/") == 1 and not folder.parent.is_dir():
+    if str(name_or_path).count("/") == 1 and not os.path.isdir(folder.parent):
         return _hub(str(name_or_path))
     near = difflib.get_close_matches(str(name_or_path), shipped_names(), 1)
     hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(shipped_names())
@@ -119,7 +120,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise TypeError("format_version")
     except OSError as error:
         raise ModelError(path, "is missing; copy the whole model folder") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(path, "is damaged or not from audiovae; copy or train the model again") from error
     if version > FORMAT_VERSION:
         raise ModelError(path, _NEWER.format(found=version, known=FORMAT_VERSION))

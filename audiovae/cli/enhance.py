@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -69,7 +70,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
-    arguments.add_common(parser, unset=("model",))
+    arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
 def run(options: Any) -> int:
@@ -79,7 +80,9 @@ def run(options: Any) -> int:
     options.model = options.model or METHODS[options.method].prior
     if options.resume and options.overwrite:
         raise AudiovaeError("enhance: --resume keeps what --overwrite replaces; give one of them")
-    items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
+    found = arguments.find_inputs(options.inputs)
+    items = arguments.without_outputs(found, options, options.output, options.residual)
+    items = arguments.with_targets(items, options.output)
     options.residuals = _beside(items, options.residual)
     options.reports = _beside(items, options.report, ".html")
     _check_distinct(items, options)
@@ -161,9 +164,9 @@ def _settled(item: Item, options: Any) -> Result | None:
     assert item.target is not None
     residual = options.residuals.get(item.target)
     if options.resume:
-        if not item.target.exists():
+        if not os.path.exists(item.target):
             return None  # what stands beside it is left from the run that was stopped
-        if residual is not None and not residual.exists():
+        if residual is not None and not os.path.exists(residual):
             return PathError(item.target, f"exists already, but {residual} does not; --overwrite makes both")
         return {"output": str(item.target), "skipped": True} | ({} if residual is None else {"residual": str(residual)})
     try:
@@ -195,7 +198,7 @@ def _with_report(item: Item, result: Result, first: FirstBlock | None, separate:
     from audiovae.report.enhancement import write_enhancement_report
     from audiovae.separation.files import first_block
 
-    if not ("skipped" in result and report.exists()):
+    if not ("skipped" in result and os.path.exists(report)):
         try:
             if first is None:
                 first = first_block(separate, item.source, options.seed)

@@ -25,7 +25,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "LIBRITTS:dev-clean, CMUARCTIC:bdl (by torchaudio, which verifies its checksum)",
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew")
-    arguments.add_common(parser, unused=("model", "device", "seed"))
+    arguments.add_common(parser, "jobs")
 
 
 def run(options: Any) -> int:

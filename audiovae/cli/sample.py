@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_output(parser)
     parser.add_argument("--seconds", type=jsonargparse.typing.PositiveFloat, default=5.0, help="length of the sound")
     arguments.add_labels(parser)
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "seed")
 
 
 def run(options: Any) -> int:
@@ -28,7 +29,7 @@ def run(options: Any) -> int:
     from audiovae.prior import AudioVAE
 
     target = Path(options.output)
-    target = target / "sample.wav" if target.is_dir() or not target.suffix else target
+    target = target / "sample.wav" if os.path.isdir(target) or not target.suffix else target
     arguments.refuse_existing(target, options)
     prior = AudioVAE.from_pretrained(options.model, arguments.resolve_device(options.device))
     torch.manual_seed(options.seed)
