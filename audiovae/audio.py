@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -202,11 +203,23 @@ class Resampler:
         )
 
 
+def read_comment(path: str | Path) -> str:
+    """The comment among the tags of a sound file; empty where there is none, or no sound file."""
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            return str(file.comment)
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return ""
+
+
 class Writer:
     """Write a sound file in blocks; it appears under its name only when the `with` block ends without an error.
 
     Rate and channels are given; container and sample format are those of `like` where its suffix is the same, else the
     usual ones of the suffix (WAV above 4 GB becomes RF64).
+
+    Args:
+        comment: stands in the file's tags, where its format has any; `read_comment` gives it back.
 
     Attributes:
         peak: largest absolute sample so far; above 1 it was clipped unless the samples are stored as float.
@@ -216,7 +229,13 @@ class Writer:
     """
 
     def __init__(
-        self, path: str | Path, sample_rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None
+        self,
+        path: str | Path,
+        sample_rate: int,
+        n_channels: int,
+        n_samples: int,
+        like: AudioInfo | None = None,
+        comment: str = "",
     ) -> None:
         self.path = Path(path)
         self.peak = 0.0
@@ -231,7 +250,7 @@ class Writer:
         self._subtype = like.subtype if like and same else ("OPUS" if suffix == ".opus" else None)
         if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
             self._container = "RF64"
-        self._rate, self._n_channels = sample_rate, n_channels
+        self._rate, self._n_channels, self._comment = sample_rate, n_channels, comment
         self._atomic = atomic_path(self.path)
 
     def __enter__(self) -> Writer:
@@ -248,6 +267,9 @@ class Writer:
             )
             self._atomic.__exit__(type(failure), failure, None)
             raise failure from error
+        if self._comment:
+            with contextlib.suppress(RuntimeError):  # AU, W64 and NIST have no tags
+                self._file.comment = self._comment
         return self
 
     @property

@@ -55,6 +55,25 @@ def add_common(
     parser.add_argument("--quiet", help="no progress, no summary: errors only", action="store_true")
 
 
+def rank(name: str) -> int:
+    """The number of this process, or of its machine, as whoever started several of them says in the environment.
+
+    Raises:
+        AudiovaeError: it is no number.
+    """
+    value = os.environ.get(name, "0")
+    if not (value.isascii() and value.isdigit()):
+        raise AudiovaeError(f"the environment variable {name} must be a whole number, got {value!r}; unset it")
+    return int(value)
+
+
+def path(text: str) -> str:
+    """A path as given, which must not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file or folder, got nothing")
+    return text
+
+
 def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'"
@@ -63,7 +82,7 @@ def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -
 
 def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files: bool = True) -> None:
     text = "a folder that mirrors the input tree" + ("; for one input it may be a file" if files else "")
-    parser.add_argument("-o", "--output", metavar="OUT", required=required, help=text)
+    parser.add_argument("-o", "--output", type=path, metavar="OUT", required=required, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
+from audiovae.audio import read_comment
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
@@ -19,7 +20,9 @@ if TYPE_CHECKING:  # torch takes long to load, and help needs none
     from audiovae.separation import Separator
     from audiovae.separation.files import Enhanced, FirstBlock
 
+_MADE_BY = "audiovae enhance"
 GPU_BATCH = 8
+LARGEST_RANK = 512  # of as many frequencies as there are
 LONG_SECONDS = 60  # of sound, from which on they are what progress counts where no files can be counted
 
 
@@ -46,11 +49,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=positive, default=8, help="components of a slow or NMF noise")
     parser.add_argument(
         "--residual",
+        type=arguments.path,
         metavar="DIR",
         help="also write what was taken away, by the same names; with it the speech sums to the input",
     )
     parser.add_argument(
         "--report",
+        type=arguments.path,
         metavar="PATH",
         help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
     )
@@ -77,6 +82,9 @@ def run(options: Any) -> int:
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 
+    arguments.rank("LOCAL_RANK")
+    if options.rank > LARGEST_RANK:
+        raise AudiovaeError(f"enhance: --rank must be at most {LARGEST_RANK}, got {options.rank}")
     options.model = options.model or METHODS[options.method].prior
     if options.resume and options.overwrite:
         raise AudiovaeError("enhance: --resume keeps what --overwrite replaces; give one of them")
@@ -86,6 +94,10 @@ def run(options: Any) -> int:
     options.residuals = _beside(items, options.residual)
     options.reports = _beside(items, options.report, ".html")
     _check_distinct(items, options)
+    arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
+    options.made = _made_by(options)
+    if options.resume:
+        _check_same_options(items, options)
     batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
     groups = groups_by_length([item.source for item in items], batch)
     options.alone = len(groups) == 1
@@ -104,6 +116,24 @@ def _beside(items: list[Item], output: str | None, suffix: str | None = None) ->
         return {}
     found = arguments.with_targets(items, output, suffix)
     return {item.target: other.target for item, other in zip(items, found, strict=True) if item.target and other.target}
+
+
+def _made_by(options: Any) -> str:
+    """What the tags of an output say of how it was made: all that decides on its sound but the input."""
+    from audiovae import saved
+
+    model = saved.read_config(saved.find(options.model))["config_sha256"]
+    words = [f"--method {options.method} --noise {options.noise} --rank {options.rank} --seed {options.seed}"]
+    words += [f"--label {' '.join(options.label)}"] if options.label else []
+    return f"{_MADE_BY} {' '.join(words)}, model {model[:16]}"
+
+
+def _check_same_options(items: list[Item], options: Any) -> None:
+    """Raises PathError where an output that is to stay was made with other options, so far as it tells."""
+    for item in items:
+        made = read_comment(item.target) if item.target and os.path.exists(item.target) else ""
+        if made.startswith(_MADE_BY) and made != options.made:
+            raise PathError(item.target, f"was made by {made}; give the same options, --overwrite or another output")
 
 
 def _check_distinct(items: list[Item], options: Any) -> None:
@@ -144,6 +174,7 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
                 item.target if item in missing else None,
                 options.residuals.get(item.target),
                 options.seed,
+                comment=options.made,
                 keep_first=item in missing and item.target in options.reports,
             )
             for item in items

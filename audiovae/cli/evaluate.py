@@ -20,11 +20,17 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them"
     )
     parser.add_argument(
-        "--clean", metavar="DIR", help="with --estimate: compare two folders (or files) instead, by equal names"
+        "--clean",
+        type=arguments.path,
+        metavar="DIR",
+        help="with --estimate: compare two folders (or files) instead, by equal names",
     )
-    parser.add_argument("--estimate", metavar="DIR", help="see --clean")
+    parser.add_argument("--estimate", type=arguments.path, metavar="DIR", help="see --clean")
     parser.add_argument(
-        "--noisy", metavar="DIR", help="with --clean and --estimate: what was enhanced, to tell the improvement over it"
+        "--noisy",
+        type=arguments.path,
+        metavar="DIR",
+        help="with --clean and --estimate: what was enhanced, to tell the improvement over it",
     )
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
@@ -41,7 +47,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     arguments.add_labels(parser)
     parser.add_argument(
-        "--report", metavar="FILE", help="also write a self-contained HTML page with pictures and sound"
+        "--report",
+        type=arguments.path,
+        metavar="FILE",
+        help="also write a self-contained HTML page with pictures and sound",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     arguments.add_common(parser, "model", "device", "seed", "jobs")

@@ -56,9 +56,14 @@ def run(options: Any) -> int:
         return 0
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(_harmless(f"{name:<{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}"))
     if os.path.isfile(card):
         text = card.read_text(encoding="utf-8", errors="replace")
-        text = "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")  # no escape codes
-        print("\n" + text.split("---\n", 2)[-1].strip() if text.startswith("---\n") else "\n" + text)
+        text = text.split("---\n", 2)[-1].strip() if text.startswith("---\n") else text
+        print("\n" + _harmless(text))
     return 0
+
+
+def _harmless(text: str) -> str:
+    """Without the control characters, some of which command a terminal."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")

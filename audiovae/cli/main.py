@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jsonargparse
 
@@ -87,8 +87,7 @@ def fail(message: str) -> NoReturn:
 
 def _tell(message: str) -> None:
     line = " ".join(str(message).split())
-    with contextlib.suppress(OSError):  # nobody hears it: the exit status is left
-        print(line if line.startswith("audiovae") else f"audiovae: {line}", file=sys.stderr, flush=True)
+    print(line if line.startswith("audiovae") else f"audiovae: {line}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,9 +118,30 @@ def _prepare_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _Unfailing(sys.stderr)  # type: ignore[assignment, arg-type]
     for stream in (sys.stdout, sys.stderr):  # a file name may be no Unicode
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, (io.TextIOWrapper, _Unfailing)):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _Unfailing:
+    """A stream on which nothing is lost that the exit status would not tell: one that is full or gone stops no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _flush() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -99,9 +98,7 @@ def _takes_labels(kind: str) -> bool:
 
 
 def run(options: Any) -> int:
-    if int(os.environ.get("LOCAL_RANK", 0)) or int(
-        os.environ.get("NODE_RANK", 0)
-    ):  # one of several processes of the same run
+    if arguments.rank("LOCAL_RANK") or arguments.rank("NODE_RANK"):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
     shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
     if options.labels and not _takes_labels(options.type):
