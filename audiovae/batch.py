@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiovae.errors import AudiovaeError
+from audiovae.errors import AudiovaeError, unexpected
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
     from audiovae.prior import AudioVAE
@@ -173,8 +173,9 @@ def _together(items: list[Item]) -> list[Result]:
     prior, work = _worker
     try:
         return work(prior, items)
-    except AudiovaeError as error:
-        return [error] * len(items)
+    except Exception as error:  # one that nobody foresaw is of these files alone, too
+        failure = error if isinstance(error, AudiovaeError) else unexpected(error, str(items[0].source))
+        return [failure] * len(items)
 
 
 def _alone(work: Work, seed: int, prior: AudioVAE | None, items: list[Item]) -> list[Result]:

@@ -54,16 +54,23 @@ class LatentError(AudiovaeError, ValueError):
     """Latents that a decoder cannot take."""
 
 
-def unexpected(error: Exception) -> AudiovaeError:
-    """One line on an error that nobody foresaw; the environment variable AUDIOVAE_TRACEBACK=1 prints where it arose."""
+def unexpected(error: Exception, what: str | None = None) -> AudiovaeError:
+    """One line on an error that nobody foresaw; the environment variable AUDIOVAE_TRACEBACK=1 prints where it arose.
+
+    Args:
+        what: was worked on.
+    """
     if os.environ.get("AUDIOVAE_TRACEBACK", "0") not in ("", "0"):
         traceback.print_exception(error, file=sys.stderr)
     reason = " ".join(str(error).split())[:200]
-    if isinstance(error, MemoryError) or "not enough memory" in reason or "out of memory" in reason:
-        return AudiovaeError("not enough memory for this; free some, or give less at a time or smaller sizes")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        place = f"{error.filename}: " if error.filename else ""
-        return AudiovaeError(f"{place}cannot be written to the end ({error.strerror}); check the free space")
-    if isinstance(error, OSError) and error.filename:
-        return AudiovaeError(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}); check its permissions")
-    return AudiovaeError(f"internal error: {type(error).__name__}: {reason} (details: AUDIOVAE_TRACEBACK=1)")
+    if isinstance(error, MemoryError) or "allocate memory" in reason or "out of memory" in reason:
+        line = "not enough memory; free some, or give less at a time or smaller sizes"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        line = f"cannot be written to the end ({error.strerror}); check the free space"
+    elif isinstance(error, OSError) and error.filename and error.strerror:
+        line = f"cannot be used ({error.strerror}); check the name and its permissions"
+    else:
+        line = f"internal error: {type(error).__name__}: {reason} (details: AUDIOVAE_TRACEBACK=1)"
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):
+        what = os.fsdecode(error.filename)
+    return AudiovaeError(f"{what}: {line}" if what else line)

@@ -60,8 +60,8 @@ def summarise(values_of_files: Iterable[Mapping[str, float]]) -> dict[str, Estim
     for values in values_of_files:
         for name, value in values.items():
             collected.setdefault(name, []).append(value)
-    for name, values in collected.items():
-        collected[name] = [value for value in values if math.isfinite(value)] or values
+    for name, found in collected.items():
+        collected[name] = [value for value in found if math.isfinite(value)] or found
     return {name: estimate(collected[name]) for name in METRICS if name in collected}
 
 

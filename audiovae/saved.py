@@ -63,8 +63,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if hashlib.sha256(content).hexdigest() != config.get("tensors_sha256"):
         raise ModelError(path, "is damaged: its SHA-256 is not the one in config.json; copy or train the model again")
     try:
-        return config, safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+        tensors = safetensors.torch.load(content)
+        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{broken[0]} is not finite")
+        return config, tensors
+    except (safetensors.SafetensorError, ValueError) as error:
         raise misfit(folder, error) from error
 
 

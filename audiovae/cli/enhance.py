@@ -131,7 +131,8 @@ def _made_by(options: Any) -> str:
 def _check_same_options(items: list[Item], options: Any) -> None:
     """Raises PathError where an output that is to stay was made with other options, so far as it tells."""
     for item in items:
-        made = read_comment(item.target) if item.target and os.path.exists(item.target) else ""
+        assert item.target is not None
+        made = read_comment(item.target) if os.path.exists(item.target) else ""
         if made.startswith(_MADE_BY) and made != options.made:
             raise PathError(item.target, f"was made by {made}; give the same options, --overwrite or another output")
 

@@ -5,13 +5,16 @@ Exit status: 0 all done; 1 some of several files failed, the others are done; 2 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import difflib
 import importlib
 import io
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -93,6 +96,7 @@ def _tell(message: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: never a traceback, but where AUDIOVAE_TRACEBACK=1 asks for it."""
     _prepare_streams()
+    _prepare_caches()
     try:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -123,6 +127,16 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):  # a file name may be no Unicode
         if isinstance(stream, (io.TextIOWrapper, _Unfailing)):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _prepare_caches() -> None:
+    """Where there is no home to write to, give the libraries that keep something there a folder that ends with us."""
+    wanted = [name for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR") if name not in os.environ]
+    if wanted and not os.access(os.path.expanduser("~"), os.W_OK):
+        with contextlib.suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="audiovae-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ.update(dict.fromkeys(wanted, folder))
 
 
 class _Unfailing:
