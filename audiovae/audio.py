@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from audiovae.atomic import atomic_path
 from audiovae.containers import missing_bytes
 from audiovae.errors import AudioError
+from audiovae.quiet import quiet
 
 Wave = NDArray[np.float32]
 
@@ -107,7 +108,8 @@ def inspect(path: str | Path) -> AudioInfo:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
         if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
             raise AudioError(path, "is truncated: it ends before its header says; restore the whole file")
-        info = soundfile.info(os.fsencode(path))
+        with quiet():
+            info = soundfile.info(os.fsencode(path))
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
     except (RuntimeError, TypeError, ValueError, IndexError, struct.error) as error:
@@ -123,6 +125,11 @@ def inspect(path: str | Path) -> AudioInfo:
     return AudioInfo(path, info.samplerate, info.frames, info.channels, info.format, info.subtype)
 
 
+def _read(file: soundfile.SoundFile, n_samples: int) -> NDArray[np.float32]:
+    with quiet():
+        return file.read(n_samples, dtype="float32", always_2d=True)
+
+
 def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     """Yield the file in blocks of `n_samples` (default 20 s), each `[channel, sample]`.
 
@@ -133,7 +140,7 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     n_read = 0
     try:
         with soundfile.SoundFile(os.fsencode(info.path)) as file:
-            while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
+            while len(block := _read(file, n_samples)):
                 n_read += len(block)
                 if not np.isfinite(block).all():
                     raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")

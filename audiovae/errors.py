@@ -8,6 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
+_LONGEST_NAME = 400  # of a file, in a message: no file system has a longer one, though a path may be
+
 
 class AudiovaeError(Exception):
     """What the command line reports in one line and leaves with exit status 2."""
@@ -27,7 +29,7 @@ class PathError(AudiovaeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{_shortened(str(self.path))}: {self.reason}"
 
 
 class AudioError(PathError):
@@ -54,6 +56,10 @@ class LatentError(AudiovaeError, ValueError):
     """Latents that a decoder cannot take."""
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME // 2]}...{text[-_LONGEST_NAME // 2 :]}"
+
+
 def unexpected(error: Exception, what: str | None = None) -> AudiovaeError:
     """One line on an error that nobody foresaw; the environment variable AUDIOVAE_TRACEBACK=1 prints where it arose.
 
@@ -73,4 +79,4 @@ def unexpected(error: Exception, what: str | None = None) -> AudiovaeError:
         line = f"internal error: {type(error).__name__}: {reason} (details: AUDIOVAE_TRACEBACK=1)"
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):
         what = os.fsdecode(error.filename)
-    return AudiovaeError(f"{what}: {line}" if what else line)
+    return AudiovaeError(f"{_shortened(what)}: {line}" if what else line)

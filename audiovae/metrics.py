@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from audiovae.audio import resample
 from audiovae.level import trim_bounds
+from audiovae.quiet import quiet
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate
 _SHORTEST_SECONDS = 0.5  # below it neither PESQ nor ESTOI is defined
@@ -145,7 +146,7 @@ def dnsmos(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
         NotScored: silence, or the package is not installed.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
             from speechmos import dnsmos as model
     except ImportError as error:

@@ -29,7 +29,7 @@ def seed(value: str | int) -> int:
     except ValueError:
         number = -1
     if not 0 <= number <= LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^64 - 1, got {str(value)[:40]}")
+        raise argparse.ArgumentTypeError(f"expected int from 0 to 2^64 - 1, got {str(value)[:40]}")
     return number
 
 
