@@ -60,13 +60,18 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME // 2]}...{text[-_LONGEST_NAME // 2 :]}"
 
 
+def asks_for_tracebacks() -> bool:
+    """Is the environment variable AUDIOVAE_TRACEBACK set?"""
+    return os.environ.get("AUDIOVAE_TRACEBACK", "0") not in ("", "0")
+
+
 def unexpected(error: Exception, what: str | None = None) -> AudiovaeError:
-    """One line on an error that nobody foresaw; the environment variable AUDIOVAE_TRACEBACK=1 prints where it arose.
+    """One line on an error that nobody foresaw, which AUDIOVAE_TRACEBACK=1 shows the place of.
 
     Args:
         what: was worked on.
     """
-    if os.environ.get("AUDIOVAE_TRACEBACK", "0") not in ("", "0"):
+    if asks_for_tracebacks():
         traceback.print_exception(error, file=sys.stderr)
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError) or "allocate memory" in reason or "out of memory" in reason:
@@ -75,6 +80,8 @@ def unexpected(error: Exception, what: str | None = None) -> AudiovaeError:
         line = f"cannot be written to the end ({error.strerror}); check the free space"
     elif isinstance(error, OSError) and error.filename and error.strerror:
         line = f"cannot be used ({error.strerror}); check the name and its permissions"
+    elif "inline_container" in reason:  # torch.save
+        line = "a checkpoint cannot be written to the end; check the free space"
     else:
         line = f"internal error: {type(error).__name__}: {reason} (details: AUDIOVAE_TRACEBACK=1)"
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):

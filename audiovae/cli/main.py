@@ -15,13 +15,14 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 import jsonargparse
 
 from audiovae import __version__
-from audiovae.errors import AudiovaeError, unexpected
+from audiovae.errors import AudiovaeError, asks_for_tracebacks, unexpected
 
 VERBS = {
     "prepare": "pack a folder of sound files, or a known corpus, for training",
@@ -124,6 +125,11 @@ def _prepare_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
     if sys.stderr is sys.__stderr__:
         sys.stderr = _Unfailing(sys.stderr)  # type: ignore[assignment, arg-type]
+    if not asks_for_tracebacks():  # of threads and destructors of libraries: what waits for them fails, too
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = lambda failed: None
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = lambda failed: None
     for stream in (sys.stdout, sys.stderr):  # a file name may be no Unicode
         if isinstance(stream, (io.TextIOWrapper, _Unfailing)):
             stream.reconfigure(errors="backslashreplace")
@@ -203,7 +209,7 @@ def _options(verb: str, module: Any, given: list[str]) -> Any:
     except UnicodeDecodeError:
         fail(f"{Parser.config}: is not a YAML file of options, but binary")
     except (OSError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
-        if os.environ.get("AUDIOVAE_TRACEBACK"):
+        if asks_for_tracebacks():
             raise
         what = f"{Parser.config}: is not a YAML file of options" if Parser.config else "options that cannot be read"
         fail(f"{what} ({str(error)[:200] or type(error).__name__})")
