@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
@@ -21,6 +22,7 @@ from audiovae.atomic import atomic_path
 from audiovae.containers import missing_bytes, streams
 from audiovae.errors import AudioError
 from audiovae.level import without_rumble
+from audiovae.quiet import quiet
 
 Wave = NDArray[np.float32]
 
@@ -186,9 +188,13 @@ def inspect(path: str | Path) -> AudioInfo:
         AudioError: the file is missing, a folder, empty, no sound file, without samples, or cut off.
     """
     path = Path(path)
-    if not path.exists():
-        raise AudioError(path, "no such file")
-    if path.is_dir():
+    try:
+        os.stat(path)
+    except FileNotFoundError as error:
+        raise AudioError(path, "no such file") from error
+    except OSError as error:  # no permission, a loop of links, a name that is too long
+        raise AudioError(path, f"cannot be read ({error.strerror})") from error
+    if os.path.isdir(path):
         readable = os.access(path, os.R_OK | os.X_OK)
         raise AudioError(path, "is a folder" + (", not a sound file" if readable else " that cannot be read"))
     if path.suffix.lower() in FOREIGN_SUFFIXES:
@@ -201,7 +207,7 @@ def inspect(path: str | Path) -> AudioInfo:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
         if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
             raise AudioError(path, "is truncated: it ends before its header says; restore the whole file")
-        with ExitStack() as opened:
+        with quiet(), ExitStack() as opened:
             links = list(_opened(path, opened))
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
@@ -231,6 +237,11 @@ def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
         yield opened.enter_context(soundfile.SoundFile(view))
 
 
+def _read(file: soundfile.SoundFile, n_samples: int) -> NDArray[np.float32]:
+    with quiet():
+        return file.read(n_samples, dtype="float32", always_2d=True)
+
+
 def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     """Yield the file in blocks of `n_samples` (default 20 s), each `[channel, sample]`.
 
@@ -242,7 +253,7 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
     try:
         with ExitStack() as opened:
             for file in _opened(info.path, opened):
-                while len(block := file.read(n_samples, dtype="float32", always_2d=True)):
+                while len(block := _read(file, n_samples)):
                     n_read += len(block)
                     if not np.isfinite(block).all():
                         raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")
@@ -324,11 +335,23 @@ class Resampler:
         )
 
 
+def read_comment(path: str | Path) -> str:
+    """The comment among the tags of a sound file; empty where there is none, or no sound file."""
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            return str(file.comment)
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return ""
+
+
 class Writer:
     """Write a sound file in blocks; it appears under its name only when the `with` block ends without an error.
 
     Rate and channels are given; container and sample format are those of `like` where its suffix is the same, else the
     usual ones of the suffix (WAV above 4 GB becomes RF64).
+
+    Args:
+        comment: stands in the file's tags, where its format has any; `read_comment` gives it back.
 
     Attributes:
         peak: largest absolute sample so far; above 1 it was clipped unless the samples are stored as float.
@@ -339,7 +362,13 @@ class Writer:
     """
 
     def __init__(
-        self, path: str | Path, sample_rate: int, n_channels: int, n_samples: int, like: AudioInfo | None = None
+        self,
+        path: str | Path,
+        sample_rate: int,
+        n_channels: int,
+        n_samples: int,
+        like: AudioInfo | None = None,
+        comment: str = "",
     ) -> None:
         self.path = Path(path)
         self.peak = 0.0
@@ -357,7 +386,7 @@ class Writer:
             self._subtype = "PCM_16"
         if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
             self._container = "RF64"
-        self.sample_rate, self._n_channels = sample_rate, n_channels
+        self.sample_rate, self._n_channels, self._comment = sample_rate, n_channels, comment
         self._atomic = atomic_path(self.path)
 
     def __enter__(self) -> Writer:
@@ -374,6 +403,9 @@ class Writer:
             )
             self._atomic.__exit__(type(failure), failure, None)
             raise failure from error
+        if self._comment:
+            with contextlib.suppress(RuntimeError):  # AU, W64 and NIST have no tags
+                self._file.comment = self._comment
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiovae.errors import AudiovaeError
+from audiovae.errors import AudiovaeError, unexpected
 from audiovae.pool import WorkerError, in_processes
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -140,6 +141,8 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):  # torch has more, and models run on none of them
+        raise AudiovaeError(f"--device {name}: no such device here; use cpu or auto")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -190,8 +193,9 @@ def _together(items: list[Item]) -> list[Result]:
     prior, work = _worker
     try:
         return work(prior, items)
-    except AudiovaeError as error:
-        return [error] * len(items)
+    except Exception as error:  # one that nobody foresaw is of these files alone, too
+        failure = error if isinstance(error, AudiovaeError) else unexpected(error, str(items[0].source))
+        return [failure] * len(items)
 
 
 def _alone(work: Work, seed: int, prior: AudioVAE | None, items: list[Item]) -> list[Result]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from audiovae.audio import resample
 from audiovae.level import trim_bounds, without_rumble
 from audiovae.pool import WorkerError, in_processes
+from audiovae.quiet import quiet
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate
 _ZEROS = 512  # samples of a channel that count as silence, not as sound, if all are zero
@@ -56,21 +57,27 @@ class Estimate:
 
 
 def summarise(values_of_files: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
-    """Mean and interval of every metric over the files that have it; files without it are left out, not averaged."""
+    """Mean and interval of every metric over the files that have it.
+
+    Files without it, and those where it is infinite, are left out, not averaged; a metric that is infinite in all files
+    that have it has that as its mean, or NaN where signs differ.
+    """
     collected: dict[str, list[float]] = {}
     for values in values_of_files:
         for name, value in values.items():
             collected.setdefault(name, []).append(value)
+    for name, found in collected.items():
+        collected[name] = [value for value in found if math.isfinite(value)] or found
     return {name: estimate(collected[name]) for name in METRICS if name in collected}
 
 
 def estimate(values: list[float]) -> Estimate:
-    """Mean and 95 % confidence interval of its error by Student's t."""
+    """Mean and 95 % confidence interval of its error by Student's t; without one where a value is infinite."""
     n = len(values)
     if n < 2:
         return Estimate(values[0] if values else math.nan, math.nan, n)
     if not np.isfinite(values).all():
-        return Estimate(math.fsum(values), math.nan, n)
+        return Estimate(sum(values), math.nan, n)  # NaN of infinities of both signs
     return Estimate(float(np.mean(values)), float(_student_t(n - 1) * np.std(values, ddof=1) / math.sqrt(n)), n)
 
 
@@ -164,7 +171,7 @@ def dnsmos(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
         NotScored: silence, or the package is not installed.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
             from speechmos import dnsmos as model
     except ImportError as error:
@@ -240,7 +247,10 @@ def compare(reference: NDArray[np.float32], estimate: NDArray[np.float32], sampl
         assert metric.function is not None
         try:
             pairs = zip(*heard[metric.rate], strict=True)
-            values[name] = float(np.mean([metric.function(r, e) for r, e in pairs]))
+            values[name] = sum(metric.function(r, e) for r, e in pairs) / len(reference)
+            if math.isnan(values[name]):
+                del values[name]
+                raise NotScored("infinite, with another sign in each channel")
         except NotScored as reason:
             reasons[name] = str(reason)
     return Score(values, reasons)
@@ -248,12 +258,15 @@ def compare(reference: NDArray[np.float32], estimate: NDArray[np.float32], sampl
 
 def improvement(estimate: Score, noisy: Score) -> Score:
     """The metrics of an estimate, and what each gained over those of the noisy input (`si_sdr_gain`, ...)."""
-    gains = {
-        f"{metric}_gain": value - noisy.values[metric]
-        for metric, value in estimate.values.items()
-        if metric in noisy.values
-    }
-    return Score({**estimate.values, **gains}, estimate.reasons)
+    gains, reasons = {}, dict(estimate.reasons)
+    for metric, value in estimate.values.items():
+        if metric in noisy.values:
+            gain = value - noisy.values[metric]
+            if math.isnan(gain):
+                reasons[f"{metric}_gain"] = "infinite before and after"
+            else:
+                gains[f"{metric}_gain"] = gain
+    return Score({**estimate.values, **gains}, reasons)
 
 
 def normalise(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:

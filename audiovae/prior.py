@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from audiovae import saved
 from audiovae.errors import AudiovaeError, ModelError, TrainingError
 from audiovae.level import active_level
-from audiovae.models import MODELS, VAE, Inference
+from audiovae.models import VAE, Inference, build
 from audiovae.objectives import (
     ELBO,
     Objective,
@@ -28,7 +28,7 @@ from audiovae.objectives import (
     training_loss,
 )
 from audiovae.phase import griffin_lim
-from audiovae.settings import TrainingSettings, settings_from_config, settings_to_config
+from audiovae.settings import LARGEST_RATE, TrainingSettings, settings_from_config, settings_to_config
 from audiovae.stft import STFT, Front, power
 from audiovae.trainable import Equaliser, Trainable
 
@@ -79,8 +79,12 @@ class AudioVAE(Trainable):
         super().__init__()
         if stft.n_freqs != vae.n_freqs:
             raise ValueError(f"the STFT gives {stft.n_freqs} frequency bins and the VAE expects {vae.n_freqs}")
+        if not isinstance(sample_rate, int) or isinstance(sample_rate, bool):
+            raise ValueError(f"sample_rate must be a whole number, got {sample_rate!r}")
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be positive, got {sample_rate}")
+        if sample_rate > LARGEST_RATE:
+            raise ValueError(f"sample_rate must be at most {LARGEST_RATE} Hz, got {sample_rate}")
         self.stft = stft
         self.vae = vae
         self.sample_rate = sample_rate
@@ -119,7 +123,7 @@ class AudioVAE(Trainable):
         stft, rate = STFT(**config["stft"]), config["sample_rate"]
         if type(rate) is not int or not 1000 <= rate <= 1_000_000:
             raise ValueError(f"sample_rate must be a number of Hz from 1000 to 1000000, got {rate!r}")
-        return cls(stft, MODELS[kind][0](stft.n_freqs, settings), rate)
+        return cls(stft, build(kind, stft.n_freqs, settings), rate)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -277,7 +281,7 @@ class AudioVAE(Trainable):
             raise AudiovaeError(f"{type(self.vae).__name__} predicts labels: it has no PSD")
         return self.vae.likelihood(latents, condition, past).variance
 
-    def condition(self, **labels: str) -> Float[Tensor, " label"]:
+    def condition(self, /, **labels: str) -> Float[Tensor, " label"]:
         """The condition of one class for every label, on the device: `prior.condition(digit="7", speaker="theo")`.
 
         Raises:

@@ -107,8 +107,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _loaded(folder: Path, content: bytes) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+        tensors = safetensors.torch.load(content)
+        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{broken[0]} is not finite")
+        return tensors
+    except (safetensors.SafetensorError, ValueError) as error:
         raise misfit(folder, error) from error
 
 
@@ -125,14 +128,14 @@ def find(name_or_path: str | Path) -> Path:
         ModelError: there is none; the shipped names are listed.
     """
     folder = Path(name_or_path)
-    if (folder / CONFIG).exists():
+    if os.path.exists(folder / CONFIG):
         return folder
     shipped = Path(str(resources.files("audiovae") / "pretrained"))
     if str(name_or_path) in shipped_names():
         return shipped / str(name_or_path)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise ModelError(folder, f"is not a model folder: it has no {CONFIG}")
-    if str(name_or_path).count("/") == 1 and not folder.parent.is_dir():
+    if str(name_or_path).count("/") == 1 and not os.path.isdir(folder.parent):
         return _hub(str(name_or_path))
     near = difflib.get_close_matches(str(name_or_path), shipped_names(), 1)
     hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(shipped_names())

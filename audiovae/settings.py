@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,11 @@ NoiseName = Literal["slow", "nmf", "stationary"]
 LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 WindowName = Literal["sine", "hann", "hamming"]
+
+LARGEST_SEED = 2**64 - 1
+LARGEST_SIZE = 2**16  # of a layer, and of anything else that a model has
+LARGEST_RATE = 2**20  # in Hz
+LARGEST_BATCH = 2**18  # frames
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,30 @@ class ModelSettings:
     fixed: ClassVar[Mapping[str, Any]] = {}  # what a class gives no choice of, as every saved config states it
 
     latent_dim: int = 16
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if each.type == "int":
+                _check_sizes(each.name, [value])
+            elif each.type == "tuple[int, ...]":
+                if not isinstance(value, (tuple, list)):
+                    raise ValueError(f"{each.name} must be a list of whole numbers, got {value!r}")
+                _check_sizes(each.name, value)
+            elif each.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{each.name} must be true or false, got {value!r}")
+            elif each.name == "labels" and not (
+                isinstance(value, Mapping) and all(isinstance(classes, (tuple, list)) for classes in value.values())
+            ):
+                raise ValueError(f"labels must be lists of classes by name, got {value!r}")
+
+
+def _check_sizes(name: str, sizes: Sequence[Any]) -> None:
+    for size in sizes:
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise ValueError(f"{name} must be a whole number, got {size!r}")
+        if size > LARGEST_SIZE:
+            raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {size}")
 
 
 @dataclass(frozen=True)
@@ -366,6 +395,8 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         if self.sample_rate < 1:
             raise ValueError(f"sample_rate must be positive, got {self.sample_rate}")
+        if self.sample_rate > LARGEST_RATE:
+            raise ValueError(f"sample_rate must be at most {LARGEST_RATE} Hz, got {self.sample_rate}")
         if not 0 <= self.validation <= 1:
             raise ValueError(f"validation must be from 0 to 1, got {self.validation}")
         for speed in self.speeds:
@@ -449,6 +480,15 @@ class TrainingSettings:
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be from 0 to 2^64 - 1, got {self.seed}")
+        if self.batch_frames * self.importance_samples > LARGEST_BATCH:
+            raise ValueError(
+                f"batch_frames times importance_samples must be at most {LARGEST_BATCH}, got "
+                f"{self.batch_frames * self.importance_samples}: less memory, and as good with more steps"
+            )
+        if self.equaliser_db > 100:
+            raise ValueError(f"equaliser_db must be at most 100, got {self.equaliser_db}")
         for name in ("warmup", "beta_warmup", "averaging"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 up to (not including) 1, got {getattr(self, name)}")

@@ -11,7 +11,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audiovae.settings import WindowName
+from audiovae.settings import LARGEST_SIZE, WindowName
+
+_MOST_OVERLAP = 128  # frames that hold a sample
 
 
 def _sine_window(length: int, dtype: torch.dtype) -> Tensor:
@@ -45,11 +47,19 @@ class STFT(nn.Module):
 
     def __init__(self, n_fft: int = 1024, hop_length: int = 256, window: WindowName = "sine") -> None:
         super().__init__()
+        if not (isinstance(n_fft, int) and isinstance(hop_length, int)):
+            raise ValueError(f"n_fft and hop_length must be whole numbers, got {n_fft!r} and {hop_length!r}")
         if n_fft < 2:
             raise ValueError(f"n_fft must be at least 2, got {n_fft}")
+        if n_fft > LARGEST_SIZE:
+            raise ValueError(f"n_fft must be at most {LARGEST_SIZE}, got {n_fft}")
         if not 1 <= hop_length <= n_fft // 2:
             raise ValueError(
                 f"hop_length must be from 1 to n_fft // 2 = {n_fft // 2}, got {hop_length}: the inverse needs overlap"
+            )
+        if hop_length * _MOST_OVERLAP < n_fft:
+            raise ValueError(
+                f"hop_length must be at least n_fft / {_MOST_OVERLAP} = {n_fft / _MOST_OVERLAP:g}, got {hop_length}"
             )
         if window not in _WINDOWS:
             raise ValueError(f"window must be one of {', '.join(_WINDOWS)}, got {window!r}")

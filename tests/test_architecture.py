@@ -42,7 +42,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("metrics", "saved", "phase"),
     ("stft",),
     ("audio",),
-    ("containers", "level", "atomic"),
+    ("containers", "level", "atomic", "quiet"),
     ("locks", "pool"),
     ("settings", "errors"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,61 @@ from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES, find
 from audiovae.batch import Item
 from audiovae.batch import resolve_device as resolve_device  # what --device names
 from audiovae.errors import AudiovaeError, PathError
+from audiovae.settings import LARGEST_SEED
 
 DEFAULT_MODEL = "speech-16k"
 
 
-def add_common(parser: jsonargparse.ArgumentParser, unused: tuple[str, ...] = (), unset: tuple[str, ...] = ()) -> None:
-    """--model, --device, --seed, --jobs, --json, --quiet: every verb takes all, so that a script can pass them on.
+def seed(value: str | int) -> int:
+    """The number that --seed names."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"expected int from 0 to 2^64 - 1, got {str(value)[:40]}")
+    return number
+
+
+def add_common(
+    parser: jsonargparse.ArgumentParser, *names: str, model: str | None = DEFAULT_MODEL, first_seed: int | None = 0
+) -> None:
+    """Those of --model, --device, --seed and --jobs that make a difference to the verb; --json and --quiet.
 
     Args:
-        unused: those that make no difference to this verb.
-        unset: those of --model and --seed that are None unless given.
+        model, first_seed: where none is given.
     """
+    if "model" in names:
+        text = "name of a shipped model, a model folder, or owner/name on the hub"
+        parser.add_argument("--model", help=text, default=model)
+    if "device" in names:
+        parser.add_argument("--device", help="cpu, cuda, cuda:1, or auto", default="cpu")
+    if "seed" in names:
+        parser.add_argument("--seed", help="of everything random", type=seed, default=first_seed)
+    if "jobs" in names:
+        positive = jsonargparse.typing.PositiveInt
+        parser.add_argument("--jobs", help="processes that work at the same time", type=positive, default=1)
+    parser.add_argument("--json", help="print the result as JSON", action="store_true")
+    parser.add_argument("--quiet", help="no progress, no summary: errors only", action="store_true")
 
-    def add(name: str, text: str, **options: Any) -> None:
-        parser.add_argument(f"--{name}", help="makes no difference here" if name in unused else text, **options)
 
-    add(
-        "model",
-        "name of a shipped model, a model folder, or owner/name on the hub",
-        default=None if "model" in unset else DEFAULT_MODEL,
-    )
-    add("device", "cpu, cuda, cuda:1, or auto", default="cpu")
-    add("seed", "of everything random", type=int, default=None if "seed" in unset else 0)
-    add("jobs", "processes that work at the same time", type=jsonargparse.typing.PositiveInt, default=1)
-    add("json", "print the result as JSON", action="store_true")
-    add("quiet", "no progress, no summary: errors only", action="store_true")
+def rank(name: str) -> int:
+    """The number of this process, or of its machine, as whoever started several of them says in the environment.
+
+    Raises:
+        AudiovaeError: it is no number.
+    """
+    value = os.environ.get(name, "0")
+    if not (value.isascii() and value.isdigit()):
+        raise AudiovaeError(f"the environment variable {name} must be a whole number, got {value!r}; unset it")
+    return int(value)
+
+
+def path(text: str) -> str:
+    """A path as given, which must not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file or folder, got nothing")
+    return text
 
 
 def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
@@ -51,7 +82,7 @@ def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -
 
 def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files: bool = True) -> None:
     text = "a folder that mirrors the input tree" + ("; for one input it may be a file" if files else "")
-    parser.add_argument("-o", "--output", metavar="OUT", required=required, help=text)
+    parser.add_argument("-o", "--output", type=path, metavar="OUT", required=required, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
     add_break_lock(parser)
 
@@ -102,7 +133,7 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     items: list[Item] = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):
             there = find(path, suffixes)
             for folder, reason in there.passed_over:
                 print(f"audiovae: {folder}: {reason}", file=sys.stderr)
@@ -112,12 +143,12 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
                 raise PathError(
                     path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
                 )
-        elif path.exists() or not glob.has_magic(text):
+        elif os.path.exists(path) or not glob.has_magic(text):
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
             root = Path(*_parts_before_magic(path))
             matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
-            found = [Item(file, file.relative_to(root).as_posix()) for file in matches if file.is_file()]
+            found = [Item(file, file.relative_to(root).as_posix()) for file in matches if os.path.isfile(file)]
             if not found:
                 raise PathError(text, "no file matches this pattern")
         items += found
@@ -143,10 +174,10 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
         suffix: replaces the inputs' suffix, such as ".npz"; None keeps it.
 
     Raises:
-        PathError: two inputs have the same output, or an output is its own input.
+        PathError: two inputs have the same output, or an output is an input.
     """
     folder = Path(output)
-    if len(items) == 1 and folder.suffix and not folder.is_dir() and not output.endswith("/"):
+    if len(items) == 1 and folder.suffix and not os.path.isdir(folder) and not output.endswith("/"):
         targets = [folder]
     else:
         targets = [
@@ -158,15 +189,43 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
             raise PathError(
                 target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one"
             )
-        if target.resolve() == item.source.resolve():
-            raise PathError(target, "is the input itself; choose another output")
         seen[target] = item
+    refuse_inputs(targets, items)
     return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
+
+
+def refuse_inputs(targets: Iterable[Path], items: list[Item]) -> None:
+    """Raises PathError where what is to be written is one of the inputs."""
+    sources = {os.path.realpath(item.source) for item in items}
+    for target in targets:
+        if os.path.realpath(target) in sources:
+            raise PathError(target, "is the input itself; choose another output")
+
+
+def without_outputs(items: list[Item], options: Any, *outputs: str | None) -> list[Item]:
+    """Inputs but those that stand in an output folder below the folder that was searched: they are of an earlier run.
+
+    Raises:
+        PathError: nothing else is there.
+    """
+    left: list[Item] = []
+    folders = [os.path.realpath(output) for output in outputs if output]
+    for item in items:
+        source = os.path.abspath(item.source)
+        root = os.path.realpath(source.removesuffix(item.name)) + os.sep
+        place = os.path.realpath(os.path.dirname(source)) + os.sep
+        if not any(folder.startswith(root) and place.startswith(folder + os.sep) for folder in folders):
+            left.append(item)
+    if items and not left:
+        raise PathError(items[0].source, "there is nothing to work on but what stands in the output folder")
+    if len(left) < len(items) and not options.quiet:
+        print(f"audiovae: left out: {len(items) - len(left)} files that stand in the output folder", file=sys.stderr)
+    return left
 
 
 def refuse_existing(target: Path | None, options: Any, remedy: str = "--overwrite replaces it") -> None:
     """Raises PathError where the output exists and --overwrite was not given."""
-    if target is not None and target.exists() and not options.overwrite:
+    if target is not None and os.path.exists(target) and not options.overwrite:
         raise PathError(target, f"exists already; {remedy}")
 
 

@@ -32,7 +32,9 @@ def run_batch(
     """
     workers = Workers(options.model if load_model else None, options.device, options.jobs)
     one = partial(_one, work, options, writes)
-    return _shown(len(items), options, lambda told: batch.run_batch(items, one, workers, options.seed, told))
+    return _shown(
+        len(items), options, lambda told: batch.run_batch(items, one, workers, getattr(options, "seed", 0), told)
+    )
 
 
 def run_groups(

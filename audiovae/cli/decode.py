@@ -15,7 +15,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_output(parser)
     arguments.add_latents(parser)
     arguments.add_labels(parser)
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
 def run(options: Any) -> int:

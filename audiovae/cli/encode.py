@@ -14,7 +14,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
     arguments.add_labels(parser)
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "jobs")
 
 
 def run(options: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
+from audiovae.audio import read_comment
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
@@ -20,7 +22,9 @@ if TYPE_CHECKING:  # torch takes long to load, and help needs none
     from audiovae.separation import Separator
     from audiovae.separation.files import Enhanced, FirstBlock
 
+_MADE_BY = "audiovae enhance"
 GPU_BATCH = 8
+LARGEST_RANK = 512  # of as many frequencies as there are
 LONG_SECONDS = 60  # of sound, from which on they are what progress counts where no files can be counted
 
 
@@ -47,11 +51,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=positive, default=8, help="components of a slow or NMF noise")
     parser.add_argument(
         "--residual",
+        type=arguments.path,
         metavar="DIR",
         help="also write what was taken away, by the same names; with it the speech sums to the input",
     )
     parser.add_argument(
         "--report",
+        type=arguments.path,
         metavar="PATH",
         help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
     )
@@ -71,20 +77,29 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
-    arguments.add_common(parser, unset=("model",))
+    arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
 def run(options: Any) -> int:
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 
+    arguments.rank("LOCAL_RANK")
+    if options.rank > LARGEST_RANK:
+        raise AudiovaeError(f"enhance: --rank must be at most {LARGEST_RANK}, got {options.rank}")
     options.model = options.model or METHODS[options.method].prior
     if options.resume and options.overwrite:
         raise AudiovaeError("enhance: --resume keeps what --overwrite replaces; give one of them")
-    items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
+    found = arguments.find_inputs(options.inputs)
+    items = arguments.without_outputs(found, options, options.output, options.residual)
+    items = arguments.with_targets(items, options.output)
     options.residuals = _beside(items, options.residual)
     options.reports = _beside(items, options.report, ".html")
     _check_distinct(items, options)
+    arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
+    options.made = _made_by(options)
+    if options.resume:
+        _check_same_options(items, options)
     batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
     groups = groups_by_length([item.source for item in items], batch)
     options.alone = len(groups) == 1
@@ -104,6 +119,25 @@ def _beside(items: list[Item], output: str | None, suffix: str | None = None) ->
         return {}
     found = arguments.with_targets(items, output, suffix)
     return {item.target: other.target for item, other in zip(items, found, strict=True) if item.target and other.target}
+
+
+def _made_by(options: Any) -> str:
+    """What the tags of an output say of how it was made: all that decides on its sound but the input."""
+    from audiovae import saved
+
+    model = saved.read_config(saved.find(options.model))["config_sha256"]
+    words = [f"--method {options.method} --noise {options.noise} --rank {options.rank} --seed {options.seed}"]
+    words += [f"--label {' '.join(options.label)}"] if options.label else []
+    return f"{_MADE_BY} {' '.join(words)}, model {model[:16]}"
+
+
+def _check_same_options(items: list[Item], options: Any) -> None:
+    """Raises PathError where an output that is to stay was made with other options, so far as it tells."""
+    for item in items:
+        assert item.target is not None
+        made = read_comment(item.target) if os.path.exists(item.target) else ""
+        if made.startswith(_MADE_BY) and made != options.made:
+            raise PathError(item.target, f"was made by {made}; give the same options, --overwrite or another output")
 
 
 def _check_distinct(items: list[Item], options: Any) -> None:
@@ -150,6 +184,7 @@ def _enhance(prior: Any, items: list[Item], results: dict[Item, Result], options
                 item.target if item in missing else None,
                 options.residuals.get(item.target),
                 options.seed,
+                comment=options.made,
                 keep_first=item in missing and item.target in options.reports,
             )
             for item in items
@@ -188,9 +223,9 @@ def _settled(item: Item, options: Any) -> Result | None:
     assert item.target is not None
     residual = options.residuals.get(item.target)
     if options.resume:
-        if not item.target.exists():
+        if not os.path.exists(item.target):
             return None  # what stands beside it is left from the run that was stopped
-        if residual is not None and not residual.exists():
+        if residual is not None and not os.path.exists(residual):
             return PathError(item.target, f"exists already, but {residual} does not; --overwrite makes both")
         return {"output": str(item.target), "skipped": True} | ({} if residual is None else {"residual": str(residual)})
     try:
@@ -226,7 +261,7 @@ def _with_report(item: Item, result: Result, first: FirstBlock | None, separate:
     from audiovae.report.enhancement import write_enhancement_report
     from audiovae.separation.files import first_block
 
-    if not ("skipped" in result and report.exists()):
+    if not ("skipped" in result and os.path.exists(report)):
         try:
             if first is None:
                 first = first_block(separate, item.source, options.seed)

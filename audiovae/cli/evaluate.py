@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,17 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them"
     )
     parser.add_argument(
-        "--clean", metavar="DIR", help="with --estimate: compare two folders (or files) instead, by equal names"
+        "--clean",
+        type=arguments.path,
+        metavar="DIR",
+        help="with --estimate: compare two folders (or files) instead, by equal names",
     )
-    parser.add_argument("--estimate", metavar="DIR", help="see --clean")
+    parser.add_argument("--estimate", type=arguments.path, metavar="DIR", help="see --clean")
     parser.add_argument(
-        "--noisy", metavar="DIR", help="with --clean and --estimate: what was enhanced, to tell the improvement over it"
+        "--noisy",
+        type=arguments.path,
+        metavar="DIR",
+        help="with --clean and --estimate: what was enhanced, to tell the improvement over it",
     )
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
@@ -40,10 +47,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     arguments.add_labels(parser)
     parser.add_argument(
-        "--report", metavar="FILE", help="also write a self-contained HTML page with pictures and sound"
+        "--report",
+        type=arguments.path,
+        metavar="FILE",
+        help="also write a self-contained HTML page with pictures and sound",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
 def run(options: Any) -> int:
@@ -60,7 +70,7 @@ def run(options: Any) -> int:
         raise AudiovaeError("evaluate: give sound files, or --clean DIR --estimate DIR")
     if options.report:
         arguments.refuse_existing(Path(options.report), options)
-        if any(parent.is_file() for parent in Path(options.report).parents):
+        if any(os.path.isfile(parent) for parent in Path(options.report).parents):
             raise PathError(options.report, "cannot be written (not a folder); check where it shall stand")
     if options.clean:
         rows, status = run_batch(
@@ -68,7 +78,10 @@ def run(options: Any) -> int:
         )
         title = f"{options.estimate} against {options.clean}"
     else:
-        rows, status = run_batch(arguments.find_inputs(options.inputs), evaluate, options)
+        items = arguments.find_inputs(options.inputs)
+        if options.report:
+            arguments.refuse_inputs([Path(options.report)], items)
+        rows, status = run_batch(items, evaluate, options)
         title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}"
         title += "; bound with sampled z"
         title += "; teacher-forced" if options.teacher_forcing else ""
@@ -137,12 +150,12 @@ def _pairs(clean: str, estimate: str) -> list[Item]:
 
 def _partner(name: str, place: str) -> Path:
     """The file of this name below a folder, if need be of another suffix; `place` itself where that is a file."""
-    if Path(place).is_file():
+    if os.path.isfile(place):
         return Path(place)
     same = Path(place) / name
     others = (
         []
-        if same.exists()
+        if os.path.exists(same)
         else sorted(path for path in same.parent.glob(glob.escape(same.stem) + ".*") if path.suffix.lower() in SUFFIXES)
     )
     return others[0] if others else same

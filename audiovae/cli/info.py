@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jsonargparse
@@ -14,7 +15,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub"
     )
-    arguments.add_common(parser, unused=("device", "seed", "jobs"), unset=("model",))
+    arguments.add_common(parser, "model", model=None)
 
 
 def run(options: Any) -> int:
@@ -56,8 +57,8 @@ def run(options: Any) -> int:
     width = max(map(len, facts))
     for name, value in facts.items():
         print(_harmless(f"{name:<{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}"))
-    if card.exists():
-        text = card.read_text(encoding="utf-8")
+    if os.path.isfile(card):
+        text = card.read_text(encoding="utf-8", errors="replace")
         text = text.split("---\n", 2)[-1].strip() if text.startswith("---\n") else text
         print("\n" + _harmless(text))
     return 0

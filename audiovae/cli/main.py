@@ -6,20 +6,25 @@ Exit status: 0 all done; 1 some of several files failed, the others are done; 2 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import importlib
 import io
 import os
 import re
+import shutil
 import sys
+import tempfile
+import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jsonargparse
 
 from audiovae import __version__
 from audiovae.cli.signals import ends_in_one_line
-from audiovae.errors import AudiovaeError
+from audiovae.errors import AudiovaeError, asks_for_tracebacks, unexpected
 
 VERBS = {
     "prepare": "pack a folder of sound files, or a known corpus, for training",
@@ -82,17 +87,100 @@ class Parser(jsonargparse.ArgumentParser):
 
 def fail(message: str) -> NoReturn:
     """Print one line to the terminal's error stream and leave with exit status 2."""
-    print(f"audiovae: {message}" if not message.startswith("audiovae") else message, file=sys.stderr)
+    _tell(message)
     sys.exit(2)
+
+
+def _tell(message: str) -> None:
+    line = " ".join(str(message).split())
+    print(line if line.startswith("audiovae") else f"audiovae: {line}", file=sys.stderr, flush=True)
 
 
 @ends_in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script."""
+    """The console script: never a traceback, but where AUDIOVAE_TRACEBACK=1 asks for it."""
+    _prepare_streams()
+    _prepare_caches()
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            _flush()
+    except BrokenPipeError:  # the reader of our output, such as head, has left
+        return 0
+    except AudiovaeError as error:
+        fail(str(error))
+    except Exception as error:
+        fail(str(unexpected(error)))
+
+
+def _prepare_streams() -> None:
+    """Give each standard stream that is closed a place to write to, and let all of them print any file name."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file to be opened would take its number, and what is printed
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _Unfailing(sys.stderr)  # type: ignore[assignment, arg-type]
+    if not asks_for_tracebacks():  # of threads and destructors of libraries: what waits for them fails, too
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = lambda failed: None
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = lambda failed: None
     for stream in (sys.stdout, sys.stderr):  # a file name may be no Unicode
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, (io.TextIOWrapper, _Unfailing)):
             stream.reconfigure(errors="backslashreplace")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+
+
+def _prepare_caches() -> None:
+    """Where there is no home to write to, give the libraries that keep something there a folder that ends with us."""
+    wanted = [name for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR") if name not in os.environ]
+    if wanted and not os.access(os.path.expanduser("~"), os.W_OK):
+        with contextlib.suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="audiovae-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ.update(dict.fromkeys(wanted, folder))
+
+
+class _Unfailing:
+    """A stream on which nothing is lost that the exit status would not tell: one that is full or gone stops no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _flush() -> None:
+    """Write what the standard output still holds, now that an error can be told.
+
+    Raises:
+        AudiovaeError: it cannot be written.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the interpreter would try again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise AudiovaeError(f"the standard output cannot be written ({error.strerror})") from error
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
         print(_TOP_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())))
@@ -105,21 +193,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
         fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
     module: Any = importlib.import_module(f"audiovae.cli.{verb}")
+    return int(module.run(_options(verb, module, given[1:])))
+
+
+def _options(verb: str, module: Any, given: list[str]) -> Any:
     joined = [part for text in given for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
     Parser.config = next((joined[i + 1] for i, text in enumerate(joined[:-1]) if text == "--config"), None)
-    Parser.given = given[1:]
+    Parser.given = given
     parser = Parser(
         prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + "."
     )
     module.add_arguments(parser)
     try:
-        options = parser.parse_args(given[1:])
+        return parser.parse_args(given)
     except UnicodeDecodeError:
         fail(f"{Parser.config}: is not a YAML file of options, but binary")
-    try:
-        return int(module.run(options))
-    except AudiovaeError as error:
-        fail(" ".join(str(error).split()))
-    except BrokenPipeError:  # the reader of our output, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (OSError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        if asks_for_tracebacks():
+            raise
+        what = f"{Parser.config}: is not a YAML file of options" if Parser.config else "options that cannot be read"
+        fail(f"{what} ({str(error)[:200] or type(error).__name__})")

@@ -27,7 +27,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew")
     arguments.add_break_lock(parser)
-    arguments.add_common(parser, unused=("model", "device", "seed"))
+    arguments.add_common(parser, "jobs")
 
 
 def run(options: Any) -> int:

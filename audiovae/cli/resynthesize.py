@@ -21,13 +21,14 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     arguments.add_latents(parser)
     arguments.add_labels(parser)
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
 def run(options: Any) -> int:
     from audiovae.cli.batch import print_json, run_batch
 
-    items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output)
+    found = arguments.without_outputs(arguments.find_inputs(options.inputs), options, options.output)
+    items = arguments.with_targets(found, options.output)
     rows, status = run_batch(items, resynthesize, options)
     arguments.report_rows(rows, options.quiet)
     if options.json:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from audiovae.cli import arguments
+from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock, locked_file
 
+LONGEST_SECONDS = 1800  # which is made in memory
 SAMPLE_LEVEL = 0.05  # RMS of active speech in a well-recorded file
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_output(parser)
-    parser.add_argument("--seconds", type=jsonargparse.typing.PositiveFloat, default=5.0, help="length of the sound")
+    parser.add_argument(
+        "--seconds",
+        type=jsonargparse.typing.PositiveFloat,
+        default=5.0,
+        help=f"length of the sound, at most {LONGEST_SECONDS}",
+    )
     arguments.add_labels(parser)
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "seed")
 
 
 def run(options: Any) -> int:
@@ -28,8 +36,10 @@ def run(options: Any) -> int:
     from audiovae.distributions import ComplexNormal
     from audiovae.prior import AudioVAE
 
+    if options.seconds > LONGEST_SECONDS:
+        raise AudiovaeError(f"sample: --seconds must be at most {LONGEST_SECONDS}, got {options.seconds:g}")
     target = Path(options.output)
-    target = target / "sample.wav" if target.is_dir() or not target.suffix else target
+    target = target / "sample.wav" if os.path.isdir(target) or not target.suffix else target
     arguments.refuse_existing(target, options)
     prior = AudioVAE.from_pretrained(options.model, arguments.resolve_device(options.device))
     torch.manual_seed(options.seed)

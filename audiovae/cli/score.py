@@ -19,7 +19,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="above 1: the importance-weighted bound of so many samples",
     )
     arguments.add_labels(parser)
-    arguments.add_common(parser)
+    arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
 def run(options: Any) -> int:

@@ -14,6 +14,9 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     from audiovae.metrics import METRICS, summarise
 
     scored = [row for row in rows if "values" in row]
+    for row in scored:
+        infinite = {name: "infinite" for name, value in row["values"].items() if math.isinf(value)}
+        row["reasons"] = {**row["reasons"], **infinite}  # JSON has no number for it
     summary = summarise([row["values"] for row in scored])
     if options.json:
         from audiovae.cli.batch import print_json
@@ -29,10 +32,11 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     from audiovae.cli.progress import print_table
 
     names = list(summary)
-    parent = os.path.commonpath([os.path.dirname(row["file"]) for row in scored])
+    places = {row["file"]: os.path.abspath(row["file"]) for row in scored}
+    parent = os.path.commonpath([os.path.dirname(place) for place in places.values()])
     body = (
         [
-            [os.path.relpath(row["file"], parent or "."), *(_cell(row["values"].get(name)) for name in names)]
+            [os.path.relpath(places[row["file"]], parent), *(_cell(row["values"].get(name)) for name in names)]
             for row in scored
         ]
         if len(scored) <= _LONGEST_TABLE
@@ -47,10 +51,8 @@ def print_scores(rows: list[dict[str, Any]], options: Any, title: str) -> None:
     reasons = sorted({(metric, reason) for row in scored for metric, reason in row["reasons"].items()})
     for metric, reason in reasons:
         files = [row["file"] for row in scored if row["reasons"].get(metric) == reason]
-        notes.append(
-            f"{METRICS[metric].heading} not scored ({reason}): "
-            + (files[0] if len(files) == 1 else f"{len(files)} files")
-        )
+        what = "infinite, not averaged" if reason == "infinite" else f"not scored ({reason})"
+        notes.append(f"{METRICS[metric].heading} {what}: " + (files[0] if len(files) == 1 else f"{len(files)} files"))
     print_table(["file", *(METRICS[name].heading for name in names)], body, title, notes)
 
 

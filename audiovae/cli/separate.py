@@ -9,7 +9,6 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
-from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock, locked_file
 
 
@@ -22,13 +21,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         default=2,
         help="how many there are: one file each, the loudest first",
     )
-    arguments.add_common(parser, unused=("model",))
+    arguments.add_common(parser, "device", "seed", "jobs")
 
 
 def run(options: Any) -> int:
     from audiovae.cli.batch import print_json, run_batch
 
-    items = arguments.find_inputs(options.inputs)
+    items = arguments.without_outputs(arguments.find_inputs(options.inputs), options, options.output)
     targets = [Item(item.source, item.name, Path(options.output, item.name)) for item in items]
     rows, status = run_batch(targets, separate, options, load_model=False, writes=False)
     if options.json:
@@ -44,8 +43,7 @@ def separate(prior: None, item: Item, options: Any) -> dict[str, Any]:
     targets = [item.target.with_stem(f"{item.target.stem}-{n + 1}") for n in range(options.sources)]
     for target in targets:
         arguments.refuse_existing(target, options)
-        if target.resolve() == item.source.resolve():
-            raise AudiovaeError(f"{target}: is the input itself; choose another output")
+    arguments.refuse_inputs(list(targets), [item])
     if options.break_lock:
         break_lock(item.target)
     with locked_file(item.target):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from audiovae.locks import break_lock
 from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings
 
 _PLAIN_SECONDS, _PLAIN_SECONDS_OF_VALIDATIONS = 10.0, 1.0  # between two lines in a log
+_MOST_VALUES = 10_000  # of a YAML file
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="verify all recordings first, also of a corpus above 2 GB: slow"
     )
     arguments.add_break_lock(parser)
-    arguments.add_common(parser, unused=("model", "jobs"), unset=("seed",))
+    arguments.add_common(parser, "device", "seed", first_seed=None)
 
 
 def _kind(given: Sequence[str], config: str | None) -> str:
@@ -69,10 +69,35 @@ def _kind(given: Sequence[str], config: str | None) -> str:
 
         try:
             content = yaml.safe_load(Path(config).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             content = None  # the parser says what is wrong
+        if not _is_small(content):
+            raise AudiovaeError(f"{config}: is not a YAML file of options: it has too many values")
         kind = content.get("type") if isinstance(content, dict) else None
-    return kind if kind in MODEL_SETTINGS else "FrameVAE"
+    return kind if isinstance(kind, str) and kind in MODEL_SETTINGS else "FrameVAE"
+
+
+def _group(options: Any, name: str) -> dict[str, Any]:
+    """Options of one group; a group that is empty in a YAML file has its defaults.
+
+    Raises:
+        AudiovaeError: the YAML file has something else in its place.
+    """
+    group = getattr(options, name)
+    if group is None:
+        return {}
+    if not isinstance(group, jsonargparse.Namespace):
+        raise AudiovaeError(f"train: {name}: expected options by name, got {str(group)[:80]}")
+    return group.as_dict()
+
+
+def _is_small(content: Any) -> bool:
+    """Has a YAML file so few values, those that it repeats by reference counted anew, that they can be printed?"""
+    waiting, n = [content], 0
+    while waiting and n < _MOST_VALUES:
+        value, n = waiting.pop(), n + 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return n < _MOST_VALUES
 
 
 def _takes_labels(kind: str) -> bool:
@@ -80,16 +105,14 @@ def _takes_labels(kind: str) -> bool:
 
 
 def run(options: Any) -> int:
-    if int(os.environ.get("LOCAL_RANK", 0)) or int(
-        os.environ.get("NODE_RANK", 0)
-    ):  # one of several processes of the same run
+    if arguments.rank("LOCAL_RANK") or arguments.rank("NODE_RANK"):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
     shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
     if options.labels and not _takes_labels(options.type):
         takers = ", ".join(filter(_takes_labels, MODEL_SETTINGS))
         raise AudiovaeError(f"train: {options.type} takes no labels: its structure has no place for them; {takers} do")
     try:
-        settings = TrainingSettings(**{**options.training.as_dict(), **shorts})
+        settings = TrainingSettings(**{**_group(options, "training"), **shorts})
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 
@@ -98,7 +121,7 @@ def run(options: Any) -> int:
     from audiovae.cli.batch import print_json
     from audiovae.cli.progress import bar
     from audiovae.corpora.packed import PackedCorpus
-    from audiovae.models import MODELS
+    from audiovae.models import build
     from audiovae.prior import AudioVAE
     from audiovae.stft import STFT
     from audiovae.training.loop import Progress, fit
@@ -109,12 +132,13 @@ def run(options: Any) -> int:
     device = arguments.resolve_device(options.device)
     torch.manual_seed(settings.seed)
     try:
-        stft = STFT(**options.stft.as_dict())
-        model, settings_of = MODELS[options.type]
-        sizes = options.vae.as_dict()
+        stft = STFT(**_group(options, "stft"))
+        sizes = _group(options, "vae")
         if options.labels:
             sizes["labels"] = {name: corpus.classes(name) for name in options.labels}
-        prior = AudioVAE(stft, model(stft.n_freqs, settings_of(**sizes)), corpus.header.sample_rate)
+        prior = AudioVAE(
+            stft, build(options.type, stft.n_freqs, MODEL_SETTINGS[options.type](**sizes)), corpus.header.sample_rate
+        )
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 

@@ -8,7 +8,9 @@ ignored.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,10 +21,12 @@ from numpy.typing import NDArray
 
 from audiovae.atomic import atomic_path
 from audiovae.errors import CorpusError
+from audiovae.settings import LARGEST_RATE
 
 FORMAT_VERSION = 2  # 1: levels and trimming counted DC and rumble
 SAMPLES, INDEX = "samples.int16", "index.jsonl"
 SMALL_BYTES = 2 * 2**30
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class Utterance:
     sha256: str
     labels: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        texts = (self.id, self.speaker, self.split, self.sha256, *self.labels, *self.labels.values())
+        counts = (self.start, self.n_samples, self.source_size, self.source_mtime_ns)
+        if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
+            raise TypeError(f"the line of {self.id!r} has values of other types")
+        levels = (self.scale, self.level)
+        if not (self.split in SPLITS and self.start >= 0 < self.n_samples and all(1e-45 < x < 1e39 for x in levels)):
+            raise ValueError(f"the line of {self.id!r} has values out of range")
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -73,6 +86,10 @@ class Header:
     layout: str
     source: str
 
+    def __post_init__(self) -> None:
+        if type(self.sample_rate) is not int or not 0 < self.sample_rate <= LARGEST_RATE:
+            raise ValueError(f"a sample rate of {self.sample_rate!r}")
+
 
 class PackedCorpus:
     """A packed corpus on disk.
@@ -91,10 +108,15 @@ class PackedCorpus:
         path = self.folder / SAMPLES
         if n_samples == 0:
             raise CorpusError(self.folder, "holds no recording; prepare it from a folder of sound files")
-        if not path.exists() or path.stat().st_size < 2 * n_samples:
-            raise CorpusError(path, "is missing or truncated; prepare the corpus again with --overwrite")
+        try:
+            if os.stat(path).st_size < 2 * n_samples:
+                raise FileNotFoundError
+            self.samples: NDArray[np.int16] = np.memmap(path, dtype="<i2", mode="r", shape=(n_samples,))
+        except FileNotFoundError as error:
+            raise CorpusError(path, "is missing or truncated; prepare the corpus again with --overwrite") from error
+        except OSError as error:
+            raise CorpusError(path, f"cannot be read ({error.strerror}); check its permissions") from error
         self._verified: set[str] = set()
-        self.samples: NDArray[np.int16] = np.memmap(path, dtype="<i2", mode="r", shape=(n_samples,))
 
     def verify(self, utterances: Iterable[Utterance] | None = None) -> None:
         """Compare recordings, all by default, with their SHA-256; each only once.
@@ -207,11 +229,13 @@ def _check(header: Header, utterances: list[Utterance]) -> None:
 
 def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
     path = folder / INDEX
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CorpusError(folder, f"is not a packed corpus (no {INDEX}); make one with: audiovae prepare FOLDER PACKED")
     try:
         header, *lines = _verified_lines(path)
         version = header.pop("format_version")
+        if type(version) is not int:
+            raise TypeError("format_version")
         if version > FORMAT_VERSION:
             raise CorpusError(
                 path,
@@ -225,9 +249,12 @@ def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
             )
         utterances = [Utterance(**line) for line in lines if "sha256" in line]
         left_out = [LeftOut(**line) for line in lines if "reason" in line]
+        by_start = sorted(utterances, key=lambda u: u.start)
+        if any(a.start + a.n_samples > b.start for a, b in itertools.pairwise(by_start)):
+            raise ValueError("recordings overlap")
         _check(Header(**header), utterances)
         return Header(**header), utterances, left_out
     except OSError as error:
-        raise CorpusError(path, f"cannot be read ({error.strerror})") from error
+        raise CorpusError(path, f"cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise CorpusError(path, "is damaged; prepare the corpus again with --overwrite") from error

@@ -303,6 +303,8 @@ def _names(path: str | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        return frozenset(line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip())
+        text = Path(path).read_text(encoding="utf-8-sig")
+        names = (os.fsdecode(line.strip().encode()) for line in text.splitlines())  # as those of folders are decoded
+        return frozenset(name for name in names if name)
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(path, "cannot be read; give a text file with one speaker a line") from error

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from audiovae.atomic import atomic_path
@@ -24,15 +23,13 @@ from audiovae.files.stretch import STRETCH_FRAMES, stretches
 from audiovae.models import Factor, Inference
 from audiovae.phase import StreamingGriffinLim
 from audiovae.prior import AudioVAE, LatentChoice, check_choice
+from audiovae.settings import LARGEST_RATE
 from audiovae.stft import power
 
 LATENTS_FORMAT_VERSION = 2
+LARGEST_LEVEL = 1e38  # as of a float sound file
 _FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
 _KINDS = {"level": "f", "model": "U"}  # of numpy's, else integers
-_DAMAGED_ARCHIVE = (
-    OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-    zlib.error,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,9 @@ class LatentsFile:
             ModelError: missing, damaged, not a latents file, or of another version.
         """
         try:
-            _check_archive(Path(path))
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
+            with open(path, "rb") as file:
+                _check_archive(file)
+                fields = np.load(file, allow_pickle=False)
                 version = int(fields["format_version"])
                 if version > LATENTS_FORMAT_VERSION:
                     raise ModelError(path, f"was written by a newer audiovae (format {version}); update audiovae")
@@ -93,14 +91,18 @@ class LatentsFile:
                         path, f"was written by an older audiovae (format {version}); encode the sound again"
                     )
                 return cls._of(fields)
+        except ModelError:
+            raise
         except FileNotFoundError as error:
             raise ModelError(path, "no such file") from error
-        except _DAMAGED_ARCHIVE as error:
+        except PermissionError as error:
+            raise ModelError(path, "cannot be read; check its permissions") from error
+        except Exception as error:  # what zipfile and numpy raise on damaged bytes changes between their versions
             raise ModelError(path, "is not a latents file, or a damaged one; encode the sound again") from error
 
     @classmethod
     def _of(cls, fields: Any) -> LatentsFile:
-        """From the arrays of an archive; raises one of `_DAMAGED_ARCHIVE` where they are not what was written."""
+        """From the arrays of an archive; raises an error of any class where they are not what was written."""
         groups: dict[str, dict[str, Tensor]] = {"posterior": {}, "sequence": {}}
         for name in set(fields.files) - _FIELDS:
             group, _, parameter = name.partition(".")
@@ -120,25 +122,26 @@ class LatentsFile:
             for tensor in tensors
         )
         aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
-        if not (whole and sound and aligned and 0 <= level < 1e30 and 1000 <= rate <= 1_000_000 and n_samples > 0):
+        counts = 1000 <= rate <= LARGEST_RATE and 0 < n_samples < 2**62
+        if not (whole and sound and aligned and 0 <= level < LARGEST_LEVEL and counts):
             raise ValueError("latents")
         return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
 
 
-def _check_archive(path: Path) -> None:
-    """Raises one of `_DAMAGED_ARCHIVE` where an array claims to be larger than the file: nothing is compressed there,
-    so nothing can unfold in the memory.
-    """
-    n_bytes = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(member.filename)
-            with archive.open(member) as file:
-                read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(file)]
-                shape, _, dtype = read(file)
-            if dtype.hasobject or math.prod(shape) * dtype.itemsize > n_bytes:
-                raise ValueError(member.filename)
+def _check_archive(file: BinaryIO) -> None:
+    """Raises ValueError where reading the arrays of an .npz file would take more memory than the file is long."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
+            raise ValueError("compressed")
+        for member in members:
+            with archive.open(member) as array:
+                major, _ = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+                if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError("header")
+    file.seek(0)
 
 
 @torch.no_grad()
@@ -209,7 +212,8 @@ def decode_file(
         if latents == "sample":
             z = _sampled(prior, encoded)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(source, f"is damaged: {error}; encode it again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(source, f"is damaged: {reason}; encode it again") from error
 
     def magnitudes() -> Iterator[Tensor]:
         for stretch in stretches(iter(z.split(STRETCH_FRAMES, dim=1)), prior.vae.context):
@@ -219,7 +223,9 @@ def decode_file(
 
 
 def _sampled(prior: AudioVAE, encoded: LatentsFile) -> Float[Tensor, "channel frame latent"]:
-    build = prior.vae.latents.build
+    build, names = prior.vae.latents.build, set(prior.vae.latents.parameters)
+    if any(tensors and tensors.keys() != names for tensors in (encoded.posterior, encoded.sequence)):
+        raise ValueError(f"its posterior must have {' and '.join(sorted(names))}")
     stored = [(encoded.posterior, True), (encoded.sequence, False)]
     factors = tuple(Factor(build(**tensors), None, per_frame) for tensors, per_frame in stored if tensors)
     return Inference(encoded.latents, factors).sample()

@@ -145,9 +145,9 @@ class Recording:
             yield piece + np.float32(self.rumble_share) * pending[:, : piece.shape[1]]
             pending = pending[:, piece.shape[1] :]
 
-    def writer(self, target: str | Path) -> Writer:
+    def writer(self, target: str | Path, comment: str = "") -> Writer:
         """A sound file to write: of this one's rate, length, channels and, where the suffix is the same, format."""
-        return Writer(target, self.info.sample_rate, self.info.n_channels, self.info.n_samples, self.info)
+        return Writer(target, self.info.sample_rate, self.info.n_channels, self.info.n_samples, self.info, comment)
 
     def write(self, target: str | Path, frames: Iterator[Tensor], synthesis: Synthesis) -> Writer:
         """Write a sound file of frames, with the rumble that the blocks lack; see `waves` and `writer`.

@@ -34,7 +34,7 @@ class Conditions:
         self.n_classes = [len(classes) for classes in self.labels.values()]
         self.size = sum(self.n_classes)
 
-    def encode(self, **given: str) -> Float[Tensor, " label"]:
+    def encode(self, /, **given: str) -> Float[Tensor, " label"]:
         """The one-hot condition of one class for every label.
 
         Raises:

@@ -76,7 +76,8 @@ class DKF(Dynamical):
         self.to_drive = nn.Linear(settings.width, self.recurrence.drive_size)
         self.transition = GatedTransition(self.latent_dim)
         self.decoder = nn.Sequential(
-            *tanh_layers(self.latent_dim, *settings.emission), nn.Linear(settings.emission[-1], n_freqs, bias=False)
+            *tanh_layers(self.latent_dim, *settings.emission),
+            nn.Linear([self.latent_dim, *settings.emission][-1], n_freqs, bias=False),
         )
         start_small(cast(nn.Linear, self.decoder[-1]))
 

@@ -262,7 +262,7 @@ def compiled() -> bool:
 def _load() -> bool:
     try:
         torch.ops.load_library(_build())
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         logging.getLogger("audiovae").warning(
             "the loop over time runs in PyTorch, slower than compiled: %s (AUDIOVAE_NO_COMPILER=1: no compiler, no "
             "warning)",

@@ -37,6 +37,7 @@ class NoisyFile:
             scale.
         seed: of everything random.
         keep_first: hold on to the first block, for a page on it.
+        comment: stands in the tags of what is written.
     """
 
     source: str | Path
@@ -44,6 +45,7 @@ class NoisyFile:
     residual: str | Path | None = None
     seed: int = 0
     keep_first: bool = False
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,10 +247,10 @@ def _enhance(
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
     pieces = recording.waves(_popped(ready), StreamingSynthesis(front.stft))
     with ExitStack() as opened:
-        speech = None if file.target is None else opened.enter_context(recording.writer(file.target))
+        speech = None if file.target is None else opened.enter_context(recording.writer(file.target, file.comment))
         residual = None
         if speech is not None and file.residual is not None:
-            residual = opened.enter_context(recording.writer(file.residual))
+            residual = opened.enter_context(recording.writer(file.residual, file.comment))
 
         def write(wave: audio.Wave) -> None:
             if speech is not None:
