@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,34 +73,77 @@ def quiet_track(
     Args:
         first: the spectrum at the beginning, where that is known.
     """
-    n_frames = len(power)
+    return _track(_smooth(power), first)
+
+
+def _track(smooth, first):
+    sounding = _sounding(smooth)
+    if sounding.all():
+        return _plain_track(smooth, first)
+    track = torch.empty_like(smooth)
+    track[sounding] = _plain_track(smooth[sounding], first)
+    track[~sounding] = _track(smooth[~sounding], None)
+    return track
+
+def _windows(n_frames):
     centres = list(range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES))
-    starts = [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
-    of_window = {start: quiet_spectrum(power[start : start + _WINDOW_FRAMES]) for start in set(starts)}
+    return [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
+
+def _sounding(smooth):
+    sounding = torch.zeros(len(smooth), dtype=torch.bool)
+    starts = _windows(len(smooth))
+    for start in sorted(set(starts)):
+        sl = slice(start, start + _WINDOW_FRAMES)
+        sounding[sl] |= RULE(smooth[sl])
+    return sounding
+
+def _plain_track(smooth, first):
+    n_frames = len(smooth)
+    starts = _windows(n_frames)
+    of_window = {start: _quiet(smooth[start : start + _WINDOW_FRAMES]) for start in set(starts)}
     spectra = torch.stack([of_window[start] for start in starts])
     if first is not None:
         spectra[0] = first
     if len(spectra) == 1:
         return spectra.expand(n_frames, -1)
-    place = torch.arange(n_frames, device=power.device) / _STRIDE_FRAMES
+    place = torch.arange(n_frames, device=smooth.device) / _STRIDE_FRAMES
     before = place.floor().long()
-    share = (place - before).unsqueeze(-1).to(power.dtype)
+    share = (place - before).unsqueeze(-1).to(smooth.dtype)
     return torch.lerp(spectra[before], spectra[(before + 1).clamp(max=len(spectra) - 1)], share)
+
+import os
+X=float(os.environ.get('PX','10')); SHARE=float(os.environ.get('PSHARE','.5')); NEAR=float(os.environ.get('PNEAR','.8')); COUNT=[0,0]; GQ=float(os.environ.get('PGQ','.1'))
+def RULE(smooth):
+    n = max(1, smooth.shape[1] // 32)
+    bands = 10*torch.log10(functional.avg_pool1d(smooth, n, n)+1e-20)
+    loud = bands.mean(0); heard = loud > loud.max()-70
+    bands = bands[:, heard]
+    level = bands.mean(1)
+    T=len(level)
+    sounding = level >= level.sort(descending=True).values[min(T-1,int(SHARE*T))]
+    COUNT[0]+=1
+    while True:
+        COUNT[1]+=1
+        rest = bands[sounding]
+        quiet = rest.kthvalue(max(1, round(GQ*len(rest))), 0).values
+        over = bands - quiet
+        k=max(1,round(NEAR*over.shape[1]))
+        more = sounding | (over.kthvalue(k, 1).values > -X)
+        if more.sum() == sounding.sum(): return more
+        sounding = more
 
 
 def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
-    """The mean power of a recording's noise, from a low quantile over time of the power averaged over a few frames.
+    return _quiet(_smooth(power))
 
-    The average of n independent |x|^2 of variance s is s / n times a Gamma(n) variable, whose quantile is divided out;
-    neighbouring frames overlap, and count as half.
 
-    Reference: R. Martin, "Noise power spectral density estimation based on optimal smoothing and minimum statistics",
-        IEEE Trans. SAP 9(5), 2001 (the idea).
-    """
-    from scipy.stats import gamma
-
+def _smooth(power):
     reach = _QUANTILE_FRAMES // 2
     padded = functional.pad(power.mT.unsqueeze(1), (reach, reach), mode="replicate")  # [freq, 1, frame]
-    smooth = functional.avg_pool1d(padded, _QUANTILE_FRAMES, 1).squeeze(1)
+    return functional.avg_pool1d(padded, _QUANTILE_FRAMES, 1).squeeze(1).mT
+
+
+def _quiet(smooth):
+    from scipy.stats import gamma
     n = _QUANTILE_FRAMES / 2
-    return torch.quantile(smooth, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
+    return torch.quantile(smooth, _QUANTILE, dim=0) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
