@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,6 +20,10 @@ _OVERSUBTRACTION = (
 _SMALLEST_FIRST_GAIN = 0.1
 _QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
 _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is free of speech at times, a second apart
+
+_FAR_DB, _NEARLY_ALL = 10.0, 0.8  # a pause is so much quieter than the noise around it, at this share of the bands
+_SURELY_SOUNDING, _LOW_QUANTILE = 0.25, 0.2  # share of a window that is no pause; what a frame is compared with
+_N_BANDS, _HEARD_DB = 32, 70.0  # in which pauses are looked for; weaker than the loudest by more: not heard
 
 
 @dataclass(frozen=True)
@@ -70,80 +73,102 @@ def quiet_track(
 ) -> Float[Tensor, "frame freq"]:
     """The quiet spectrum of windows of four seconds, and between their centres along a straight line.
 
+    Pauses, which say nothing of the noise around them, are left out as if they were cut; they have a track of their
+    own.
+
     Args:
-        first: the spectrum at the beginning, where that is known.
+        first: the spectrum at the beginning, where that is known; not used where it is a pause's.
     """
-    return _track(_smooth(power), first)
-
-
-def _track(smooth, first):
-    sounding = _sounding(smooth)
-    if sounding.all():
-        return _plain_track(smooth, first)
-    track = torch.empty_like(smooth)
-    track[sounding] = _plain_track(smooth[sounding], first)
-    track[~sounding] = _track(smooth[~sounding], None)
-    return track
-
-def _windows(n_frames):
-    centres = list(range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES))
-    return [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
-
-def _sounding(smooth):
-    sounding = torch.zeros(len(smooth), dtype=torch.bool)
-    starts = _windows(len(smooth))
-    for start in sorted(set(starts)):
-        sl = slice(start, start + _WINDOW_FRAMES)
-        sounding[sl] |= RULE(smooth[sl])
-    return sounding
-
-def _plain_track(smooth, first):
-    n_frames = len(smooth)
-    starts = _windows(n_frames)
-    of_window = {start: _quiet(smooth[start : start + _WINDOW_FRAMES]) for start in set(starts)}
-    spectra = torch.stack([of_window[start] for start in starts])
-    if first is not None:
-        spectra[0] = first
-    if len(spectra) == 1:
-        return spectra.expand(n_frames, -1)
-    place = torch.arange(n_frames, device=smooth.device) / _STRIDE_FRAMES
-    before = place.floor().long()
-    share = (place - before).unsqueeze(-1).to(smooth.dtype)
-    return torch.lerp(spectra[before], spectra[(before + 1).clamp(max=len(spectra) - 1)], share)
-
-import os
-X=float(os.environ.get('PX','10')); SHARE=float(os.environ.get('PSHARE','.5')); NEAR=float(os.environ.get('PNEAR','.8')); COUNT=[0,0]; GQ=float(os.environ.get('PGQ','.1'))
-def RULE(smooth):
-    n = max(1, smooth.shape[1] // 32)
-    bands = 10*torch.log10(functional.avg_pool1d(smooth, n, n)+1e-20)
-    loud = bands.mean(0); heard = loud > loud.max()-70
-    bands = bands[:, heard]
-    level = bands.mean(1)
-    T=len(level)
-    sounding = level >= level.sort(descending=True).values[min(T-1,int(SHARE*T))]
-    COUNT[0]+=1
-    while True:
-        COUNT[1]+=1
-        rest = bands[sounding]
-        quiet = rest.kthvalue(max(1, round(GQ*len(rest))), 0).values
-        over = bands - quiet
-        k=max(1,round(NEAR*over.shape[1]))
-        more = sounding | (over.kthvalue(k, 1).values > -X)
-        if more.sum() == sounding.sum(): return more
-        sounding = more
+    return _track_of_averages(_averaged(power), first)
 
 
 def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
-    return _quiet(_smooth(power))
+    """The mean power of a recording's noise, from a low quantile over time of the power averaged over a few frames.
+
+    The average of n independent |x|^2 of variance s is s / n times a Gamma(n) variable, whose quantile is divided out;
+    neighbouring frames overlap, and count as half.
+
+    Reference: R. Martin, "Noise power spectral density estimation based on optimal smoothing and minimum statistics",
+        IEEE Trans. SAP 9(5), 2001 (the idea).
+    """
+    return _quiet_of_averages(_averaged(power))
 
 
-def _smooth(power):
+def _track_of_averages(
+    averages: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None = None
+) -> Float[Tensor, "frame freq"]:
+    pause = torch.ones_like(averages[:, 0], dtype=torch.bool)
+    for start in set(_window_starts(len(averages))):
+        pause[start : start + _WINDOW_FRAMES] &= _pauses(averages[start : start + _WINDOW_FRAMES])
+    if not pause.any():
+        return _track_without_pauses(averages, first)
+    track = torch.empty_like(averages)
+    track[~pause] = _track_without_pauses(averages[~pause], first)
+    track[pause] = _track_of_averages(averages[pause])
+    return track
+
+
+def _track_without_pauses(
+    averages: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"] | None
+) -> Float[Tensor, "frame freq"]:
+    n_frames, starts = len(averages), _window_starts(len(averages))
+    of_window = {start: _quiet_of_averages(averages[start : start + _WINDOW_FRAMES]) for start in set(starts)}
+    spectra = torch.stack([of_window[start] for start in starts])
+    if first is not None and not _far_below(*_in_bands(torch.stack([first, spectra[0]])).unbind()):
+        spectra[0] = first
+    if len(spectra) == 1:
+        return spectra.expand(n_frames, -1)
+    place = torch.arange(n_frames, device=averages.device) / _STRIDE_FRAMES
+    before = place.floor().long()
+    share = (place - before).unsqueeze(-1).to(averages.dtype)
+    return torch.lerp(spectra[before], spectra[(before + 1).clamp(max=len(spectra) - 1)], share)
+
+
+def _window_starts(n_frames: int) -> list[int]:
+    """One window for every centre, a second apart; the same again at the ends, beyond which none reaches."""
+    centres = range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES)
+    return [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
+
+
+def _pauses(averages: Float[Tensor, "frame freq"]) -> Bool[Tensor, " frame"]:
+    """Which frames are far quieter than the quietest of the others, at nearly all frequencies?
+
+    The loudest quarter is none. A frame joins those if it is not far below their own low quantile, and so on until none
+    joins. Down from speech to the noise in its gaps every level occurs, so that these join; nothing leads from noise
+    down to a pause.
+    """
+    bands = _in_bands(averages)
+    level = bands.mean(-1)
+    sounding = level >= torch.quantile(level, 1 - _SURELY_SOUNDING)
+    while True:
+        others = bands[sounding]
+        low = others.kthvalue(1 + int(_LOW_QUANTILE * (len(others) - 1)), 0).values
+        joined = sounding | ~_far_below(bands, low)
+        if torch.equal(joined, sounding):
+            return ~sounding
+        sounding = joined
+
+
+def _in_bands(power: Float[Tensor, "*frame freq"]) -> Float[Tensor, "*frame band"]:
+    """The level of about 32 bands in dB, without those that are hardly ever heard, such as above what was sampled."""
+    width = max(1, power.shape[-1] // _N_BANDS)
+    bands = 10 * torch.log10(functional.avg_pool1d(power, width, width) + VARIANCE_FLOOR)
+    mean = bands.mean(0)
+    return bands[:, mean > mean.max() - _HEARD_DB]
+
+
+def _far_below(bands: Float[Tensor, "*frame band"], low: Float[Tensor, " band"]) -> Bool[Tensor, "*frame"]:
+    return (bands < low - _FAR_DB).double().mean(-1) >= _NEARLY_ALL
+
+
+def _averaged(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]:
     reach = _QUANTILE_FRAMES // 2
     padded = functional.pad(power.mT.unsqueeze(1), (reach, reach), mode="replicate")  # [freq, 1, frame]
     return functional.avg_pool1d(padded, _QUANTILE_FRAMES, 1).squeeze(1).mT
 
 
-def _quiet(smooth):
+def _quiet_of_averages(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
     from scipy.stats import gamma
+
     n = _QUANTILE_FRAMES / 2
-    return torch.quantile(smooth, _QUANTILE, dim=0) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
+    return torch.quantile(averages.mT, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
