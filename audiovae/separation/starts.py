@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +20,11 @@ _OVERSUBTRACTION = (
 _SMALLEST_FIRST_GAIN = 0.1
 _QUANTILE, _QUANTILE_FRAMES = 0.1, 5  # of the power averaged over so many frames: what speech leaves free
 _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is free of speech at times, a second apart
+
+_FAR_DB, _NEARLY_ALL = 10.0, 0.8  # a pause is so much quieter than the noise around it, at this share of the bands
+_SURELY_SOUNDING, _SILENT_DB = 0.25, 60.0  # share of a window that is no pause, but for frames so far below its loudest
+_LOW_QUANTILE = 0.2  # of the others, with which a frame is compared
+_N_BANDS, _HEARD_DB = 32, 70.0  # in which pauses are looked for; weaker than the loudest by more: not heard
 
 
 @dataclass(frozen=True)
@@ -69,22 +74,26 @@ def quiet_track(
 ) -> Float[Tensor, "frame freq"]:
     """The quiet spectrum of windows of four seconds, and between their centres along a straight line.
 
+    Pauses, which say nothing of the noise around them, have a quiet spectrum of their own.
+
     Args:
-        first: the spectrum at the beginning, where that is known.
+        first: the spectrum at the beginning, where that is known; only for frames that are about as loud.
     """
-    n_frames = len(power)
-    centres = list(range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES))
+    n_frames, averages = len(power), _averaged(power)
+    centres = range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES)
     starts = [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
-    of_window = {start: quiet_spectrum(power[start : start + _WINDOW_FRAMES]) for start in set(starts)}
-    spectra = torch.stack([of_window[start] for start in starts])
-    if first is not None:
-        spectra[0] = first
-    if len(spectra) == 1:
-        return spectra.expand(n_frames, -1)
-    place = torch.arange(n_frames, device=power.device) / _STRIDE_FRAMES
-    before = place.floor().long()
-    share = (place - before).unsqueeze(-1).to(power.dtype)
-    return torch.lerp(spectra[before], spectra[(before + 1).clamp(max=len(spectra) - 1)], share)
+    of_window = {start: _quiet_of_frames(averages[start : start + _WINDOW_FRAMES]) for start in set(starts)}
+    if n_frames == 1:
+        return of_window[0] if first is None else _told(of_window[0], first)
+    track = torch.empty_like(averages)
+    for centre, left, right in zip(centres, starts, starts[1:], strict=False):
+        end = min(centre + _STRIDE_FRAMES, n_frames)
+        before, after = (of_window[start][centre - start : end - start] for start in (left, right))
+        if centre == 0 and first is not None:
+            before = _told(before, first)
+        share = torch.arange(end - centre, device=power.device, dtype=power.dtype) / _STRIDE_FRAMES
+        track[centre:end] = torch.lerp(before, after, share.unsqueeze(-1))
+    return track
 
 
 def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
@@ -96,10 +105,64 @@ def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]
     Reference: R. Martin, "Noise power spectral density estimation based on optimal smoothing and minimum statistics",
         IEEE Trans. SAP 9(5), 2001 (the idea).
     """
-    from scipy.stats import gamma
+    return _quiet_of_averages(_averaged(power))
 
+
+def _quiet_of_frames(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]:
+    """The quiet spectrum of a window at its frames: that of all but the pauses, and at these their own."""
+    pause = _pauses(averages)
+    quiet = _quiet_of_averages(averages[~pause]).repeat(len(averages), 1)
+    if pause.any():
+        quiet[pause] = _quiet_of_frames(averages[pause])
+    return quiet
+
+
+def _told(quiet: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"]) -> Float[Tensor, "frame freq"]:
+    """The first spectrum, but where one of the two is a pause's beside the other."""
+    bands = _in_bands(torch.cat([first.unsqueeze(0), quiet]))
+    differs = _far_below(bands[1:], bands[:1]) | _far_below(bands[:1], bands[1:])
+    return torch.where(differs.unsqueeze(-1), quiet, first)
+
+
+def _pauses(averages: Float[Tensor, "frame freq"]) -> Bool[Tensor, " frame"]:
+    """Which frames are far quieter than the quietest of the others, at nearly all frequencies?
+
+    The loudest quarter of those within 60 dB of the loudest is none. A frame joins those if it is not far below their
+    own low quantile, and so on until none joins. Down from speech to the noise in its gaps every level occurs, so that
+    these join; nothing leads from noise down to a pause.
+    """
+    bands = _in_bands(averages)
+    level = bands.mean(-1)
+    sounding = level >= torch.quantile(level[level >= level.max() - _SILENT_DB], 1 - _SURELY_SOUNDING)
+    while True:
+        others = bands[sounding]
+        low = others.kthvalue(1 + int(_LOW_QUANTILE * (len(others) - 1)), 0).values
+        joined = sounding | ~_far_below(bands, low)
+        if torch.equal(joined, sounding):
+            return ~sounding
+        sounding = joined
+
+
+def _in_bands(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame band"]:
+    """The level of about 32 bands in dB, without those that are hardly ever heard, such as above what was sampled."""
+    width = max(1, power.shape[-1] // _N_BANDS)
+    bands = 10 * torch.log10(functional.avg_pool1d(power, width, width) + VARIANCE_FLOOR)
+    mean = bands.mean(0)
+    return bands[:, mean > mean.max() - _HEARD_DB]
+
+
+def _far_below(bands: Float[Tensor, "_ band"], low: Float[Tensor, "*_ band"]) -> Bool[Tensor, " frame"]:
+    return (bands < low - _FAR_DB).double().mean(-1) >= _NEARLY_ALL
+
+
+def _averaged(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]:
     reach = _QUANTILE_FRAMES // 2
     padded = functional.pad(power.mT.unsqueeze(1), (reach, reach), mode="replicate")  # [freq, 1, frame]
-    smooth = functional.avg_pool1d(padded, _QUANTILE_FRAMES, 1).squeeze(1)
+    return functional.avg_pool1d(padded, _QUANTILE_FRAMES, 1).squeeze(1).mT
+
+
+def _quiet_of_averages(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
+    from scipy.stats import gamma
+
     n = _QUANTILE_FRAMES / 2
-    return torch.quantile(smooth, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
+    return torch.quantile(averages.mT, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR

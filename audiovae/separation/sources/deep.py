@@ -20,6 +20,7 @@ from audiovae.separation.sources.source import Finding, MakeSource, Source
 from audiovae.separation.spatial.spatial import View, without_draws
 
 _COLOUR_BANDS = 20
+_AUDIBLE = 1e-6  # of the loudest frame's power
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class DeepSource(Source):
         self._gain = torch.ones_like(mixture.power[..., 0])  # g [recording, frame]
         self._log_colour = mixture.power.new_zeros(len(mixture.power), _COLOUR_BANDS)
         self._shares = bands(_COLOUR_BANDS, mixture.power)
+        loudness = mixture.power.sum(-1)
+        self._audible = loudness > _AUDIBLE * loudness.amax(-1, keepdim=True)
         self._draws: Draws | None = None
         self._speech: Tensor | None = None
         self._scale: Tensor | None = None
@@ -134,7 +137,8 @@ class DeepSource(Source):
             self._gain = torch.where(self._mixture.inside, log_gain.exp(), 1.0)
             self._scale = None
         if settings.colour_deviation:
-            fall, rise = (part.sum(-2) @ self._shares for part in self._slopes(view))
+            told = self._audible.unsqueeze(-1)
+            fall, rise = ((told * part).sum(-2) @ self._shares for part in self._slopes(view))
             stiffness = weight / settings.colour_deviation**2
             self._log_colour = log_normal_update(self._log_colour, fall, rise, stiffness)
             self._scale = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,11 +25,14 @@ class Stationary(ShallowSource):
 
     def __init__(self, mixture: Mixture, first: Float[Tensor, "recording frame freq"], n_steps: int = 1) -> None:
         super().__init__(mixture, n_steps)
-        self._spectrum = mixture.mean_over_frames(first.movedim(-1, 0)).mT
+        loudness = torch.where(mixture.inside, first.sum(-1), 0.0)
+        counted = loudness >= 0.1 * loudness.amax(-1, keepdim=True)
+        self._shares = (counted / counted.sum(-1, keepdim=True)).unsqueeze(1)
+        self._spectrum = (self._shares @ first).squeeze(1)
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
         return (self._spectrum + VARIANCE_FLOOR).unsqueeze(1).expand_as(self._mixture.power)
 
     def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         numerator, denominator = statistics()
-        self._spectrum = self._spectrum * root(numerator.sum(1), denominator.sum(1))
+        self._spectrum = self._spectrum * root(*((self._shares @ part).squeeze(1) for part in (numerator, denominator)))
