@@ -233,8 +233,9 @@ def inspect(path: str | Path) -> AudioInfo:
 
 def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
     """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
-    for view in [opened.enter_context(view) for view in streams(path)] or [os.fsencode(path)]:
-        yield opened.enter_context(soundfile.SoundFile(view))
+    views = [opened.enter_context(view) for view in streams(path)]
+    for stored in views or [os.fsencode(path)]:
+        yield opened.enter_context(soundfile.SoundFile(stored))
 
 
 def _read(file: soundfile.SoundFile, n_samples: int) -> NDArray[np.float32]:

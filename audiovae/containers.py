@@ -407,8 +407,8 @@ def _know_riff(file: BinaryIO, size: int) -> list[list[_Part]]:
         sizes = struct.pack("<QQ", size - 8, n_bytes)
         return [[(0, data.size_at_64 - 8), sizes, (data.size_at_64 + 8, size)]]
     if size < 0xFFFFFFF0:
-        sizes = [struct.pack(data.order + "I", value) for value in (size - 8, n_bytes)]
-        return [[(0, 4), sizes[0], (8, data.start - 4), sizes[1], (data.start, size)]]
+        whole, sound = (struct.pack(data.order + "I", value) for value in (size - 8, n_bytes))
+        return [[(0, 4), whole, (8, data.start - 4), sound, (data.start, size)]]
     if data.order == ">":
         return []  # there is no RF64 of such
     ds64 = b"ds64" + struct.pack("<IQQQI", 28, size - 8, n_bytes, 0, 0)

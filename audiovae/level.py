@@ -75,11 +75,11 @@ class RumbleSplitter:
     def __init__(self, sample_rate: int, n_channels: int) -> None:
         self._step = max(1, sample_rate // 1000)
         rate = sample_rate / self._step
-        self._mirrored = self._step * 500
+        self._mirrored = self._step * 1000
         self._down = soxr.ResampleStream(rate, 2 * LOWEST_HZ, n_channels, dtype="float32")
         self._up = soxr.ResampleStream(2 * LOWEST_HZ, rate, n_channels, dtype="float32")
-        ramp = np.arange(self._step, dtype=np.float32) / self._step
-        self._rise, self._line = ramp / self._step, np.stack([1 - ramp, ramp])
+        ramp = np.arange(self._step, dtype=np.float32) / np.float32(self._step)
+        self._rise, self._line = ramp / np.float32(self._step), np.stack([1 - ramp, ramp])
         empty = np.zeros((n_channels, 0), np.float32)
         self._begun = False
         self._waiting = empty  # for its rumble

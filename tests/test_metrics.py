@@ -226,7 +226,7 @@ def test_an_estimate_prints_with_its_interval(value: Estimate, text: str) -> Non
 def test_a_wave_is_trimmed_as_librosa_does_and_has_unit_rms(clean: np.ndarray) -> None:
     padded = np.concatenate([1e-4 * noise(9000), clean, 1e-4 * noise(4000, seed=1)])
     expected, (start, end) = librosa.effects.trim(padded, top_db=30)
-    y = normalise(padded[None])
+    y = normalise(padded[None], RATE)
     assert 0 < start < end < len(padded)
     assert y.shape == (1, end - start)
     assert np.sqrt(np.mean(y.astype(np.float64) ** 2)) == pytest.approx(1.0, rel=1e-6)
@@ -235,19 +235,21 @@ def test_a_wave_is_trimmed_as_librosa_does_and_has_unit_rms(clean: np.ndarray) -
 
 @pytest.mark.parametrize("gain", [1e-6, 1e3])
 def test_normalising_forgets_the_level(clean: np.ndarray, gain: float) -> None:
-    assert np.allclose(normalise(np.float32(gain) * clean[None]), normalise(clean[None]), rtol=1e-4, atol=1e-6)
+    assert np.allclose(
+        normalise(np.float32(gain) * clean[None], RATE), normalise(clean[None], RATE), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_channels_share_one_level() -> None:
     wave = np.stack([noise(8000), 0.1 * noise(8000, seed=1)])
-    y = normalise(wave)
+    y = normalise(wave, RATE)
     assert np.mean(y**2) == pytest.approx(1.0, rel=1e-5)
     assert y[0].std() / y[1].std() == pytest.approx(wave[0].std() / wave[1].std(), rel=1e-5)
 
 
 def test_silence_cannot_be_normalised() -> None:
     with pytest.raises(NotScored, match="silent"):
-        normalise(np.zeros((2, 5000), np.float32))
+        normalise(np.zeros((2, 5000), np.float32), RATE)
 
 
 class Certain(torch.nn.Module):

@@ -1104,7 +1104,7 @@ def test_score_gives_the_bound_of_the_normalised_wave_and_its_mean_over_files(
     assert rows["silent.wav"]["reasons"] == {"bound": "silent"}
     assert rows["silent.wav"]["values"] == {}
     wave = soundfile.read("in/one.wav", dtype="float32")[0]
-    expected = bound(prior, metrics.normalise(wave[None]))
+    expected = bound(prior, metrics.normalise(wave[None], RATE))
     assert rows["one.wav"]["values"]["kl"] == pytest.approx(expected["kl"], rel=1e-5)
     bounds = [row["values"]["bound"] for row in rows.values() if row["values"]]
     assert result["summary"]["bound"] == {

@@ -754,7 +754,7 @@ REFUSED = [
     (_drop_samples, r"samples\.int16: is missing or truncated; prepare the corpus again with --overwrite"),
     (lambda folder: os.truncate(folder / "samples.int16", (folder / "samples.int16").stat().st_size - 1),
     r"is missing or trunc"),
-    (_newer, r"was written by a newer audiovae \(format 2, this one reads up to 1\); update it"),
+    (_newer, r"was written by a newer audiovae \(format 3, this one reads up to 2\); update it"),
     (_garble, r"index\.jsonl: is damaged; prepare the corpus again with --overwrite"),
     (lambda folder: (folder / "index.jsonl").write_text(""), r"index\.jsonl: is damaged"),
     (lambda folder: (folder / "index.jsonl").write_bytes(b"\x93NUMPY\xff\xfe"), r"index\.jsonl: is damaged"),

@@ -79,7 +79,7 @@ def test_the_images_sum_to_the_mixture_by_a_gain_from_0_to_1(frame: AudioVAE, e_
     if len(speech.latents) == 1:
         assert torch.allclose(found.wiener, found.psds[0] / found.psds.sum(0), rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        psd = frame.psd(speech.latents).mean(0) * spectrogram_level(power(x), frame.stft.window).square()
+        psd = frame.psd(speech.latents).mean(0) * spectrogram_level(power(x), frame.stft.window, RATE).square()
     assert torch.allclose(found.psds[0], psd, rtol=1e-4)
 
 
@@ -183,7 +183,7 @@ def test_perfect_variances_give_the_oracle_wiener_filter() -> None:
     generator = torch.Generator().manual_seed(8)
     speech, noise = (like.stft(torch.randn(6000, generator=generator) * scale) for scale in (1.0, 0.5))
     powers = [x.abs().square() + 1e-9 for x in (speech, noise)]
-    level = spectrogram_level((speech + noise).abs().square(), like.stft.window)
+    level = spectrogram_level((speech + noise).abs().square(), like.stft.window, RATE)
     latents = (powers[0] / level.square()).log()[None, None]
 
     def known(mixture: Mixture, first: Tensor) -> ShallowSource:
@@ -300,7 +300,7 @@ def test_what_is_given_is_used_instead_of_being_measured(frame: AudioVAE) -> Non
     """With the level and quiet spectrum that it would find by itself, and with the quiet spectrum of something else."""
     x = 0.01 * frame.stft(noisy(0.5))
     run = speech_and_noise(frame, PointEstimate, n_iterations=3)
-    level = float(spectrogram_level(power(x), frame.stft.window))
+    level = float(spectrogram_level(power(x), frame.stft.window, RATE))
     quiet = quiet_spectrum(power(x) / level**2) * level**2
     (alone,), (given,) = run([x]), run([x], levels=[level], states=[[None, quiet]])
     assert torch.allclose(given.wiener, alone.wiener, atol=1e-3)

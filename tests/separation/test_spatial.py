@@ -296,7 +296,7 @@ def test_fastmnmf2_is_that_of_another_implementation(source: str, request: pytes
     else:
         wave = reverberant(1.0, n_channels=4 if source.endswith("four") else 2)
     x = stft(wave)
-    x = (x / spectrogram_level(power(x).mean(0), stft.window)).permute(1, 2, 0)  # [frame, freq, channel]
+    x = (x / spectrogram_level(power(x).mean(0), stft.window, RATE)).permute(1, 2, 0)  # [frame, freq, channel]
     n_sources, rank, n_iterations = 2, 4, 30
     np.random.seed(0)
     expected = pra.bss.fastmnmf2(x.numpy().copy(), n_sources, n_iterations, rank, mic_index="all")
