@@ -77,6 +77,9 @@ class Parser(jsonargparse.ArgumentParser):
                 break
         fail(f"{self.prog}: {line}")
 
+    def _print_message(self, message: str, file: Any = None) -> None:  # argparse's says nothing of a full disk
+        print(message, end="", file=file or sys.stderr)
+
     def _nearest(self, name: str) -> str:
         known = sorted({option for action in self._actions for option in action.option_strings})
         near = difflib.get_close_matches("--" + name.lstrip("-"), known, 1, cutoff=0.5)

@@ -55,6 +55,8 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(width=None if Console().is_terminal else 120)
-    console.print(table)
-    for note in notes:
-        console.print(Text(note))
+    with console.capture() as printed:  # by itself it leaves with status 1 where nobody reads on
+        console.print(table)
+        for note in notes:
+            console.print(Text(note))
+    print(printed.get(), end="")

@@ -41,6 +41,8 @@ class RVAE(Dynamical):
     factorised_posterior, draws_in_turn = False, True
 
     def __init__(self, n_freqs: int, settings: RVAESettings = RVAESettings()) -> None:
+        if settings.head < 0:
+            raise ValueError(f"head must not be negative, got {settings.head}")
         super().__init__(n_freqs, settings)
         self.encoder = SequenceLSTM(n_freqs, settings.width, "backward" if settings.causal else "both")
         self.recurrence = StochasticRecurrence(

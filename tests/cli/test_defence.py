@@ -43,19 +43,23 @@ def audiovae(command: str, **places: object) -> int:
         return int(leave.code or 0)
 
 
-def console(command: str, **options: object) -> subprocess.CompletedProcess[str]:
+def console(command: str) -> subprocess.CompletedProcess[str]:
     """A shell line, with {A} for the real program."""
     line = "set -o pipefail; " + command.replace("{A}", f"{sys.executable} -m audiovae")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=120, **options  # type: ignore[call-overload]
-    )  # fmt: skip
+        ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Values of options.
 
+OTHER = "does not describe a model that this version can build"
+FULL = "audiovae: the standard output cannot be written (No space left on device)\n"
+
 REFUSED = {
-    "seed below 0": ("score good.wav --seed -1", r"--seed: expected int from 0 to 2\^64 - 1, got -1"),
+    "seed below 0": ("score good.wav --seed -1", "--seed: expected int from 0 to 2^64 - 1, got -1"),
     "seed above 2^64": ("sample -o a.wav --seed 18446744073709551616", "got 18446744073709551616"),
     "seed of training": (TRAIN + "--training.seed -3", "seed must be from 0 to 2^64 - 1, got -3"),
     "endless sample": ("sample -o a.wav --seconds inf", "--seconds must be at most 1800, got inf"),
@@ -73,7 +77,7 @@ REFUSED = {
     "hidden": (TRAIN + f"--vae.hidden [{2**63}]", "hidden must be at most 65536"),
     "dilations": (TRAIN + "--type ContextVAE --vae.dilations [1000000]", "dilations must be at most 65536"),
     "width below zero": (TRAIN + "--type RVAE --vae.head -1", "head must not be negative, got -1"),
-    "weights": (TRAIN + "--vae.hidden [60000,60000]", "has 36.. million weights, more than fit; choose less"),
+    "weights": (TRAIN + "--vae.hidden [60000,60000]", "has 7265 million weights, more than fit; choose less"),
     "no emission": (TRAIN + "--type DKF --vae.emission [0]", "widths must be positive"),
     "batch": (
         TRAIN + f"--training.batch_frames {2**60}",
@@ -81,7 +85,7 @@ REFUSED = {
     ),
     "samples of a bound": (TRAIN + "--training.importance_samples 100000", "importance_samples must be at most 262144"),
     "rate of a corpus": ("prepare . packed --sample_rate 2147483647", "sample_rate must be at most 1048576 Hz"),
-    "a name that no file can have": ("score " + 300 * "n", "cannot be read .File name too long"),
+    "a name that no file can have": ("score " + 300 * "n", "cannot be read (File name too long)"),
 }  # fmt: skip
 
 
@@ -93,10 +97,8 @@ def test_values_that_would_break_what_follows_are_refused_in_one_line(
     assert audiovae(command, packed=packed) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1, err
-    assert pytest.approx(0, abs=600) == len(err)
-    import re
-
-    assert re.search(said.replace("(", r"\(").replace("[", r"\["), err) or said in err, err
+    assert len(err) < 600
+    assert said in err
     assert not any(Path(name).exists() for name in ("out", "a.wav", "run/config.json", "packed"))
 
 
@@ -130,7 +132,7 @@ def test_yaml_of_another_shape_is_refused(
 
 
 def test_an_empty_group_of_a_yaml_file_has_its_defaults(here: Path, packed: Path) -> None:
-    Path("c.yaml").write_text("vae:\n")
+    Path("c.yaml").write_text("stft:\ntraining:\n  log_every: 1\nvae:\n")
     assert audiovae(TRAIN + "--config c.yaml", packed=packed) == 0
     assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [128]
 
@@ -260,7 +262,8 @@ def claims(shape: str) -> Callable[[], None]:
 @pytest.mark.parametrize(
     "make",
     [
-        bomb, claims("(1, 1000000000000, 1)"), claims("(1, 4611686018427387904, 8)"), claims("(1, -3, 1)"), claims("((((("),
+        bomb,
+        claims("(1, 1000000000000, 1)"), claims("(1, 4611686018427387904, 8)"), claims("(1, -3, 1)"), claims("((((("),
         lambda: rewritten(lambda fields: fields.update(sample_rate=np.array(2**40))),
         lambda: rewritten(lambda fields: fields.update(level=np.array(1e300))),
         lambda: Path("bad.npz").mkdir(),
@@ -339,9 +342,9 @@ def test_an_index_of_another_shape_is_refused(here: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("command", "status", "said"),
     [
-        ("{A} info speech-16k > /dev/full", 2, "audiovae: the standard output cannot be written (No space left on device)\n"),
-        ("{A} --help > /dev/full", 2, "audiovae: the standard output cannot be written (No space left on device)\n"),
-        ("{A} train --help > /dev/full", 2, "audiovae: the standard output cannot be written (No space left on device)\n"),
+        ("{A} info speech-16k > /dev/full", 2, FULL),
+        ("{A} --help > /dev/full", 2, FULL),
+        ("{A} train --help > /dev/full", 2, FULL),
         ("{A} info speech-16k | true", 0, ""),
         ("{A} info speech-16k | head -1 > /dev/null", 0, ""),
         ("{A} info nope 2> /dev/full", 2, ""),
@@ -426,12 +429,12 @@ def test_a_card_in_another_encoding_is_shown_without_escape_codes(
     ("path", "value", "said"),
     [
         (("stft", "n_fft"), 10**30, "n_fft must be at most 65536"),
-        (("stft", "n_fft"), 1.5, "n_fft and hop_length must be whole numbers"),
+        (("stft", "n_fft"), 1.5, OTHER),
         (("sample_rate",), 10**12, "sample_rate must be at most 1048576 Hz"),
-        (("sample_rate",), 1.5, "sample_rate must be a whole number"),
-        (("vae", "settings", "labels"), "x", "labels must be lists of classes by name"),
-        (("vae", "settings", "hidden"), 5, "hidden must be a list of whole numbers, got 5"),
-        (("vae", "settings", "latent_dim"), True, "latent_dim must be a whole number, got True"),
+        (("sample_rate",), 1.5, OTHER),
+        (("vae", "settings", "labels"), "x", OTHER),
+        (("vae", "settings", "hidden"), 5, OTHER),
+        (("vae", "settings", "latent_dim"), True, OTHER),
     ],
 )
 def test_a_config_with_the_right_hash_and_absurd_sizes_is_refused(
