@@ -23,7 +23,6 @@ _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is 
 
 _FAR_DB, _NEARLY_ALL = 10.0, 0.8  # a pause is so much quieter than the noise around it, at this share of the bands
 _SURELY_SOUNDING, _SILENT_DB = 0.25, 60.0  # share of a window that is no pause, but for frames so far below its loudest
-_LOW_QUANTILE = 0.2  # of the others, with which a frame is compared
 _N_BANDS, _HEARD_DB = 32, 70.0  # in which pauses are looked for; weaker than the loudest by more: not heard
 
 
@@ -136,7 +135,7 @@ def _pauses(averages: Float[Tensor, "frame freq"]) -> Bool[Tensor, " frame"]:
     sounding = level >= torch.quantile(level[level >= level.max() - _SILENT_DB], 1 - _SURELY_SOUNDING)
     while True:
         others = bands[sounding]
-        low = others.kthvalue(1 + int(_LOW_QUANTILE * (len(others) - 1)), 0).values
+        low = others.kthvalue(1 + int(_QUANTILE * (len(others) - 1)), 0).values
         joined = sounding | ~_far_below(bands, low)
         if torch.equal(joined, sounding):
             return ~sounding

@@ -20,7 +20,9 @@ from audiovae.separation.sources.source import Finding, MakeSource, Source
 from audiovae.separation.spatial.spatial import View, without_draws
 
 _COLOUR_BANDS = 20
-_AUDIBLE = 1e-6  # of the loudest frame's power
+_AUDIBLE = (
+    1e-6  # of the loudest frame's power: below, the prior has no speech so faint, and the colour would be bent to it
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class DeepSource(Source):
     """lambda_ft = g_t c_f v_f(z_t): latents z of a prior, a gain of every frame and a colour of the recording.
 
     Logarithms of gain and colour are normal around 0 at the mixture's level: free, they grow until this source takes
-    the others. The colour is a microphone's, or a voice's that the prior has not heard.
+    the others. The colour is a microphone's, or a voice's that the prior has not heard; digital silence says nothing
+    of it.
 
     Args:
         mixture: the recordings.
