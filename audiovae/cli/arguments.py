@@ -95,7 +95,7 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     items: list[Item] = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike pathlib, does not mind a folder that cannot be read
             there = find(path, suffixes)
             for folder, reason in there.passed_over:
                 print(f"audiovae: {folder}: {reason}", file=sys.stderr)
@@ -105,7 +105,7 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
                 raise PathError(
                     path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
                 )
-        elif path.exists() or not glob.has_magic(text):
+        elif os.path.exists(path) or not glob.has_magic(text):
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
             root = Path(*_parts_before_magic(path))
@@ -151,7 +151,7 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
             raise PathError(
                 target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one"
             )
-        if target.resolve() == item.source.resolve():
+        if os.path.realpath(target) == os.path.realpath(item.source):
             raise PathError(target, "is the input itself; choose another output")
         seen[target] = item
     return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
