@@ -197,8 +197,12 @@ class LevelMeter:
         self.push = self._frame_power.push
 
     def finish(self) -> float:
-        """End the recording and return its level, in the unit of its samples; 0.0 for digital silence."""
+        """End the recording and return its level, in the unit of its samples; 0.0 for digital silence, infinity for
+        samples beyond single precision.
+        """
         powers = self._frame_power.finish()
+        if not np.isfinite(powers).all():
+            return math.inf
         active = powers >= powers.max() * 10 ** (-ACTIVE_RANGE_DB / 10)
         return float(np.sqrt(powers[active].mean()))
 
