@@ -69,7 +69,8 @@ class RumbleSplitter:
 
     A low-pass of linear phase, on sound that is first averaged down to about 1 kHz (triangles of 2 ms) and afterwards
     interpolated (straight lines). What it leaves of a tone is 50 dB down at 20 Hz, and what it takes is nothing at
-    60 Hz. Beyond its ends the recording counts as mirrored, so an offset has none; one shorter than 20 ms has no rumble.
+    60 Hz. Beyond its ends the recording counts as mirrored, so an offset has none; one shorter than 20 ms has no
+    rumble.
     """
 
     def __init__(self, sample_rate: int, n_channels: int) -> None:
