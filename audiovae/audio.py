@@ -105,7 +105,7 @@ _FORMAT_OF_SUFFIX = {
     ".8svx": "SVX",
 }
 _UNKNOWN_LENGTH = 2**62
-LOWEST_RATE = 1000  # Hz; below it a header is damaged
+LOWEST_RATE, HIGHEST_RATE = 1000, 4_000_000  # Hz; beyond them a header is damaged
 # They store blocks of samples, so that lengths grow, and some cannot be written in blocks of any size.
 _BLOCK_CODECS = ("ADPCM", "GSM610", "G721_", "G723_", "DWVW", "DPCM_")
 _UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
@@ -189,19 +189,28 @@ def inspect(path: str | Path) -> AudioInfo:
     """
     path = Path(path)
     try:
+<<<<<<< HEAD
         os.stat(path)
     except FileNotFoundError as error:
         raise AudioError(path, "no such file") from error
     except OSError as error:  # no permission, a loop of links, a name that is too long
         raise AudioError(path, f"cannot be read ({error.strerror})") from error
     if os.path.isdir(path):
+=======
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise AudioError(path, "no such file") from error
+    except OSError as error:
+        raise AudioError(path, f"cannot be read ({error.strerror})") from error
+    if stat.S_ISDIR(mode):
+>>>>>>> soundin
         readable = os.access(path, os.R_OK | os.X_OK)
         raise AudioError(path, "is a folder" + (", not a sound file" if readable else " that cannot be read"))
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         raise AudioError(path, f"{path.suffix} files cannot be read; convert it to WAV or FLAC first")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a pipe" if stat.S_ISFIFO(path.stat().st_mode) else "a device"
+        if not stat.S_ISREG(mode):
+            kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
             raise AudioError(path, f"is {kind}, not a file; write it to a file first, or pipe a WAV file into -")
         if path.stat().st_size == 0:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
@@ -222,10 +231,9 @@ def inspect(path: str | Path) -> AudioInfo:
         raise AudioError(path, "has a header but no samples; restore it or leave it out")
     if n_samples >= _UNKNOWN_LENGTH:
         raise AudioError(path, "does not tell its length, as if written into a pipe; encode it again from a file")
-    if first.samplerate < LOWEST_RATE:
-        raise AudioError(
-            path, f"has a rate of {first.samplerate} Hz by its header, below {LOWEST_RATE}; correct the header"
-        )
+    if not LOWEST_RATE <= first.samplerate <= HIGHEST_RATE:
+        limit = f"below {LOWEST_RATE}" if first.samplerate < LOWEST_RATE else f"above {HIGHEST_RATE}"
+        raise AudioError(path, f"has a rate of {first.samplerate} Hz by its header, {limit}; correct the header")
     if any((file.samplerate, file.channels) != (first.samplerate, first.channels) for file in links):
         raise AudioError(path, "is a chain of streams with different rates or channels; split it into files")
     return AudioInfo(path, first.samplerate, n_samples, first.channels, first.format, first.subtype)

@@ -68,14 +68,16 @@ class RumbleSplitter:
     """Tells what lies below about 50 Hz in a recording that arrives in blocks, without any delay between the two.
 
     A low-pass of linear phase, on sound that is first averaged down to about 1 kHz (triangles of 2 ms) and afterwards
-    interpolated (straight lines): what it leaves of a tone is 50 dB down at 20 Hz, and what it takes is nothing at
-    60 Hz. Beyond its ends the recording counts as mirrored, so an offset has none.
+    interpolated (straight lines). What it leaves of a tone is 50 dB down at 20 Hz, and what it takes is nothing at
+    60 Hz. Beyond its ends the recording counts as mirrored, so an offset has none; one shorter than 20 ms has no
+    rumble.
     """
 
     def __init__(self, sample_rate: int, n_channels: int) -> None:
         self._step = max(1, sample_rate // 1000)
         rate = sample_rate / self._step
         self._mirrored = self._step * 1000
+        self._shortest = sample_rate / LOWEST_HZ
         self._down = soxr.ResampleStream(rate, 2 * LOWEST_HZ, n_channels, dtype="float32")
         self._up = soxr.ResampleStream(2 * LOWEST_HZ, rate, n_channels, dtype="float32")
         ramp = np.arange(self._step, dtype=np.float32) / np.float32(self._step)
@@ -103,8 +105,8 @@ class RumbleSplitter:
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The rest."""
         n_left = self._waiting.shape[1]
-        if n_left == 0 and not self._begun:
-            return self._waiting, self._waiting
+        if not self._begun and n_left < self._shortest:
+            return self._waiting, np.zeros_like(self._waiting)
         around = ((0, 0), (0 if self._begun else self._mirrored, self._mirrored + 2 * self._step))
         rest = np.pad(self._tail if self._begun else self._waiting, around, mode="symmetric")
         low = self._low(rest[:, self._tail.shape[1] :], last=True)
@@ -197,8 +199,12 @@ class LevelMeter:
         self.push = self._frame_power.push
 
     def finish(self) -> float:
-        """End the recording and return its level, in the unit of its samples; 0.0 for digital silence."""
+        """End the recording and return its level, in the unit of its samples; 0.0 for digital silence, infinity for
+        samples beyond single precision.
+        """
         powers = self._frame_power.finish()
+        if not np.isfinite(powers).all():
+            return math.inf
         active = powers >= powers.max() * 10 ** (-ACTIVE_RANGE_DB / 10)
         return float(np.sqrt(powers[active].mean()))
 

@@ -235,3 +235,17 @@ def test_what_is_not_finite_is_not_written(value: float, tmp_path: Path) -> None
     ):
         writer.write(wave)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_beyond_all_measure_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", sound(), 2**31 - 1)
+    with pytest.raises(
+        AudioError, match="has a rate of 2147483647 Hz by its header, above 4000000; correct the header"
+    ):
+        audio.inspect(tmp_path / "x.wav")
+
+
+def test_a_loop_of_links_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").symlink_to(tmp_path / "x.wav")
+    with pytest.raises(AudioError, match=r"x\.wav: cannot be read \(Too many levels of symbolic links\)"):
+        audio.inspect(tmp_path / "x.wav")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from audiovae import audio
 from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
+from audiovae.errors import AudioError
 from audiovae.level import LevelMeter, RumbleSplitter, level_beside, rumble_share
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
@@ -75,6 +76,8 @@ class Recording:
             meter.push(piece)
         rumble_rms = math.sqrt(energy / (info.n_samples * info.n_channels))
         level = level_beside(rumble_rms, meter.finish())
+        if not math.isfinite(level):
+            raise AudioError(path, "holds samples beyond all scale; turn it down")
         return cls(front, info, level, rumble_share(rumble_rms, level))
 
     @property
