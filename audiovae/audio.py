@@ -189,21 +189,12 @@ def inspect(path: str | Path) -> AudioInfo:
     """
     path = Path(path)
     try:
-<<<<<<< HEAD
-        os.stat(path)
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise AudioError(path, "no such file") from error
     except OSError as error:  # no permission, a loop of links, a name that is too long
         raise AudioError(path, f"cannot be read ({error.strerror})") from error
-    if os.path.isdir(path):
-=======
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise AudioError(path, "no such file") from error
-    except OSError as error:
-        raise AudioError(path, f"cannot be read ({error.strerror})") from error
     if stat.S_ISDIR(mode):
->>>>>>> soundin
         readable = os.access(path, os.R_OK | os.X_OK)
         raise AudioError(path, "is a folder" + (", not a sound file" if readable else " that cannot be read"))
     if path.suffix.lower() in FOREIGN_SUFFIXES:

@@ -133,11 +133,7 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     items: list[Item] = []
     for text in inputs:
         path = Path(text)
-<<<<<<< HEAD
-        if os.path.isdir(path):
-=======
         if os.path.isdir(path):  # unlike pathlib, does not mind a folder that cannot be read
->>>>>>> soundin
             there = find(path, suffixes)
             for folder, reason in there.passed_over:
                 print(f"audiovae: {folder}: {reason}", file=sys.stderr)
@@ -193,11 +189,6 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
             raise PathError(
                 target, f"would be the output of both {seen[target].source} and {item.source}; give them one by one"
             )
-<<<<<<< HEAD
-=======
-        if os.path.realpath(target) == os.path.realpath(item.source):
-            raise PathError(target, "is the input itself; choose another output")
->>>>>>> soundin
         seen[target] = item
     refuse_inputs(targets, items)
     return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
