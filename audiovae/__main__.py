@@ -5,7 +5,6 @@ import sys
 
 from audiovae.cli.signals import leave_at_once
 
-
 # PyTorch keeps what it compiled for every shape of a product: by default 1024 of them, some 500 MB in a folder of files
 # of many lengths. It reads these when it is loaded.
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
