@@ -120,7 +120,7 @@ class LatentsFile:
             for tensor in tensors
         )
         aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
-        if not (whole and sound and aligned and 0 <= level < 1e30 and 1000 <= rate <= 1_000_000 and n_samples > 0):
+        if not (whole and sound and aligned and 0 <= level < 1e30 and 0 < rate <= 1_000_000 and n_samples > 0):
             raise ValueError("latents")
         return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
 
