@@ -122,7 +122,7 @@ class LatentsFile:
             for tensor in tensors
         )
         aligned = all(tensor.shape[:2] == latents.shape[:2] for tensor in groups["posterior"].values())
-        counts = 1000 <= rate <= LARGEST_RATE and 0 < n_samples < 2**62
+        counts = 0 < rate <= LARGEST_RATE and 0 < n_samples < 2**62
         if not (whole and sound and aligned and 0 <= level < LARGEST_LEVEL and counts):
             raise ValueError("latents")
         return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))

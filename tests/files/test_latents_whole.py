@@ -73,7 +73,7 @@ def test_what_unfolds_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("sample_rate", value) for value in (0, -1, 1, 10**12, 16000.0, "x", [16000])],
+        *[("sample_rate", value) for value in (0, -1, 10**12, 16000.0, "x", [16000])],
         *[("n_samples", value) for value in (0, -700, 700.0, [700])],
         *[("level", value) for value in (-1.0, np.nan, np.inf, 1e300, 1, "x", [0.5])],
         *[("n_arrays", value) for value in (1, 3, 2.0)],
