@@ -137,6 +137,13 @@ def test_an_empty_group_of_a_yaml_file_has_its_defaults(here: Path, packed: Path
     assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [128]
 
 
+def test_yaml_is_utf_8_whatever_the_locale(here: Path, packed: Path) -> None:
+    Path("c.yaml").write_text("# \u00e9\ntraining:\n  steps: 2\nvae:\n  hidden: [9]\n", encoding="utf-8")
+    done = console(f"LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {{A}} train {packed} -o run --quiet --config c.yaml")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [9]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Inputs and outputs.
 
