@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import jsonargparse
+import yaml
 
 from audiovae import __version__
 from audiovae.errors import AudiovaeError, asks_for_tracebacks, unexpected
@@ -212,11 +214,11 @@ def _options(verb: str, module: Any, given: list[str]) -> Any:
         try:
             return parser.parse_args(given)
         except UnicodeDecodeError:  # it reads files as the locale says; a text in place of the file's name is one too
-            content = Path(Parser.config or "").read_text(encoding="utf-8")
+            content = json.dumps(yaml.safe_load(Path(Parser.config or "").read_text(encoding="utf-8")), default=str)
             return parser.parse_args([content if text == Parser.config else text for text in joined])
     except UnicodeDecodeError:
         fail(f"{Parser.config}: is not a YAML file of options, but binary")
-    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
         if asks_for_tracebacks():
             raise
         what = f"{Parser.config}: is not a YAML file of options" if Parser.config else "options that cannot be read"
