@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import json
 import os
 import re
 import shutil
@@ -18,9 +19,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import jsonargparse
+import yaml
 
 from audiovae import __version__
 from audiovae.cli.signals import ends_in_one_line
@@ -208,10 +211,14 @@ def _options(verb: str, module: Any, given: list[str]) -> Any:
     )
     module.add_arguments(parser)
     try:
-        return parser.parse_args(given)
+        try:
+            return parser.parse_args(given)
+        except UnicodeDecodeError:  # it reads files as the locale says; a text in place of the file's name is one too
+            content = json.dumps(yaml.safe_load(Path(Parser.config or "").read_text(encoding="utf-8")), default=str)
+            return parser.parse_args([content if text == Parser.config else text for text in joined])
     except UnicodeDecodeError:
         fail(f"{Parser.config}: is not a YAML file of options, but binary")
-    except (OSError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
         if asks_for_tracebacks():
             raise
         what = f"{Parser.config}: is not a YAML file of options" if Parser.config else "options that cannot be read"

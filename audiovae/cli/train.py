@@ -68,7 +68,7 @@ def _kind(given: Sequence[str], config: str | None) -> str:
         import yaml
 
         try:
-            content = yaml.safe_load(Path(config).read_text())
+            content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             content = None  # the parser says what is wrong
         if not _is_small(content):

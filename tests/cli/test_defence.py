@@ -57,6 +57,7 @@ def console(command: str) -> subprocess.CompletedProcess[str]:
 
 OTHER = "does not describe a model that this version can build"
 FULL = "audiovae: the standard output cannot be written (No space left on device)\n"
+FULL_TOO = "audiovae: cannot be written to the end (No space left on device); check the free space\n"
 
 REFUSED = {
     "seed below 0": ("score good.wav --seed -1", "--seed: expected int from 0 to 2^64 - 1, got -1"),
@@ -135,6 +136,13 @@ def test_an_empty_group_of_a_yaml_file_has_its_defaults(here: Path, packed: Path
     Path("c.yaml").write_text("stft:\ntraining:\n  log_every: 1\nvae:\n")
     assert audiovae(TRAIN + "--config c.yaml", packed=packed) == 0
     assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [128]
+
+
+def test_yaml_is_utf_8_whatever_the_locale(here: Path, packed: Path) -> None:
+    Path("c.yaml").write_text("# \u00e9\ntraining:\n  steps: 2\nvae:\n  hidden: [9]\n", encoding="utf-8")
+    done = console(f"LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {{A}} train {packed} -o run --quiet --config c.yaml")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [9]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,7 +352,7 @@ def test_an_index_of_another_shape_is_refused(here: Path, capsys: pytest.Capture
     [
         ("{A} info speech-16k > /dev/full", 2, FULL),
         ("{A} --help > /dev/full", 2, FULL),
-        ("{A} train --help > /dev/full", 2, FULL),
+        ("{A} train --help > /dev/full", 2, FULL_TOO),
         ("{A} info speech-16k | true", 0, ""),
         ("{A} info speech-16k | head -1 > /dev/null", 0, ""),
         ("{A} info nope 2> /dev/full", 2, ""),
