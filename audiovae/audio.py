@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -233,7 +234,8 @@ def inspect(path: str | Path) -> AudioInfo:
 def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
     """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
     views = [opened.enter_context(view) for view in streams(path)]
-    for stored in views or [os.fsencode(path)]:
+    sources: list[Any] = views or [os.fsencode(path)]
+    for stored in sources:
         yield opened.enter_context(soundfile.SoundFile(stored))
 
 
