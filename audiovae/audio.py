@@ -18,7 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from audiovae.atomic import atomic_path
-from audiovae.containers import missing_bytes, streams
+from audiovae.containers import View, missing_bytes, streams
 from audiovae.errors import AudioError
 from audiovae.level import without_rumble
 
@@ -230,9 +230,9 @@ def inspect(path: str | Path) -> AudioInfo:
 
 def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
     """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
-    views = [opened.enter_context(view) for view in streams(path)]
-    for stored in views or [os.fsencode(path)]:
-        yield opened.enter_context(soundfile.SoundFile(stored))
+    stored: list[View | bytes] = [opened.enter_context(view) for view in streams(path)]
+    for one in stored or [os.fsencode(path)]:
+        yield opened.enter_context(soundfile.SoundFile(one))
 
 
 def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
