@@ -115,7 +115,7 @@ class Found:
     """What stands below a folder.
 
     Attributes:
-        files: those with the wanted suffixes, sorted; hidden ones are passed over.
+        files: those with the wanted suffixes, folder by folder; hidden ones are passed over.
         passed_over: folders that were not looked into, and why: a link that leads back to where it stands or to what
             was seen already.
         unreadable: folders that cannot be read, and why.
@@ -149,10 +149,9 @@ def find(folder: Path, suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -
         folders[:] = kept
         found.files.extend(
             Path(place, name)
-            for name in names
+            for name in sorted(names)
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
         )
-    found.files.sort()
     return found
 
 
