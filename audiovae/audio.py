@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -20,7 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from audiovae.atomic import atomic_path
-from audiovae.containers import missing_bytes, streams
+from audiovae.containers import View, missing_bytes, streams
 from audiovae.errors import AudioError
 from audiovae.level import without_rumble
 from audiovae.quiet import quiet
@@ -118,7 +117,7 @@ class Found:
     """What stands below a folder.
 
     Attributes:
-        files: those with the wanted suffixes, sorted; hidden ones are passed over.
+        files: those with the wanted suffixes, folder by folder; hidden ones are passed over.
         passed_over: folders that were not looked into, and why: a link that leads back to where it stands or to what
             was seen already.
         unreadable: folders that cannot be read, and why.
@@ -152,10 +151,9 @@ def find(folder: Path, suffixes: frozenset[str] = SUFFIXES | FOREIGN_SUFFIXES) -
         folders[:] = kept
         found.files.extend(
             Path(place, name)
-            for name in names
+            for name in sorted(names)
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
         )
-    found.files.sort()
     return found
 
 
@@ -233,10 +231,9 @@ def inspect(path: str | Path) -> AudioInfo:
 
 def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
     """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
-    views = [opened.enter_context(view) for view in streams(path)]
-    sources: list[Any] = views or [os.fsencode(path)]
-    for stored in sources:
-        yield opened.enter_context(soundfile.SoundFile(stored))
+    stored: list[View | bytes] = [opened.enter_context(view) for view in streams(path)]
+    for one in stored or [os.fsencode(path)]:
+        yield opened.enter_context(soundfile.SoundFile(one))
 
 
 def _read(file: soundfile.SoundFile, n_samples: int) -> NDArray[np.float32]:

@@ -252,7 +252,7 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
     "folder without sound": (
         folder("empty"),
         "resynthesize empty -o out {m}",
-        r"empty: is a folder without any file to work on \(\.a",
+        r"empty: is a folder without any file to work on \(\.",
     ),
     "pattern without a match": (nothing, "score 'no*.wav' {m}", r"no\*\.wav: no file matches this pattern"),
     # targets
@@ -346,11 +346,6 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         two_of_one_stem,
         "encode in -o out {m}",
         r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give",
-    ),
-    "one input twice": (
-        nothing,
-        "resynthesize good.wav ./good.wav -o out {m}",
-        r"out/good\.wav: would be the output of both",
     ),
     # options
     "unknown verb": (nothing, "evalute good.wav", r"unknown verb 'evalute'; did you mean 'evaluate'\?"),
@@ -700,7 +695,6 @@ ODD: dict[str, tuple[np.ndarray, int, str, str]] = {  # (wave, rate, suffix, sam
     "far above full scale": (spoken(0.5, gain=1e5), RATE, ".wav", "FLOAT"),
     "one channel silent": (np.c_[spoken(0.5), np.zeros(8000)], RATE, ".wav", "PCM_16"),
     "silence around": (np.r_[np.zeros((9000, 1)), spoken(0.2), np.zeros((9000, 1))], RATE, ".wav", "PCM_16"),
-    "7 Hz": (spoken(5, 7), 7, ".wav", "PCM_16"),
     "1 kHz": (spoken(1, 1000), 1000, ".wav", "PCM_16"),
     "8 kHz": (spoken(0.5, 8000), 8000, ".wav", "PCM_16"),
     "11.025 kHz": (spoken(0.5, 11025), 11025, ".flac", "PCM_16"),
@@ -742,7 +736,7 @@ def test_odd_input_gives_finite_sound_of_the_same_rate_length_and_channels(
     assert audiovae(f"score odd{suffix} --model model --json") == 0
     (scored,) = strict_json(capsys.readouterr().out)["files"]
     assert all(np.isfinite(value) for value in scored["values"].values())
-    assert scored["values"].keys() == (set() if scored["reasons"] else {"nll", "kl", "bound"})
+    assert scored["values"].keys() - {"silent_frames"} == (set() if scored["reasons"] else {"nll", "kl", "bound"})
     assert bool(scored["reasons"]) == (not sound_given.any())
     for name in ("odd", "decoded"):
         found, sound_found = soundfile.info(f"out/{name}{suffix}"), soundfile.read(f"out/{name}{suffix}")[0]
@@ -751,7 +745,10 @@ def test_odd_input_gives_finite_sound_of_the_same_rate_length_and_channels(
         if not sound_given.any():
             assert not sound_found.any()
     resynthesis = soundfile.info(f"out/odd{suffix}")
-    assert (resynthesis.format, resynthesis.subtype) == (given.format, given.subtype)
+    assert (resynthesis.format, resynthesis.subtype) == (
+        given.format,
+        "PCM_16" if "ADPCM" in given.subtype else given.subtype,
+    )
 
 
 def test_clipped_peaks_are_reported_with_their_excess(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
