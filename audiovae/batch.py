@@ -141,7 +141,7 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):  # torch has more, and models run on none of them
+    if not re.fullmatch(r"cpu(:0)?|mps|cuda(:\d{1,3})?", name):  # torch has more, and models run on none of them
         raise AudiovaeError(f"--device {name}: no such device here; use cpu or auto")
     try:
         torch.empty(0, device=name)

@@ -129,7 +129,7 @@ def run(options: Any) -> int:
     corpus = PackedCorpus(options.packed)
     validation = PackedCorpus(options.validation) if options.validation else corpus
     output = Path(options.output)
-    device = arguments.resolve_device(options.device)
+    device = arguments.resolve_device(options.device).replace("cpu:0", "cpu")
     torch.manual_seed(settings.seed)
     try:
         stft = STFT(**_group(options, "stft"))

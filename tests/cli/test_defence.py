@@ -66,7 +66,7 @@ REFUSED = {
     "endless sample": ("sample -o a.wav --seconds inf", "--seconds must be at most 1800, got inf"),
     "sample of a day": ("sample -o a.wav --seconds 86400", "--seconds must be at most 1800, got 86400"),
     "meta device": ("score good.wav --device meta", "--device meta: no such device here; use cpu or auto"),
-    "numbered processor": (TRAIN + "--device cpu:0", "--device cpu:0: no such device here"),
+    "numbered processor": (TRAIN + "--device cpu:7", "--device cpu:7: no such device here"),
     "a module as device": ("score good.wav --device hpu", "--device hpu: no such device here"),
     "rank": ("enhance good.wav -o out --rank 1000000000", "--rank must be at most 512, got 1000000000"),
     "label self": ("score good.wav --label self=1", "unknown label 'self'"),
