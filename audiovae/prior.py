@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from audiovae import saved
-from audiovae.errors import AudiovaeError, ModelError, TrainingError
+from audiovae.errors import AudiovaeError, TrainingError
 from audiovae.level import active_level
 from audiovae.models import VAE, Inference, build
 from audiovae.objectives import (
@@ -106,9 +106,6 @@ class AudioVAE(Trainable):
             prior.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise saved.misfit(folder, error) from error
-        bad = next((name for name, tensor in prior.state_dict().items() if not torch.isfinite(tensor).all()), None)
-        if bad is not None:
-            raise ModelError(folder, f"holds weights that are NaN or infinite ({bad}); train the model again")
         return prior.to(device or "cpu").eval()
 
     @classmethod

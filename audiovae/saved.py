@@ -108,11 +108,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _loaded(folder: Path, content: bytes) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(content)
-        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise ValueError(f"{broken[0]} is not finite")
-        return tensors
     except (safetensors.SafetensorError, ValueError) as error:
         raise misfit(folder, error) from error
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ModelError(folder, f"holds weights that are NaN or infinite ({broken[0]}); train the model again")
+    return tensors
 
 
 def misfit(folder: Path, error: Exception) -> ModelError:

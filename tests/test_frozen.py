@@ -4,6 +4,7 @@ code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -27,8 +28,9 @@ NUMBERS_OF = NUMBERS["models"]
 def corpus(tmp_path: Path) -> PackedCorpus:
     """The frozen corpus as one of today's: format 1 is refused, as its levels are of another band."""
     today = shutil.copytree(FROZEN / "corpus", tmp_path / "corpus")
-    index = (today / INDEX).read_text()
-    (today / INDEX).write_text(index.replace('"format_version": 1', f'"format_version": {FORMAT_VERSION}', 1))
+    index = (today / INDEX).read_text().replace('"format_version": 1', f'"format_version": {FORMAT_VERSION}', 1)
+    digest = {"index_sha256": hashlib.sha256(index.encode()).hexdigest()}
+    (today / INDEX).write_text(index + json.dumps(digest) + "\n")
     return PackedCorpus(today)
 
 

@@ -386,7 +386,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_its_place_is_shown_on_dema
     program = (
         "import sys; from audiovae import audio; from audiovae.cli.main import main\n"
         "audio.read = lambda *given: [][1]\n"
-        "sys.exit(main(['score', 'good.wav', 'good.wav', '--model', 'model', '--quiet']))"
+        "sys.exit(main(['score', 'good.wav', '--model', 'model', '--quiet']))"
     )
     environment = {**os.environ, "AUDIOVAE_TRACEBACK": asked}
     done = subprocess.run(
@@ -394,9 +394,9 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_its_place_is_shown_on_dema
     )
     line = "audiovae: good.wav: internal error: IndexError: list index out of range (details: AUDIOVAE_TRACEBACK=1)"
     assert done.returncode == 2
-    assert [text for text in done.stderr.splitlines() if text.startswith("audiovae")] == [line, line]
+    assert [text for text in done.stderr.splitlines() if text.startswith("audiovae")] == [line]
     assert ("Traceback" in done.stderr) == (asked == "1")
-    assert asked == "1" or len(done.stderr.splitlines()) == 2
+    assert asked == "1" or len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -436,9 +436,9 @@ def test_a_card_in_another_encoding_is_shown_without_escape_codes(
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("stft", "n_fft"), 10**30, "n_fft must be at most 65536"),
+        (("stft", "n_fft"), 10**30, "a size of 1000000000000000000000000000000, and the tensors have none above"),
         (("stft", "n_fft"), 1.5, OTHER),
-        (("sample_rate",), 10**12, "sample_rate must be at most 1048576 Hz"),
+        (("sample_rate",), 10**12, "sample_rate must be a number of Hz from 1000 to 1000000"),
         (("sample_rate",), 1.5, OTHER),
         (("vae", "settings", "labels"), "x", OTHER),
         (("vae", "settings", "hidden"), 5, OTHER),
@@ -473,4 +473,4 @@ def test_weights_that_are_not_finite_are_refused(here: Path, capsys: pytest.Capt
         next(prior.vae.parameters()).view(-1)[0] = float("nan")
     prior.save_pretrained("broken")
     assert audiovae("resynthesize good.wav -o out --model broken") == 2
-    assert "is not finite" in capsys.readouterr().err
+    assert "holds weights that are NaN or infinite" in capsys.readouterr().err

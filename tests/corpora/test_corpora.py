@@ -626,8 +626,10 @@ def test_another_corpus_in_the_target_is_refused_and_overwrite_replaces_it(
 
 
 def _drop_last_lines(target: Path) -> None:
-    lines = (target / "index.jsonl").read_text().splitlines(keepends=True)
-    (target / "index.jsonl").write_text("".join(lines[:-2]))
+    *lines, _ = (target / "index.jsonl").read_text().splitlines(keepends=True)
+    rest = "".join(lines[:-2])
+    digest = {"index_sha256": hashlib.sha256(rest.encode()).hexdigest()}
+    (target / "index.jsonl").write_text(rest + json.dumps(digest) + "\n")
 
 
 def _append_samples(target: Path) -> None:

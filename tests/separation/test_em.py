@@ -162,7 +162,7 @@ class Known(ShallowSource):
     def variance(self) -> Tensor:
         return self._variance
 
-    def fit(self, statistics: object) -> None: ...
+    def update_factors(self, statistics: object) -> None: ...
 
 
 class Oracle:
@@ -286,7 +286,7 @@ def test_shallow_sources_take_each_its_own_number_of_steps(frame: AudioVAE) -> N
             def variance(self) -> Tensor:
                 return torch.ones_like(self._mixture.power)
 
-            def fit(self, statistics: object) -> None:
+            def update_factors(self, statistics: object) -> None:
                 taken.append(name)
 
         return lambda mixture, first: Counted(mixture, n_steps)
@@ -305,7 +305,7 @@ def test_what_is_given_is_used_instead_of_being_measured(frame: AudioVAE) -> Non
     (alone,), (given,) = run([x]), run([x], levels=[level], states=[[None, quiet]])
     assert torch.allclose(given.wiener, alone.wiener, atol=1e-3)
     once = speech_and_noise(frame, PointEstimate, partial(NOISES["slow"], n_steps=1), n_iterations=1)
-    (usual,), (louder,) = once([x]), once([x], levels=[level], states=[[None, 30 * quiet]])
+    (usual,), (louder,) = once([x]), once([x], levels=[level], states=[[None, 6 * quiet]])
     assert (louder.psds[1] > 1.5 * usual.psds[1]).float().mean() > 0.9
 
 

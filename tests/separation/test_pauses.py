@@ -107,7 +107,7 @@ def test_the_one_spectrum_of_a_stationary_noise_is_that_of_what_sounds() -> None
     source = Stationary(mixture, quiet_track(p).unsqueeze(0))
     assert source.variance()[0, 0].mean() == pytest.approx(512, rel=0.1)
     for _ in range(20):
-        source.fit(lambda: (mixture.power / source.variance().square(), 1 / source.variance()))
+        source.update_factors(lambda: (mixture.power / source.variance().square(), 1 / source.variance()))
     assert source.variance()[0, 0].mean() == pytest.approx(512, rel=0.1)
 
 
