@@ -201,7 +201,7 @@ def inspect(path: str | Path) -> AudioInfo:
     try:
         if not stat.S_ISREG(mode):
             kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
-            raise AudioError(path, f"is {kind}, not a file; write it to a file first, or pipe a WAV file into -")
+            raise AudioError(path, f"is {kind}, not a file; write it to a file first")
         if path.stat().st_size == 0:
             raise AudioError(path, "is empty (0 bytes); restore it or leave it out")
         if missing_bytes(path) > 0:  # first: the MP3 decoder prints its own complaint
