@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -387,3 +388,9 @@ def test_the_channels_of_a_recording_share_one_level(prior: AudioVAE) -> None:
 def test_a_wave_without_channels_shares_nothing(prior: AudioVAE) -> None:
     with pytest.raises(ValueError, match=r"channels stand before the samples, and the wave has shape \[4000\]"):
         prior.analyse(torch.ones(4000), channels=True)
+
+
+@pytest.mark.parametrize("rate", [500, 2**20])
+def test_a_prior_of_any_rate_that_can_be_made_loads_again(prior: AudioVAE, rate: int, tmp_path: Path) -> None:
+    AudioVAE(prior.stft, prior.vae, rate).save_pretrained(tmp_path)
+    assert AudioVAE.from_pretrained(tmp_path).sample_rate == rate
