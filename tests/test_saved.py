@@ -496,7 +496,7 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> No
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        *[(("sample_rate",), value) for value in (0, -1, 1, 1.5, 10**12, 2**70, "16000", None, True)],
+        *[(("sample_rate",), value) for value in (0, -1, 1.5, 2**20 + 1, 10**12, 2**70, "16000", None, True)],
         *[(("vae", "settings", "latent_dim"), value) for value in (10**9, 10**30)],
         *[(("vae", "settings", "hidden"), value) for value in ([10**9], [10**6, 10**6])],
         *[(("stft", "n_fft"), value) for value in (10**9, 10**30, 0, "x", None)],
