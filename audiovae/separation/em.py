@@ -15,6 +15,7 @@ from audiovae.separation.mixture import Mixture
 from audiovae.separation.separation import Separation
 from audiovae.separation.sources.deep import DeepSource
 from audiovae.separation.sources.source import MakeSource, ShallowSource, Source
+from audiovae.separation.spatial.covariances import masked_covariances
 from audiovae.separation.spatial.single_channel import SingleChannel
 from audiovae.separation.spatial.spatial import Spatial, View, total, without_draws
 from audiovae.separation.starts import Beginning, Start
@@ -40,19 +41,27 @@ class EMSettings:
             priors have their weight; 0: none is.
         padding: frames beyond the end of the longest recording, so that a model with context sees the same of every
             recording.
+        spatial_steps: updates of the spatial model in each iteration.
+        warm_up: rounds of shallow updates and one of the spatial model before the first E-step: space is fitted to the
+            first guesses.
 
     Raises:
-        ValueError: no iteration.
+        ValueError: no iteration, or no update of the spatial model.
     """
 
     n_iterations: int = 20
     annealing: float = 1.0
     tolerance: float = 0.0
     padding: int = 0
+    spatial_steps: int = 1
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         if self.n_iterations < 1:
             raise ValueError(f"n_iterations must be at least 1, got {self.n_iterations}")
+        if self.spatial_steps < 1 or self.warm_up < 0:
+            steps = f"{self.spatial_steps} and {self.warm_up}"
+            raise ValueError(f"spatial_steps must be at least 1 and warm_up not negative, got {steps}")
 
     def heat(self, iteration: int) -> float:
         """What the priors' weight is multiplied by."""
@@ -70,15 +79,17 @@ class _Run:
     def __call__(self, n_iterations: int) -> list[Separation]:
         traces: list[list[float]] = [[] for _ in self.mixture.generators]
         results: dict[int, Separation] = {}
+        for _ in range(self.settings.warm_up):
+            self.spatial.update(self._psds())
+            self._update(self.settings.heat(0))
         for iteration in range(n_iterations):
             heat = self.settings.heat(iteration)
 
             for n in self.deep:
                 self.sources[n].infer(self._seen_by(n), heat)
-            self._update_shallow(heat)
-            for n in self.deep:
-                self.sources[n].update(self._seen_by(n), heat)
-            self.spatial.update(self._psds())
+            self._update(heat)
+            for _ in range(self.settings.spatial_steps):
+                self.spatial.update(self._psds())
 
             done = []
             for i, (trace, value) in enumerate(zip(traces, self._objective(), strict=True)):
@@ -91,6 +102,12 @@ class _Run:
             if len(results) == len(traces):
                 break
         return [results[i] for i in range(len(traces))]
+
+    def _update(self, heat: float) -> None:
+        """The M-steps of all sources."""
+        self._update_shallow(heat)
+        for n in self.deep:
+            self.sources[n].update(self._seen_by(n), heat)
 
     def _psds(self) -> list[Tensor]:
         return [source.psd() for source in self.sources]
@@ -227,7 +244,11 @@ class Separator:
             return sources
 
         def run(sources: list[Source], n_iterations: int) -> list[Separation]:
-            spatial = self.spatial(mixture, beginning.space)
+            space = beginning.space
+            if beginning.levels is not None:
+                psds = [without_draws(source.psd()) for source in sources]
+                space = masked_covariances(mixture, psds, beginning.levels)
+            spatial = self.spatial(mixture, space)
             return _Run(mixture, sources, spatial, self.settings)(n_iterations)
 
         chosen: dict[int, Tensor] = {}

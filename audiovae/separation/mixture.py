@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from audiovae.stft import STFT, power
+
+_UNHEARD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Mixture:
         states: of each recording, the spectrum with which every source ended the block before, `[freq]` at unit level;
             None for a source without one, and for a recording that begins here.
         waves: the same sound over the same level, zero beyond its end; None where it was not given.
+        n_samples: of each wave; 0 where none was given.
+        heard: does this frequency hold sound? Those 60 dB below the loudest hold what a file's compression or its
+            former sample rate left there, and tell nothing of sources in space.
     """
 
     spectrogram: Complex[Tensor, "recording frame freq channel"]
@@ -37,6 +43,27 @@ class Mixture:
     generators: Sequence[torch.Generator]
     states: Sequence[Sequence[Tensor | None] | None]
     waves: Float[Tensor, "recording channel sample"] | None = None
+    n_samples: Sequence[int] = ()
+
+    @cached_property
+    def heard(self) -> Bool[Tensor, "recording freq"]:
+        mean = self.power.sum(1)
+        return mean >= _UNHEARD * mean.amax(-1, keepdim=True)
+
+    @cached_property
+    def told(self) -> Bool[Tensor, "recording frame freq"]:
+        """Is this bin the recording's own, and of a frequency that is heard?"""
+        return self.inside.unsqueeze(-1) & self.heard.unsqueeze(1)
+
+    def common_channels(self) -> int:
+        """How many channels the recordings have.
+
+        Raises:
+            ValueError: recordings of different numbers of channels.
+        """
+        if len(set(self.n_channels)) > 1:
+            raise ValueError(f"recordings side by side must have equally many channels, got {list(self.n_channels)}")
+        return self.n_channels[0]
 
     @classmethod
     def of(
@@ -81,9 +108,10 @@ class Mixture:
             [torch.Generator(device).manual_seed(seed) for seed in seeds],
             scaled,
             None if waves is None else _side_by_side(waves, level),
+            [0] * len(spectrograms) if waves is None else [wave.shape[-1] for wave in waves],
         )
 
-    def at(self, stft: STFT) -> Complex[Tensor, "recording frame freq channel"]:
+    def through(self, stft: STFT) -> Mixture:
         """The same sound through another window, for starts and filters that need one longer than the sources'.
 
         Raises:
@@ -91,7 +119,12 @@ class Mixture:
         """
         if self.waves is None:
             raise ValueError("another window needs the waves of the mixtures, and only spectrograms were given")
-        return stft(self.waves).movedim(1, -1)
+        spectrogram = stft(self.waves).movedim(1, -1)
+        lengths = torch.tensor([stft.n_frames(n) for n in self.n_samples], device=spectrogram.device)
+        inside = torch.arange(spectrogram.shape[1], device=spectrogram.device) < lengths[:, None]
+        n_channels = self.level.new_tensor(self.n_channels)[:, None, None]
+        mean = power(spectrogram).sum(-1) / n_channels
+        return replace(self.again(), spectrogram=spectrogram, power=mean, inside=inside)
 
     def again(self) -> Mixture:
         """The same, with its random numbers from their beginning."""

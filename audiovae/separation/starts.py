@@ -33,10 +33,13 @@ class Beginning:
     Attributes:
         psds: of each source, as far as it is known.
         space: what the spatial model begins with; None: its own default.
+        levels: of each source in the mixture, where the PSDs are at unit level each and tell the sources apart: the
+            spatial model then begins with the covariances that masks by these PSDs tell.
     """
 
     psds: Sequence[Float[Tensor, "recording frame freq"]]
     space: Any = None
+    levels: Float[Tensor, "source recording"] | None = None
 
 
 Start = Callable[[Mixture], Beginning]

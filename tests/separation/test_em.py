@@ -605,18 +605,18 @@ def test_a_mixture_is_seen_through_other_windows_where_its_waves_are_known() -> 
     xs = [stft(wave).movedim(0, -1) for wave in waves]
     levels = torch.tensor([2.0, 0.0])
     mixture = Mixture.of(xs, levels, [0, 0], waves=waves)
-    seen = mixture.at(longer)
+    seen = mixture.through(longer).spectrogram
     for i, (wave, level) in enumerate(zip(waves, (2.0, 1.0), strict=True)):
         expected = longer(wave / level).movedim(0, -1)
         n_frames = len(expected) - 2  # beyond, its window reaches into the end, padded for the longest
         assert torch.allclose(seen[i, :n_frames], expected[:n_frames], atol=1e-4)
-        same = mixture.at(stft)[i, : len(xs[i]) - 4]
+        same = mixture.through(stft).spectrogram[i, : len(xs[i]) - 4]
         assert torch.allclose(same, mixture.spectrogram[i, : len(xs[i]) - 4], atol=1e-4)
         assert (seen[i, len(expected) :] == 0).all()
     with pytest.raises(
         ValueError, match="another window needs the waves of the mixtures, and only spectrograms were given"
     ):
-        Mixture.of(xs, levels, [0, 0]).at(longer)
+        Mixture.of(xs, levels, [0, 0]).through(longer)
 
 
 def test_silence_is_not_divided_by_its_level(prior: AudioVAE) -> None:

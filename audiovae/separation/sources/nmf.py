@@ -12,6 +12,7 @@ from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.sources.factors import root, sum_to_one
 from audiovae.separation.sources.source import ShallowSource, Statistics
+from audiovae.separation.spatial.diagonal import DiagonalView, Row
 
 
 class NMF(ShallowSource):
@@ -25,6 +26,7 @@ class NMF(ShallowSource):
         first: a guess of lambda.
         rank: number of components.
         n_steps: updates in one iteration of EM.
+        first_steps: updates that fit W and H to `first` itself, where that tells more than a mean.
         together: update W and H from one pair of statistics, as FastMNMF2 does: half the passes over the spectrogram,
             without the guarantee that the nll never rises.
 
@@ -43,6 +45,7 @@ class NMF(ShallowSource):
         rank: int = 8,
         n_steps: int = 1,
         together: bool = False,
+        first_steps: int = 0,
     ) -> None:
         super().__init__(mixture, n_steps)
         if rank < 1:
@@ -53,6 +56,9 @@ class NMF(ShallowSource):
         mean = mixture.mean_over_frames(first.movedim(-1, 0)).mT
         self.spectra = mean.unsqueeze(-1) * (0.5 + torch.stack(start)) / rank
         self.activations = 0.8 + 0.4 * mixture.random(rank, uniform=True)
+        alone = DiagonalView([Row(first, 0.0)], mixture.told)
+        for _ in range(first_steps):
+            self.update(alone, 1.0)
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
         return self.activations @ self.spectra.mT + VARIANCE_FLOOR

@@ -39,17 +39,17 @@ class DiagonalView:
 
     Args:
         rows: of the mixture.
-        inside: is this frame one of the recording's own?
+        told: do these frames, or bins, tell anything of the source? Others count in no statistics.
         constant: that the rows' joint density adds to the nll of every frame.
     """
 
     def __init__(
         self,
         rows: Sequence[Row],
-        inside: Bool[Tensor, "recording frame"],
+        told: Bool[Tensor, "recording frame _"],
         constant: Float[Tensor, "recording 1"] | float = 0.0,
     ) -> None:
-        self._rows, self._inside, self._constant = rows, inside.unsqueeze(-1), constant
+        self._rows, self._told, self._constant = rows, told, constant
 
     def nll(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame"]:
         misfit: Tensor | float = self._constant
@@ -67,7 +67,7 @@ class DiagonalView:
             fall = row.per_psd(precision)
             parts.append((mean_over_draws(fall * (row.power * precision), psd.ndim), mean_over_draws(fall, psd.ndim)))
         numerator, denominator = (sum(part[1:], start=part[0]) for part in zip(*parts, strict=True))
-        return numerator * self._inside, denominator * self._inside
+        return numerator * self._told, denominator * self._told
 
     def slope(
         self, psd: Float[Tensor, "*sample recording frame freq"]
@@ -76,10 +76,10 @@ class DiagonalView:
         for row in self._rows:
             precision = row.variance(psd).reciprocal_()
             parts.append(mean_over_draws(row.per_psd(precision * (1 - row.power * precision)), psd.ndim))
-        return sum(parts[1:], start=parts[0]) * self._inside
+        return sum(parts[1:], start=parts[0]) * self._told
 
     def information(
         self, psd: Float[Tensor, "*sample recording frame freq"]
     ) -> Float[Tensor, "*sample recording frame freq"]:
         parts = [mean_over_draws(row.per_psd(1 / row.variance(psd)).square(), psd.ndim) for row in self._rows]
-        return sum(parts[1:], start=parts[0]) * self._inside
+        return sum(parts[1:], start=parts[0]) * self._told

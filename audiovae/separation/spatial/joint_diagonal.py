@@ -10,12 +10,15 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
+from audiovae.separation.spatial.covariances import Covariances, diagonal_of, diagonaliser, projected, ridged
 from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
 
 _FIRST_GAIN = 0.05  # of a source in a row that is not its own at the start
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 0.0}  # of V_m, as a share of its mean diagonal
+_LEAST_SHARE = 1e-3  # of a row, that is any source's at the start, where covariances tell the others' to be all of it
 
 State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "source recording _ row"]]
 
@@ -32,7 +35,8 @@ class JointDiagonal(Spatial):
 
     Args:
         mixture: recordings of several channels.
-        space: Q and g to begin with; None is Q = I and a row for each source in turn.
+        space: Q and g to begin with, or covariances to take them from; None is Q = I and a row for each source in
+            turn.
         n_sources: how many there are.
         per_frequency: g for every frequency, instead of one that they share.
         white: sources that are as strong at every microphone and independent between them, such as their own noise:
@@ -51,21 +55,21 @@ class JointDiagonal(Spatial):
     def __init__(
         self,
         mixture: Mixture,
-        space: State | None = None,
+        space: State | Covariances | None = None,
         n_sources: int = 2,
         per_frequency: bool = False,
         white: Sequence[int] = (),
     ) -> None:
-        if len(set(mixture.n_channels)) > 1:
-            raise ValueError(f"recordings side by side must have equally many channels, got {mixture.n_channels}")
+        mixture.common_channels()
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
         self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = self._x.shape
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
-        self._outer = _real(self._x.mT.to(torch.complex128))  # x x' + dither, [recording, freq, frame, channel^2]
-        self._outer[..., :n_channels] += self._dither[..., None, None]
-        if space is not None:
+        self._outer = _real(self._x.mT)  # x x', [recording, freq, frame, channel^2]
+        if isinstance(space, Tensor):
+            self.q, self.gains = self._from_covariances(space)
+        elif space is not None:
             self.q, self.gains = space[0], space[1].clone()  # the start's own is used again
         else:
             eye = torch.eye(n_channels, dtype=self._x.dtype, device=self._x.device)
@@ -74,6 +78,19 @@ class JointDiagonal(Spatial):
             gains = torch.where(own, 1.0, _FIRST_GAIN).to(mixture.power)
             self.gains = gains[:, None, None].repeat(1, n_recordings, n_freqs if per_frequency or white else 1, 1)
         self._rotate()
+
+    def _from_covariances(self, covariances: Covariances) -> State:
+        """Q diagonalises them, and g is what then stands on their diagonals; the sum of those of all is 1 in each
+        row.
+        """
+        told = covariances[[n for n in range(len(covariances)) if n not in self._white]]
+        q = diagonaliser(told)
+        gains = diagonal_of(q, told).to(self._dither.dtype)
+        gains = (gains / gains.sum(0)).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
+        if not self._per_frequency:
+            gains = gains.mean(2, keepdim=True).expand_as(gains)
+        white = gains.new_ones(len(self._white), *gains.shape[1:])
+        return q.to(self._x.dtype), torch.cat([gains, white])
 
     def _rotate(self) -> None:
         """What follows from Q: |Q x|^2, `[row, recording, frame, freq]`; log |det Q Q'|; the gains of white sources."""
@@ -102,7 +119,7 @@ class JointDiagonal(Spatial):
             )
             for m, power in enumerate(self._power)
         ]
-        return DiagonalView(rows, self._mixture.inside, -self._log_det.unsqueeze(-1))
+        return DiagonalView(rows, self._mixture.told, -self._log_det.unsqueeze(-1))
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
         together = side_by_side(psds)
@@ -134,14 +151,13 @@ class JointDiagonal(Spatial):
         """Rows in turn: V_m = mean_t x x' / Y_m, q = (Q V_m)^-1 e_m / sqrt(q' V_m q)."""
         inside = self._mixture.inside.unsqueeze(-1)
         share = inside / inside.sum(1, keepdim=True)
-        weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))])
-        v = _hermitian(weights.permute(1, 3, 0, 2).double() @ self._outer)  # [recording, freq, row, M, M]
+        weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))]).permute(1, 3, 0, 2)
+        v = ridged(
+            _hermitian((weights @ self._outer).double()), _ROUNDING[weights.dtype]
+        )  # [recording, freq, row, channel, channel]
         eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
-        q = self.q.to(v.dtype).clone()
-        for m in range(v.shape[2]):
-            row = torch.linalg.solve(q @ v[:, :, m], eye[:, m].expand(q.shape[:-1]))
-            norm = torch.einsum("rfi,rfij,rfj->rf", row.conj(), v[:, :, m], row).real.sqrt()
-            q[:, :, m] = (row / norm.unsqueeze(-1)).conj()
+        v = v + (self._dither.unsqueeze(-1) * weights.sum(-1))[..., None, None] * eye
+        q = projected(self.q.to(v.dtype), v)
         self.q = q.to(self._x.dtype)
         self._rotate()
 

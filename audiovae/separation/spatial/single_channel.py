@@ -31,7 +31,8 @@ class SingleChannel(Spatial):
 
     def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> DiagonalView:
         others = side_by_side([psd for i, psd in enumerate(psds) if i != n])
-        return DiagonalView([Row(self._mixture.power, total(others) if others else 0.0)], self._mixture.inside)
+        row = Row(self._mixture.power, total(others) if others else 0.0)
+        return DiagonalView([row], self._mixture.inside.unsqueeze(-1))
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         """Nothing is left to fit."""

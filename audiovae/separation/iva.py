@@ -1,0 +1,73 @@
+"""Where separation in space begins: independent vector analysis at a window longer than a room's reverberation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae.level import spectrogram_level
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.sources.envelope import Envelope, EnvelopeName
+from audiovae.separation.spatial.demixing import Demixing
+from audiovae.separation.starts import Beginning, Start
+from audiovae.stft import STFT, Front, power
+
+_TINY = 1e-6
+
+Images = Callable[[Mixture], Float[Tensor, "source recording channel sample"]]
+"""Takes mixtures apart, as waves at unit level."""
+
+
+def iva(window: int, n_sources: int, n_iterations: int = 40, density: EnvelopeName = "gauss") -> Images:
+    """Independent vector analysis: each source sounds at all frequencies at once, from one direction.
+
+    Args:
+        window: of a Hann STFT, in samples, with a hop of a quarter: longer than most of the reverberation.
+
+    Reference: see `Envelope` and `Demixing`.
+    """
+
+    def images(mixture: Mixture) -> Float[Tensor, "source recording channel sample"]:
+        stft = STFT(window, window // 4, "hann").to(mixture.power)
+        seen = mixture.through(stft)
+        space = Demixing(seen, n_sources=n_sources)
+        sources = [Envelope(seen, seen.power, density) for _ in range(n_sources)]
+        for _ in range(n_iterations):
+            for n, source in enumerate(sources):
+                source.update(space.view([], n), 1.0)
+            space.update([source.psd() for source in sources])
+        assert mixture.waves is not None
+        found = space.images([*(source.psd() for source in sources), seen.power.unsqueeze(0)], range(len(seen.power)))
+        return stft.inverse(found[:n_sources].movedim(-1, 2), mixture.waves.shape[-1])
+
+    return images
+
+
+def image_start(front: Front, images: Images, n_more: int = 0) -> Start:
+    """PSDs from images: those of each at the first microphone, at unit level, and these levels.
+
+    Args:
+        n_more: sources beyond, such as a floor, which know by themselves where they begin.
+    """
+
+    def start(mixture: Mixture) -> Beginning:
+        waves = images(mixture)[:, :, 0]
+        psds = power(front.stft(waves))
+        short = mixture.power.shape[1] - psds.shape[2]
+        psds = torch.nn.functional.pad(psds, (0, 0, 0, short))
+        levels = torch.stack(
+            [
+                torch.stack([spectrogram_level(p, front.stft.window, front.sample_rate) for p in of_source])
+                for of_source in psds
+            ]
+        ).clamp(min=_TINY)
+        unit = psds / levels.square()[..., None, None]
+        nothing = torch.zeros_like(mixture.power)
+        return Beginning(
+            [*unit, *[nothing] * n_more], levels=torch.cat([levels, levels.new_ones(n_more, levels.shape[1])])
+        )
+
+    return start

@@ -1,0 +1,95 @@
+"""Spatial covariances and what is made of them: from masks, and one matrix that diagonalises several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.spatial.spatial import total
+
+_RIDGE = 1e-6  # of the mean diagonal of the covariances' sum
+_DIAGONALISATIONS = 10
+
+Covariances = Complex[Tensor, "source recording freq channel channel"]
+
+
+def masked_covariances(
+    mixture: Mixture,
+    psds: Sequence[Float[Tensor, "recording frame freq"]],
+    levels: Float[Tensor, "source recording"] | None = None,
+) -> Covariances:
+    """H_n = mean_t s_n s_n' / lambda_n, s_n the images by the masks u_n lambda_n / sum_n u_n lambda_n: what PSDs say of
+    space.
+
+    Args:
+        levels: the square roots of u, which stay in H; None: 1.
+    """
+    x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
+    u = x.real.new_ones(len(psds), len(x)) if levels is None else levels.square()
+    of_all = total([scale[:, None, None] * psd for scale, psd in zip(u, psds, strict=True)])
+    share = (mixture.inside / mixture.inside.sum(-1, keepdim=True)).unsqueeze(-1)
+    found = []
+    for scale, psd in zip(u, psds, strict=True):
+        weights = share * scale[:, None, None].square() * psd / of_all.square()
+        found.append(((x * weights.mT.unsqueeze(2)) @ x.mH).to(torch.complex128))
+    return torch.stack(found)
+
+
+def diagonaliser(
+    covariances: Covariances, n_iterations: int = _DIAGONALISATIONS
+) -> Complex[Tensor, "recording freq row channel"]:
+    """Q such that all Q H_n Q' are as diagonal as can be, and their sum is the identity but for a ridge.
+
+    For two it is exact, by their generalised eigenvectors; that of the first beside the sum of the others is where the
+    search for more begins: iterative projection on sum_n log det diag(Q H_n Q') - log det Q Q', which never increases.
+
+    Reference: D. T. Pham, "Joint approximate diagonalization of positive definite Hermitian matrices", SIAM J. Matrix
+        Anal. Appl. 22(4), 2001 (the criterion).
+    """
+    together = ridged(covariances.sum(0), _RIDGE)
+    root = torch.linalg.cholesky(together)
+    inner = torch.linalg.solve_triangular(root, covariances[0], upper=False)
+    inner = torch.linalg.solve_triangular(root, inner.mH, upper=False)
+    _, vectors = torch.linalg.eigh((inner + inner.mH) / 2)
+    q = torch.linalg.solve_triangular(root.mH, vectors, upper=True).mH
+    if len(covariances) == 2:
+        return q
+    for _ in range(n_iterations):
+        of_rows = diagonal_of(q, covariances).clamp(min=torch.finfo(torch.float32).tiny)
+        v = torch.einsum("nrfm,nrfij->rfmij", 1 / of_rows.to(covariances.dtype), covariances) / len(covariances)
+        q = projected(q, ridged(v, _RIDGE))
+    scale = diagonal_of(q, together.unsqueeze(0))[0].rsqrt()
+    return q * scale.unsqueeze(-1)
+
+
+def diagonal_of(q: Complex[Tensor, "recording freq row channel"], covariances: Covariances) -> Tensor:
+    """q_m H_n q_m', `[source, recording, freq, row]`."""
+    return torch.einsum("rfmi,nrfij,rfmj->nrfm", q, covariances, q.conj()).real
+
+
+def ridged(covariances: Complex[Tensor, "*batch channel channel"], ridge: float) -> Tensor:
+    """With `ridge` times the mean diagonal added to the diagonal, and a little more for silence."""
+    mean = torch.einsum("...ii->...", covariances).real / covariances.shape[-1]
+    eye = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
+    return covariances + (ridge * mean + torch.finfo(torch.float32).tiny)[..., None, None] * eye
+
+
+def projected(
+    q: Complex[Tensor, "recording freq row channel"], v: Complex[Tensor, "recording freq row channel channel"]
+) -> Complex[Tensor, "recording freq row channel"]:
+    """One sweep of iterative projection: rows in turn, q_m = (Q V_m)^-1 e_m / sqrt(q' V_m q).
+
+    Reference: N. Ono, "Stable and fast update rules for independent vector analysis based on auxiliary function
+        technique", WASPAA 2011.
+    """
+    q = q.clone()
+    eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+    for m in range(v.shape[-3]):
+        row = torch.linalg.solve(q @ v[..., m, :, :], eye[:, m].expand(q.shape[:-1]))
+        norm = (row.conj() * (v[..., m, :, :] @ row.unsqueeze(-1)).squeeze(-1)).sum(-1).real.sqrt()
+        q[..., m, :] = (row / norm.unsqueeze(-1)).conj()
+    return q

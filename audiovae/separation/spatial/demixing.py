@@ -1,0 +1,109 @@
+"""Sources that each come from one direction: the rank-1 model of IVA and ILRMA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from audiovae.separation.mixture import Mixture
+from audiovae.separation.spatial.covariances import projected, ridged
+from audiovae.separation.spatial.diagonal import DiagonalView, Row
+from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
+
+_RIDGE = 1e-9
+
+
+class Demixing(Spatial):
+    """H_nf = a_nf a_nf': W_f x_ft has one source in each row, of variance lambda_nft.
+
+    With more channels than sources, x is first reduced to as many principal components, larger first and whitened;
+    what the sources' images at the microphones, by joint least squares, leave of the mixture is that of the noise,
+    which has no row. W is fitted by iterative projection: no update increases the nll.
+
+    Args:
+        mixture: recordings of several channels.
+        space: covariances to begin with, of which only the number is looked at; W begins as the identity.
+        n_sources: how many there are, noise not counted.
+
+    Raises:
+        ValueError: recordings of different numbers of channels, or of fewer than sources.
+
+    Reference: N. Ono, WASPAA 2011 (see `projected`); D. Kitamura, N. Ono, H. Sawada, H. Kameoka, H. Saruwatari,
+        "Determined blind source separation unifying independent vector analysis and nonnegative matrix factorization",
+        IEEE/ACM TASLP 24(9), 2016.
+    """
+
+    def __init__(self, mixture: Mixture, space: None = None, n_sources: int = 2) -> None:
+        n_channels = mixture.common_channels()
+        if n_channels < n_sources:
+            raise ValueError(f"a demixing matrix needs as many channels as sources, got {n_channels} and {n_sources}")
+        self._mixture, self.n_sources = mixture, n_sources
+        x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
+        n_frames = mixture.inside.sum(-1)[:, None, None, None]
+        power, directions = torch.linalg.eigh(ridged((x @ x.mH / n_frames).to(torch.complex128), _RIDGE))
+        largest = slice(-n_sources, None)
+        whitener = (directions[..., largest] * power[..., largest].rsqrt().unsqueeze(-2)).mH.flip(-2)
+        self._x = whitener.to(x.dtype) @ x  # principal components, [recording, freq, row, frame]
+        self._pca = whitener
+        eye = torch.eye(n_sources, dtype=torch.complex128, device=x.device)
+        self.w = eye.expand(*self._x.shape[:2], n_sources, n_sources)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        rows = self.w.to(self._x.dtype) @ self._x
+        self._rows = rows
+        self._power = (rows.real.square() + rows.imag.square()).permute(2, 0, 3, 1)  # [row, recording, frame, freq]
+        self._log_det = 2 * torch.linalg.slogdet(self.w).logabsdet.sum(-1).to(self._power.dtype)
+
+    def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> DiagonalView:
+        rows = [Row(self._power[n], 0.0)] if n < self.n_sources else []
+        return DiagonalView(rows, self._mixture.told, -self._log_det.unsqueeze(-1))
+
+    def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
+        """Rows in turn, with V_n = mean_t x x' / lambda_n."""
+        inside = self._mixture.inside.unsqueeze(-1)
+        share = inside / inside.sum(1, keepdim=True)
+        v = []
+        for psd in psds[: self.n_sources]:
+            weighted = self._x * (share / without_draws(psd)).mT.unsqueeze(2)
+            v.append((weighted @ self._x.mH).to(torch.complex128))
+        self.w = projected(self.w, ridged(torch.stack(v, 2), _RIDGE))
+        self._rotate()
+
+    def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
+        misfit = -self._log_det.unsqueeze(-1)
+        for psd, power in zip(psds, self._power, strict=False):
+            misfit = misfit + mean_over_draws(
+                ((torch.log(psd) + power / psd) * self._mixture.heard.unsqueeze(1)).sum(-1), 2
+            )
+        return misfit
+
+    def images(
+        self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
+    ) -> Complex[Tensor, "source chosen frame freq channel"]:
+        """Columns of the least squares of x on all rows; the last source's is the rest."""
+        where = list(chosen)
+        x = self._mixture.spectrogram[where]
+        y = self._rows[where]  # [chosen, freq, row, frame]
+        columns = self._columns(where)  # [chosen, freq, channel, row]
+        images = [torch.einsum("rfc,rft->rtfc", columns[..., n], y[..., n, :]) for n in range(self.n_sources)]
+        return closed(images[: len(psds) - 1], x)
+
+    def _columns(self, where: list[int]) -> Complex[Tensor, "chosen freq channel row"]:
+        x, y = self._mixture.spectrogram[where].permute(0, 2, 3, 1), self._rows[where]
+        cross, own = (x @ y.mH).to(torch.complex128), (y @ y.mH).to(torch.complex128)
+        return torch.linalg.solve(ridged(own, _RIDGE), cross.mH).mH.to(y.dtype)
+
+    def powers(
+        self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
+    ) -> Float[Tensor, "source chosen frame freq"]:
+        columns = self._columns(list(chosen)).abs().square().mean(-2)  # [chosen, freq, row]
+        return torch.stack(
+            [
+                without_draws(psd) * (columns[..., n].unsqueeze(1) if n < self.n_sources else 1.0)
+                for n, psd in enumerate(psds)
+            ]
+        )
