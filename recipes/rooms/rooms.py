@@ -65,6 +65,7 @@ class RoomSettings:
         rt60_s: reverberation time by Sabine's formula; all walls absorb alike, at all frequencies.
         distance_m: of every source from the centre of the array.
         angle_deg: between the directions of any two sources (a noise is one too), seen from there.
+        level_db: of every source's image at microphone 0, relative to the others'.
         sensor_snr_db: power of all speakers' images over that of white noise, independent at every microphone.
         noise_snr_db: over that of the image of a noise from the folder of --noise; only together with it.
     """
@@ -86,6 +87,7 @@ class RoomSettings:
     rt60_s: Range = (0.2, 0.4)
     distance_m: Range = (1.0, 1.5)
     angle_deg: Range = (85.0, 180.0)
+    level_db: Range = (0.0, 0.0)
     sensor_snr_db: Range = (30.0, 30.0)
     noise_snr_db: Range | None = None
 
@@ -101,10 +103,12 @@ class RoomSettings:
             low, high = getattr(self, name)
             if not 0 < low <= high < np.inf:
                 raise ValueError(f"{name} must be two positive numbers, the smaller first, got {low} and {high}")
-        for name in ("sensor_snr_db", "noise_snr_db"):
+        for name in ("level_db", "sensor_snr_db", "noise_snr_db"):
             low, high = getattr(self, name) or (0, 0)
             if not -100 <= low <= high <= 100:
-                raise ValueError(f"{name} must be two numbers from -100 to 100, the smaller first, got {low} and {high}")
+                raise ValueError(
+                    f"{name} must be two numbers from -100 to 100, the smaller first, got {low} and {high}"
+                )
         if self.height_m[0] < HEIGHTS_M[1] + WALL_M:
             raise ValueError(f"height_m must be at least {HEIGHTS_M[1] + WALL_M}, got {self.height_m[0]}")
         if self.distance_m[0] <= self.aperture_m / 2 + 0.1 or self.distance_m[0] < HEIGHTS_M[1] - HEIGHTS_M[0]:
@@ -151,6 +155,7 @@ class Mixture:
     mics_m: list[list[float]]
     sources_m: list[list[float]]
     angle_deg: float | None
+    levels_db: list[float]
     sensor_snr_db: float
     noise: str | None
     noise_snr_db: float | None
@@ -188,8 +193,10 @@ class Simulator:
                 f"n_sources is {settings.n_sources}, but split {settings.split!r} has {len(self.pieces)} speakers with "
                 f"{settings.shortest_s} s of sound"
             )
-        self.waves = {utterance.id: utterance for utterance in self.corpus.split(settings.split)}
-        self.noise_files = sorted(path for path in noises.rglob("*") if path.suffix.lower() in SUFFIXES) if noises else []
+        self.utterances = {utterance.id: utterance for utterance in self.corpus.split(settings.split)}
+        self.noise_files = (
+            sorted(path for path in noises.rglob("*") if path.suffix.lower() in SUFFIXES) if noises else []
+        )
         if noises and not self.noise_files:
             raise PathError(noises, "has no sound file; give a folder of noises")
 
@@ -205,7 +212,7 @@ class Simulator:
         Raises:
             ValueError: no place for all sources.
         """
-        s, rng = self.settings, self._rng(i)
+        s, rng = self.settings, self._rng(i, 0)
         speakers = [sorted(self.pieces)[k] for k in rng.choice(len(self.pieces), s.n_sources, replace=False)]
         pieces = [self.pieces[speaker][rng.integers(len(self.pieces[speaker]))] for speaker in speakers]
         spare = [max(0, piece.end - piece.start - round(s.duration_s * self.rate)) for piece in pieces]
@@ -213,19 +220,21 @@ class Simulator:
         room = np.array([rng.uniform(*s.length_m), rng.uniform(*s.width_m), rng.uniform(*s.height_m)])
         mics, sources, angle = place(s, room, s.n_sources + bool(self.noise_files), rng)
         noise = self.noise_files[rng.integers(len(self.noise_files))] if self.noise_files else None
+        rt60_s, sensor_snr_db = rng.uniform(*s.rt60_s), rng.uniform(*s.sensor_snr_db)
         return Mixture(
             mixture=f"mix_{i:02d}.flac",
             speakers=speakers,
             recordings=[piece.recording for piece in pieces],
             starts_s=[start / self.rate for start in starts],
             room_m=room.tolist(),
-            rt60_s=rng.uniform(*s.rt60_s),
+            rt60_s=rt60_s,
             mics_m=mics.tolist(),
             sources_m=sources.tolist(),
             angle_deg=angle,
-            sensor_snr_db=rng.uniform(*s.sensor_snr_db),
+            sensor_snr_db=sensor_snr_db,
             noise=noise.relative_to(self.noises).as_posix() if noise and self.noises else None,
             noise_snr_db=rng.uniform(*s.noise_snr_db) if s.noise_snr_db else None,
+            levels_db=rng.uniform(*s.level_db, s.n_sources).tolist(),
         )
 
     def simulate(self, i: int) -> int:
@@ -233,18 +242,21 @@ class Simulator:
         rate = self.settings.sample_rate
         n_samples = round(self.settings.duration_s * rate)
         drawn = self.mixture(i)
-        rng = self._rng(i, "sound")
+        rng = self._rng(i, 1)
         dry = [self._speech(*taken, n_samples) for taken in zip(drawn.recordings, drawn.starts_s, strict=True)]
         responses = impulse_responses(drawn, rate)
         images = [convolve(wave, response) for wave, response in zip(dry, responses, strict=False)]
-        gains = [1 / np.sqrt(np.square(image[0]).mean()) for image in images]
+        powers = [np.square(image[0]).mean() for image in images]
+        gains = [10 ** (db / 20) / np.sqrt(power) for db, power in zip(drawn.levels_db, powers, strict=True)]
         images = [gain * image for gain, image in zip(gains, images, strict=True)]
         speech = sum(images, np.zeros_like(images[0]))
         noise = at_snr(rng.standard_normal(speech.shape), speech, drawn.sensor_snr_db)
         if drawn.noise is not None and drawn.noise_snr_db is not None:
-            noise += at_snr(convolve(self._noise(drawn.noise, n_samples, rng), responses[-1]), speech, drawn.noise_snr_db)
+            noise += at_snr(
+                convolve(self._noise(drawn.noise, n_samples, rng), responses[-1]), speech, drawn.noise_snr_db
+            )
         distances = np.linalg.norm(np.array(drawn.sources_m) - drawn.mics_m[0], axis=1)
-        dry = [gain * wave / (4 * np.pi * d) for gain, wave, d in zip(gains, dry, distances, strict=False)]
+        dry = [gain * wave / d for gain, wave, d in zip(gains, dry, distances, strict=False)]
         scale = PEAK / max(np.abs(speech + noise).max(), *(np.abs(wave).max() / 1.9 for wave in (*images, *dry, noise)))
         images, dry, noise = [steps(scale * x) for x in images], [steps(scale * x) for x in dry], steps(scale * noise)
         for k, (image, wave) in enumerate(zip(images, dry, strict=True)):
@@ -255,15 +267,15 @@ class Simulator:
         self._write(drawn.mixture, sum(images, noise))
         return i
 
-    def _rng(self, i: int, *what: str) -> np.random.Generator:
-        return np.random.default_rng([self.settings.seed, i, len(what)])
+    def _rng(self, i: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, i, stream])
 
     def _speech(self, recording: str, start_s: float, n_samples: int) -> Wave:
         """`[sample]`, begun again where it is too short."""
         piece = next(p for pieces in self.pieces.values() for p in pieces if p.recording == recording)
         start = round(start_s * self.rate)
         end = min(piece.end, start + round(self.settings.duration_s * self.rate))
-        wave = self.corpus.wave(self.waves[recording])[start:end]
+        wave = self.corpus.wave(self.utterances[recording])[start:end]
         return np.resize(resample(wave, self.rate, self.settings.sample_rate), n_samples).astype(np.float64)
 
     def _noise(self, name: str, n_samples: int, rng: np.random.Generator) -> Wave:
@@ -308,13 +320,13 @@ def place(s: RoomSettings, room: Wave, n_sources: int, rng: np.random.Generator)
             (angles >= s.angle_deg[0]) & (angles <= s.angle_deg[1])
         ):
             return mics, sources, float(angles.min()) if n_sources > 1 else None
-    raise ValueError(f"no place for {n_sources} sources: angle_deg {s.angle_deg} or distance_m {s.distance_m} is too large")
+    raise ValueError(
+        f"no place for {n_sources} sources: angle_deg {s.angle_deg} or distance_m {s.distance_m} is too large"
+    )
 
 
 def impulse_responses(mixture: Mixture, rate: int) -> list[Wave]:
-    """From every source, `[microphone, sample]` each. A direct path of d metres arrives after d / c seconds with
-    1 / (4 pi d).
-    """
+    """From every source, `[microphone, sample]` each; a direct path of d metres arrives after d / c seconds with 1 / d."""
     pyroomacoustics.constants.set("num_threads", 1)
     absorption, order = pyroomacoustics.inverse_sabine(mixture.rt60_s, mixture.room_m)
     room = pyroomacoustics.ShoeBox(
