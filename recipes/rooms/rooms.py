@@ -2,11 +2,11 @@
 
     python recipes/rooms/rooms.py PACKED -o OUT --config recipes/rooms/tuning.yaml [--noise FOLDER] [--jobs 2]
 
-Writes, 16-bit and at one scale per mixture: OUT/mix_NN.flac, all microphones; OUT/image_NN_K.flac, what they receive of
-source K; OUT/noise_NN.flac, all else, where a noise plays in the room; OUT/dry_NN_K.flac, the source itself at the
-level of its direct path to microphone 0, without that path's delay. Images and noise (mixture minus images, where it has
-no file) sum to the mixture exactly. OUT/mixtures.json says who speaks where. A run that was stopped goes on where it
-was; mixture i depends on settings, corpus and i alone.
+Writes, 16-bit and at one scale per mixture: OUT/mix_NN.flac, all microphones; OUT/image_NN_K.flac, what they receive
+of source K; OUT/noise_NN.flac, all else, where a noise plays in the room; OUT/dry_NN_K.flac, the source itself at the
+level of its direct path to microphone 0, without that path's delay. Images and noise (mixture minus images, where it
+has no file) sum to the mixture exactly. OUT/mixtures.json says who speaks where. A run that was stopped goes on where
+it was; mixture i depends on settings, corpus, noises and i alone.
 
 Reference: J. B. Allen, D. A. Berkley, "Image method for efficiently simulating small-room acoustics", JASA 65 (1979),
 as implemented by pyroomacoustics.
@@ -111,10 +111,11 @@ class RoomSettings:
                 )
         if self.height_m[0] < HEIGHTS_M[1] + WALL_M:
             raise ValueError(f"height_m must be at least {HEIGHTS_M[1] + WALL_M}, got {self.height_m[0]}")
-        if self.distance_m[0] <= self.aperture_m / 2 + 0.1 or self.distance_m[0] < HEIGHTS_M[1] - HEIGHTS_M[0]:
+        nearest = max(self.aperture_m / 2 + 0.1, HEIGHTS_M[1] - HEIGHTS_M[0])
+        if self.distance_m[0] < nearest:
             raise ValueError(
-                f"distance_m must leave 0.1 m to the microphones and be at least {HEIGHTS_M[1] - HEIGHTS_M[0]:.1f}, got "
-                f"{self.distance_m[0]}"
+                f"distance_m must be at least {nearest:.2f}, half the aperture and 0.1 m or the largest difference of "
+                f"heights, got {self.distance_m[0]}"
             )
         try:
             pyroomacoustics.inverse_sabine(self.rt60_s[0], [self.length_m[1], self.width_m[1], self.height_m[1]])
@@ -326,7 +327,7 @@ def place(s: RoomSettings, room: Wave, n_sources: int, rng: np.random.Generator)
 
 
 def impulse_responses(mixture: Mixture, rate: int) -> list[Wave]:
-    """From every source, `[microphone, sample]` each; a direct path of d metres arrives after d / c seconds with 1 / d."""
+    """From every source, `[microphone, sample]`: a direct path of d metres arrives after d / c seconds with gain 1 / d."""
     pyroomacoustics.constants.set("num_threads", 1)
     absorption, order = pyroomacoustics.inverse_sabine(mixture.rt60_s, mixture.room_m)
     room = pyroomacoustics.ShoeBox(
@@ -359,7 +360,7 @@ def steps(wave: Wave) -> Wave:
     return np.round(wave * 2**15)
 
 
-def simulate_all(simulator: Simulator, packed: Path, jobs: int) -> None:
+def simulate_all(simulator: Simulator, jobs: int) -> None:
     """Write what is missing of a set into its folder.
 
     Raises:
@@ -377,7 +378,7 @@ def simulate_all(simulator: Simulator, packed: Path, jobs: int) -> None:
         for i in missing:
             simulator.simulate(i)
     else:
-        start = partial(_start, s, packed, out, simulator.noises)
+        start = partial(_start, s, simulator.corpus.folder, out, simulator.noises)
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), start) as pool:
             list(pool.map(_simulate, missing))
     write_text(out / MIXTURES, json.dumps([asdict(mixture) for mixture in drawn], indent=1) + "\n")
@@ -412,7 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         settings = RoomSettings(**{field.name: options[field.name] for field in dataclasses.fields(RoomSettings)})
-        simulate_all(Simulator(settings, options.packed, options.output, options.noise), options.packed, options.jobs)
+        simulate_all(Simulator(settings, options.packed, options.output, options.noise), options.jobs)
     except (AudiovaeError, ValueError) as error:
         sys.exit(f"rooms.py: error: {error}")
 
