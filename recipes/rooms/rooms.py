@@ -327,7 +327,7 @@ def place(s: RoomSettings, room: Wave, n_sources: int, rng: np.random.Generator)
 
 
 def impulse_responses(mixture: Mixture, rate: int) -> list[Wave]:
-    """From every source, `[microphone, sample]`: a direct path of d metres arrives after d / c seconds with gain 1 / d."""
+    """From every source, `[microphone, sample]`: a path of d metres arrives after d / c seconds with gain 1 / d."""
     pyroomacoustics.constants.set("num_threads", 1)
     absorption, order = pyroomacoustics.inverse_sabine(mixture.rt60_s, mixture.room_m)
     room = pyroomacoustics.ShoeBox(
