@@ -23,6 +23,9 @@ from audiovae.stft import Front, power
 
 _AUDITION_ITERATIONS = 3  # after which the labels of a source are chosen
 
+MakeSpatial = Callable[[Mixture, Any], Spatial]
+"""Makes a spatial model for a mixture from what a start, or the covariances that it implies, give it."""
+
 Finish = Callable[[Mixture, Tensor], Tensor]
 """Makes better images of a mixture and its images, `[source, recording, frame, freq, channel]`, that sum to the mixture
 too.
@@ -183,7 +186,7 @@ class Separator:
         front: Front,
         sources: Sequence[MakeSource],
         starts: Sequence[Start],
-        spatial: Callable[[Mixture, Any], Spatial] = SingleChannel,
+        spatial: MakeSpatial = SingleChannel,
         settings: EMSettings = EMSettings(),
         finish: Finish | None = None,
     ) -> None:

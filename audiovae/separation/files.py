@@ -167,7 +167,9 @@ def separate_file(
         AudiovaeError: a single channel, or fewer than two sources.
     """
     wave, info = audio.read(source)
-    images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed).numpy(force=True)
+    images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed=seed)[
+        : len(targets)
+    ].numpy(force=True)
     with ExitStack() as opened:
         writers = [
             opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info))
