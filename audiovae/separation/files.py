@@ -175,7 +175,7 @@ def separate_file(
             opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info))
             for target in targets
         ]
-        for writer, image in zip(writers, images, strict=True):
+        for writer, image in zip(writers, images.numpy(force=True), strict=True):
             writer.write(image)
     return writers
 
