@@ -167,15 +167,13 @@ def separate_file(
         AudiovaeError: a single channel, or fewer than two sources.
     """
     wave, info = audio.read(source)
-    images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed=seed)[
-        : len(targets)
-    ].numpy(force=True)
+    images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed=seed)
     with ExitStack() as opened:
         writers = [
             opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info))
             for target in targets
         ]
-        for writer, image in zip(writers, images.numpy(force=True), strict=True):
+        for writer, image in zip(writers, images.numpy(force=True), strict=False):
             writer.write(image)
     return writers
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiovae.level import spectrogram_level
+from audiovae.separation.em import Separator
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.sources.envelope import Envelope, EnvelopeName
 from audiovae.separation.spatial.demixing import Demixing
@@ -71,3 +72,19 @@ def image_start(front: Front, images: Images, n_more: int = 0) -> Start:
         )
 
     return start
+
+
+def told_by(separator: Separator) -> Images:
+    """The images that a separator of one microphone finds at each of several, by one gain for all."""
+
+    def images(mixture: Mixture) -> Float[Tensor, "source recording channel sample"]:
+        assert mixture.waves is not None
+        stft = separator.front.stft
+        waves = [wave[:, :n] for wave, n in zip(mixture.waves, mixture.n_samples, strict=True)]
+        found = separator([stft(wave).movedim(0, -1) for wave in waves], levels=[1.0] * len(waves), waves=waves)
+        out = mixture.waves.new_zeros(len(found[0].images), *mixture.waves.shape)
+        for i, (separation, wave) in enumerate(zip(found, waves, strict=True)):
+            out[:, i, :, : wave.shape[-1]] = stft.inverse(separation.images.movedim(-1, 1), wave.shape[-1])
+        return out
+
+    return images
