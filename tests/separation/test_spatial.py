@@ -18,6 +18,7 @@ from audiovae import STFT
 from audiovae.level import spectrogram_level
 from audiovae.separation import NMF, EMSettings, JointDiagonal, Mixture, Separator, SingleChannel, Spatial, even_start
 from audiovae.separation.sources.source import MakeSource
+from audiovae.separation.spatial.full_rank import FullRank, FullRankPair
 from audiovae.stft import Front, power
 
 N_FREQS, LENGTHS = 5, [9, 6]
@@ -51,9 +52,29 @@ def joint(mixture: Mixture, n_sources: int, per_frequency: bool = False, **more:
     return JointDiagonal(mixture, (q, gains), n_sources, per_frequency, **more)
 
 
+def positive_definite(*shape: int, seed: int = 5) -> Tensor:
+    """`[*shape, channel]` and a last axis of as many."""
+    root = normal(*shape, 2 * shape[-1], seed=seed)
+    return root @ root.mH / shape[-1]
+
+
+def full(mixture: Mixture, n_sources: int, kind: Any = FullRank, **more: Any) -> Any:
+    n_recordings, _, n_freqs, n_channels = mixture.spectrogram.shape
+    h = positive_definite(n_sources, n_recordings, n_freqs, n_channels)
+    return kind(mixture, h, n_sources, **more)
+
+
+def pair(mixture: Mixture, n_sources: int) -> Any:
+    if n_sources != 2:
+        pytest.skip("two sources alone")
+    return full(mixture, 2, FullRankPair)
+
+
 def covariances(space: Spatial, mixture: Mixture, n_sources: int) -> Tensor:
     """H_nf, `[source, recording, freq, channel, channel]`."""
     n_recordings, _, n_freqs, n_channels = mixture.spectrogram.shape
+    if isinstance(space, FullRank | FullRankPair):
+        return space.h
     if isinstance(space, JointDiagonal):
         back = torch.linalg.inv(space.q)
         return (back * space.gains.unsqueeze(-2)) @ back.mH
@@ -66,6 +87,10 @@ SPACES = {
     "joint, two": (2, joint),
     "joint, four": (4, joint),
     "joint by frequency": (3, partial(joint, per_frequency=True)),
+    "full": (3, full),
+    "full, one microphone": (1, full),
+    "full, the second white": (2, partial(full, white=[1])),
+    "a full pair": (3, pair),
 }
 
 
