@@ -55,6 +55,12 @@ class Mixture:
         """Is this bin the recording's own, and of a frequency that is heard?"""
         return self.inside.unsqueeze(-1) & self.heard.unsqueeze(1)
 
+    @cached_property
+    def share(self) -> Float[Tensor, "recording frame 1"]:
+        """Of a frame in a mean over its recording; zero in the padding."""
+        inside = self.inside.to(self.power.dtype)
+        return (inside / inside.sum(1, keepdim=True)).unsqueeze(-1)
+
     def common_channels(self) -> int:
         """How many channels the recordings have.
 

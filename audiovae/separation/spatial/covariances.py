@@ -32,10 +32,9 @@ def masked_covariances(
     x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
     u = x.real.new_ones(len(psds), len(x)) if levels is None else levels.square()
     of_all = total([scale[:, None, None] * psd for scale, psd in zip(u, psds, strict=True)])
-    share = (mixture.inside / mixture.inside.sum(-1, keepdim=True)).unsqueeze(-1)
     found = []
     for scale, psd in zip(u, psds, strict=True):
-        weights = share * scale[:, None, None].square() * psd / of_all.square()
+        weights = mixture.share * scale[:, None, None].square() * psd / of_all.square()
         found.append(((x * weights.mT.unsqueeze(2)) @ x.mH).to(torch.complex128))
     return torch.stack(found)
 

@@ -95,7 +95,7 @@ class FullRank(Spatial):
         return torch.cat(found, -1).to(self._mixture.power.dtype)
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
-        bins, means, share = self._of(), [without_draws(psd) for psd in psds], _share(self._mixture)
+        bins, means, share = self._of(), [without_draws(psd) for psd in psds], self._mixture.share
         h = self.h[self._fitted]
         bracket = torch.zeros_like(h)
         for frames in bins.blocks(means):
@@ -264,7 +264,7 @@ class FullRankPair(Spatial):
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         q, gains = self._joint.q, self._joint.gains.unsqueeze(-1)  # [source, recording, freq, row, 1]
-        weights = [(without_draws(psd) * _share(self._mixture)).mT.unsqueeze(2) for psd in psds]
+        weights = [(without_draws(psd) * self._mixture.share).mT.unsqueeze(2) for psd in psds]
         variance = total([without_draws(psd).mT.unsqueeze(2) * g for psd, g in zip(psds, gains, strict=True)])
         y = (q @ self._mixture.spectrogram.permute(0, 2, 3, 1)).div_(variance)  # [recording, freq, row, frame]
         precision = variance.reciprocal_()
@@ -305,11 +305,6 @@ def _first(mixture: Mixture, space: Covariances | None, n_sources: int, white: f
 
 def _mean_eigenvalue(h: Covariances) -> Float[Tensor, "source recording freq"]:
     return h.diagonal(dim1=-2, dim2=-1).real.mean(-1)
-
-
-def _share(mixture: Mixture) -> Float[Tensor, "recording frame 1"]:
-    """Of a frame in a mean over a recording."""
-    return (mixture.inside / mixture.inside.sum(1, keepdim=True)).unsqueeze(-1)
 
 
 def _powers(h: Covariances, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Tensor:

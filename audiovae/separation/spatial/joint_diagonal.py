@@ -172,8 +172,7 @@ class JointDiagonal(Spatial):
 
     def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """A sweep over the rows with V_m = mean_t x x' / Y_m."""
-        inside = self._mixture.inside.unsqueeze(-1)
-        share = inside / inside.sum(1, keepdim=True)
+        share = self._mixture.share
         weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))]).permute(1, 3, 0, 2)
         v = ridged(
             _hermitian((weights @ self._outer).double()), _ROUNDING[weights.dtype]
