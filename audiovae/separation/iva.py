@@ -39,9 +39,8 @@ def iva(window: int, n_sources: int, n_iterations: int = 40, density: EnvelopeNa
             for n, source in enumerate(sources):
                 source.update(space.view([], n), 1.0)
             space.update([source.psd() for source in sources])
-        assert mixture.waves is not None
         found = space.images([*(source.psd() for source in sources), seen.power.unsqueeze(0)], range(len(seen.power)))
-        return stft.inverse(found[:n_sources].movedim(-1, 2), mixture.waves.shape[-1])
+        return mixture.sound(stft, found[:n_sources])
 
     return images
 

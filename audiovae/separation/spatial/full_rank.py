@@ -32,6 +32,7 @@ from audiovae.separation.spatial.spatial import (
 )
 
 _LEAST = 1e-6  # eigenvalue of a covariance, as a share of the mean one at the start
+_RIDGE = 1e-2  # of the mean diagonal of a covariance from masks
 _BLOCK = 2**15  # bins that are worked on at once, so that what is made of them stays in the cache
 
 PSD = Float[Tensor, "*sample recording frame freq"]
@@ -40,9 +41,12 @@ PSD = Float[Tensor, "*sample recording frame freq"]
 def full_rank(
     mixture: Mixture, space: Covariances | None = None, n_sources: int = 2, white: Sequence[int] = ()
 ) -> Spatial:
-    """`FullRank`, or for two sources `FullRankPair`, which is the same and quicker."""
+    """`FullRank`, or for two sources `FullRankPair`, which is the same and quicker.
+
+    Covariances from masks begin with a little of every direction: what has none, updates hardly ever give one.
+    """
     made = FullRankPair if n_sources == 2 else FullRank
-    return made(mixture, space, n_sources, white)
+    return made(mixture, None if space is None else ridged(space, _RIDGE), n_sources, white)
 
 
 class FullRank(Spatial):
