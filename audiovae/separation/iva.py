@@ -56,7 +56,7 @@ def image_start(front: Front, images: Images, n_more: int = 0) -> Start:
         waves = images(mixture)[:, :, 0]
         psds = power(front.stft(waves))
         short = mixture.power.shape[1] - psds.shape[2]
-        psds = torch.nn.functional.pad(psds, (0, 0, 0, short))
+        psds = torch.nn.functional.pad(psds, (0, 0, 0, short)) * mixture.inside.unsqueeze(-1)
         levels = torch.stack(
             [
                 torch.stack([spectrogram_level(p, front.stft.window, front.sample_rate) for p in of_source])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixtures import random_spectrogram
-from spaces import LENGTHS, mixture_of, normal, psds_of
+from mixtures import random_spectrogram, reverberant
+from spaces import LENGTHS, MORE_DAMAGE, mixture_of, normal, psds_of
 from torch import Tensor
 
+from audiovae import STFT
 from audiovae.separation import Mixture
+from audiovae.separation.iva import iva
 from audiovae.separation.sources.envelope import Envelope, EnvelopeName
 from audiovae.separation.spatial.demixing import Demixing
 
@@ -128,3 +130,34 @@ def test_an_envelope_is_the_mean_power_of_its_row(density: EnvelopeName) -> None
         expected = (power if density == "gauss" else power.sqrt()).unsqueeze(-1).expand(-1, mixture.power.shape[-1])
         torch.testing.assert_close(source.psd()[0, i, :n_frames], expected)
         assert torch.equal(source.psd()[0, i, n_frames:], before[0, i, n_frames:])
+
+
+# As a start ----------------------------------------------------------------------------------------------------------
+
+
+def with_waves(waves: list[Tensor]) -> Mixture:
+    stft = STFT(64, 16, "hann").to(waves[0])
+    spectrograms = [stft(wave).movedim(0, -1) for wave in waves]
+    levels = torch.ones(len(waves), dtype=waves[0].dtype)
+    return Mixture.of(spectrograms, levels, [0] * len(waves), waves=waves)
+
+
+def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
+    """Through another window, whose frames at an end see what stands beyond it in the batch."""
+    waves = [reverberant(0.2, 3), reverberant(0.131, 3, seed=5)]
+    find = iva(256, 2, 10)
+    together = find(with_waves(waves))
+    for i, wave in enumerate(waves):
+        torch.testing.assert_close(together[:, i, :, : wave.shape[-1]], find(with_waves([wave]))[:, 0])
+        assert (together[:, i, :, wave.shape[-1] :] == 0).all()
+    assert (together.std((1, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MORE_DAMAGE)
+def test_damaged_recordings_give_a_finite_start(name: str, dtype: torch.dtype) -> None:
+    wave = MORE_DAMAGE[name](reverberant(0.2, 3)).to(dtype)
+    found = iva(256, 2, 10)(with_waves([wave]))
+    assert found.dtype == dtype
+    assert torch.isfinite(found).all()
+    assert found.abs().max() <= 100 * wave.abs().max()

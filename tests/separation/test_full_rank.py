@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from conftest import RATE
-from mixtures import random_spectrogram, reverberant
+from mixtures import dynamic_prior, random_spectrogram, reverberant
 from spaces import LENGTHS, MORE_DAMAGE, N_FREQS, begun, mixture_of, normal, positive, positive_definite, psds_of
 from torch import Tensor
 
 from audiovae import STFT
 from audiovae.separation import NMF, EMSettings, JointDiagonal, Mixture, Separator, even_start
+from audiovae.separation.methods import ROOM_METHODS
+from audiovae.separation.methods import separator as room_separator
 from audiovae.separation.sources.floor import Floor
 from audiovae.separation.spatial import full_rank as module
 from audiovae.separation.spatial.demixing import Demixing
@@ -262,3 +265,25 @@ def test_more_sources_than_microphones_are_taken_by_covariances_and_refused_by_d
         assert torch.isfinite(space.images(psds, [0, 1]).abs()).all()
     with pytest.raises(ValueError, match="as many channels as sources, got 2 and 3"):
         Demixing(mixture, n_sources=3)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", ["fca", "fca-dp"])
+def test_the_pairs_by_name_take_a_batch_apart_as_its_members(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through everything: independent vector analysis at another window, masks, sources, and the noise that is left."""
+    prior = None if name == "fca" else dynamic_prior()
+    if prior is not None:
+        prior.double()
+    brief = replace(ROOM_METHODS[name].settings, n_iterations=3, warm_up=1)
+    monkeypatch.setitem(ROOM_METHODS, name, replace(ROOM_METHODS[name], settings=brief, starts=(0.064,), window=0.032))
+    run = room_separator(2, name, prior, RATE)
+    waves = [reverberant(0.4, 3), reverberant(0.3, 3, seed=7)]
+    xs = [run.front.stft.double()(wave).movedim(0, -1) for wave in waves]
+    for found, x, wave in zip(run(xs, waves=waves), xs, waves, strict=True):
+        torch.testing.assert_close(found.images.sum(0), x)
+        assert found.images.shape == (3, *x.shape)
+        assert (found.images[:2].abs().square().mean((1, 2, 3)) > 0.01 * x.abs().square().mean()).all()
+        (alone,) = run([x], waves=[wave])
+        torch.testing.assert_close(found.images, alone.images, rtol=0, atol=1e-5 * float(x.abs().max()))
+        torch.testing.assert_close(found.objective, alone.objective)
+        assert found.objective[-1] < found.objective[0]
