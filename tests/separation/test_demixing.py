@@ -89,6 +89,8 @@ def test_images_are_the_joint_least_squares_on_all_rows_and_the_noise_the_rest()
     space.update(psds)
     images = space.images(psds, [0, 1])
     torch.testing.assert_close(images.sum(0), mixture.spectrogram)
+    powers = space.powers(psds, [0, 1])
+    torch.testing.assert_close(powers[2], psds[2][0])
     for i, n_frames in enumerate(LENGTHS):
         for f in range(mixture.power.shape[-1]):
             x, rows = mixture.spectrogram[i, :n_frames, f], space._rows[i, f, :, :n_frames].mT
@@ -96,6 +98,19 @@ def test_images_are_the_joint_least_squares_on_all_rows_and_the_noise_the_rest()
             for n in range(2):
                 expected = rows[:, n, None] * columns[n]
                 torch.testing.assert_close(images[n, i, :n_frames, f], expected, rtol=1e-6, atol=1e-6)
+                power = psds[n][0, i, :, f] * columns[n].abs().square().mean()
+                torch.testing.assert_close(powers[n, i, :, f], power, rtol=1e-6, atol=0)
+
+
+def test_other_orders_of_microphones_and_other_levels_give_the_same_in_theirs() -> None:
+    x = random_spectrogram(60, 9, 3)
+    some_psds = [torch.ones(1, 1, 60, 9, dtype=torch.float64)] * 3
+    images = demixed(of(x), 2, 10).images(some_psds, [0])
+    channels = [2, 0, 1]
+    other = demixed(of(x[..., channels]), 2, 10).images(some_psds, [0])
+    torch.testing.assert_close(other, images[..., channels], rtol=0, atol=1e-7)
+    other = demixed(of(30 * x), 2, 10).images(some_psds, [0])
+    torch.testing.assert_close(other, 30 * images, rtol=0, atol=1e-6)
 
 
 def test_a_mixture_without_noise_comes_apart() -> None:

@@ -200,6 +200,7 @@ def test_no_update_of_space_increases_the_nll(per_frequency: bool, n_draws: tupl
     assert (trace[-1] < trace[0] - 10).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_update_is_refused() -> None:
     with pytest.raises(ValueError, match="update must be one of ip, iss, got 'pi'"):
         JointDiagonal(mixture_of(2), update="pi")  # type: ignore[arg-type]
