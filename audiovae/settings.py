@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichlet"]
 MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
 NoiseName = Literal["slow", "nmf", "stationary"]
-RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "mvae"]
+RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "fca", "fca-dp", "mvae"]
 LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 WindowName = Literal["sine", "hann", "hamming"]

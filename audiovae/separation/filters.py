@@ -30,10 +30,8 @@ class Filters:
         self._stft, self._filters = front.stft, filters
 
     def __call__(self, mixture: Mixture, images: Tensor) -> Tensor:
-        assert mixture.waves is not None
-        n_samples = mixture.waves.shape[-1]
-        n_frames = self._stft.n_frames(n_samples)
-        waves = self._stft.inverse(images[:-1, :, :n_frames].movedim(-1, 2), n_samples)
+        waves = mixture.sound(self._stft, images[:-1])
+        n_frames = self._stft.n_frames(waves.shape[-1])
         for of_waves in self._filters:
             waves = of_waves(mixture, waves)
         out = torch.zeros_like(images)
@@ -52,17 +50,18 @@ def least_squares(window: int, n_taps: int) -> Filter:
 
     def filtered(mixture: Mixture, waves: Waves) -> Waves:
         stft = STFT(window, window // 4, "hann").to(mixture.power)
-        x = mixture.through(stft).spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
+        seen = mixture.through(stft)
+        x = seen.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
         delayed = [torch.nn.functional.pad(x, (k, 0))[..., : x.shape[-1]] for k in range(n_taps)]
-        x = torch.cat(delayed, 2)
+        x = torch.cat(delayed, 2) * seen.inside[:, None, None]
         target = stft(waves).permute(1, 4, 0, 2, 3).flatten(2, 3)  # [recording, freq, source x channel, frame]
         own = (x @ x.mH).to(torch.complex128)
         mean = torch.einsum("rfii->rf", own).real / own.shape[-1]
         eye = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
         own = own + (_RIDGE * mean + torch.finfo(torch.float32).tiny)[..., None, None] * eye
         filters = torch.linalg.solve(own, (x @ target.mH).to(own.dtype)).mH.to(x.dtype)
-        found = (filters @ x).unflatten(2, (len(waves), waves.shape[2])).permute(2, 0, 3, 4, 1)
-        return stft.inverse(found, waves.shape[-1])
+        found = (filters @ x).unflatten(2, (len(waves), waves.shape[2])).permute(2, 0, 4, 1, 3)
+        return mixture.sound(stft, found)
 
     return filtered
 
@@ -78,12 +77,13 @@ def wiener(window: int, n_updates: int = 10) -> Filter:
     def filtered(mixture: Mixture, waves: Waves) -> Waves:
         stft = STFT(window, window // 4, "hann").to(mixture.power)
         seen = mixture.through(stft)
-        psds = list(power(stft(waves[:, :, 0])) + _LEAST * seen.power.mean((1, 2), keepdim=True))
+        least = _LEAST * seen.mean_over_frames(seen.power.mean(-1))
+        psds = list(power(stft(waves[:, :, 0])) + least[:, None, None])
         space = JointDiagonal(seen, masked_covariances(seen, psds), len(psds), per_frequency=True)
         drawn = [psd.unsqueeze(0) for psd in psds]
         for _ in range(n_updates):
             space.update(drawn)
         found = space.images(drawn, range(len(seen.power)))
-        return stft.inverse(found.movedim(-1, 2), waves.shape[-1])
+        return mixture.sound(stft, found)
 
     return filtered

@@ -40,9 +40,8 @@ def iva(window: int, n_sources: int, n_iterations: int = 40, density: EnvelopeNa
             for n, source in enumerate(sources):
                 source.update(space.view([], n), 1.0)
             space.update([source.psd() for source in sources])
-        assert mixture.waves is not None
         found = space.images([*(source.psd() for source in sources), seen.power.unsqueeze(0)], range(len(seen.power)))
-        return stft.inverse(found[:n_sources].movedim(-1, 2), mixture.waves.shape[-1])
+        return mixture.sound(stft, found[:n_sources])
 
     return images
 
@@ -58,7 +57,7 @@ def image_start(front: Front, images: Images, n_more: int = 0) -> Start:
         waves = images(mixture)[:, :, 0]
         psds = power(front.stft(waves))
         short = mixture.power.shape[1] - psds.shape[2]
-        psds = torch.nn.functional.pad(psds, (0, 0, 0, short))
+        psds = torch.nn.functional.pad(psds, (0, 0, 0, short)) * mixture.inside.unsqueeze(-1)
         levels = torch.stack(
             [
                 torch.stack([spectrogram_level(p, front.stft.window, front.sample_rate) for p in of_source])

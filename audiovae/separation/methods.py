@@ -27,6 +27,7 @@ from audiovae.separation.sources.slow import SlowBands
 from audiovae.separation.sources.source import MakeSource
 from audiovae.separation.sources.stationary import Stationary
 from audiovae.separation.spatial.demixing import Demixing
+from audiovae.separation.spatial.full_rank import full_rank
 from audiovae.separation.spatial.joint_diagonal import JointDiagonal
 from audiovae.separation.starts import even_start, quiet_start
 from audiovae.settings import MethodName, NoiseName, RoomMethodName
@@ -177,6 +178,10 @@ def _joint_over_frequency(n: int) -> MakeSpatial:
     return partial(JointDiagonal, n_sources=n, white=(n - 1,))
 
 
+def _full(n: int) -> MakeSpatial:
+    return partial(full_rank, n_sources=n, white=(n - 1,))
+
+
 def _demixing(n: int) -> MakeSpatial:
     return partial(Demixing, n_sources=n - 1)
 
@@ -196,6 +201,8 @@ ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
     "ilrma": RoomMethod(_demixing, partial(NMF, rank=2, first_steps=20), EMSettings(30)),
     "fastmnmf2": RoomMethod(_joint_over_frequency, partial(NMF, rank=8, together=True, first_steps=20), EMSettings(60)),
     "fastmnmf2-dp": RoomMethod(_joint_over_frequency, prior="speech-16k-fast"),
+    "fca": RoomMethod(_full, partial(NMF, rank=8, together=True, first_steps=20), EMSettings(30)),
+    "fca-dp": RoomMethod(_full, prior="speech-16k-fast"),
     "mvae": RoomMethod(_demixing, prior="speech-16k-fast"),
 }
 

@@ -55,6 +55,12 @@ class Mixture:
         """Is this bin the recording's own, and of a frequency that is heard?"""
         return self.inside.unsqueeze(-1) & self.heard.unsqueeze(1)
 
+    @cached_property
+    def share(self) -> Float[Tensor, "recording frame 1"]:
+        """Of a frame in a mean over its recording; zero in the padding."""
+        inside = self.inside.to(self.power.dtype)
+        return (inside / inside.sum(1, keepdim=True)).unsqueeze(-1)
+
     def common_channels(self) -> int:
         """How many channels the recordings have.
 
@@ -123,8 +129,24 @@ class Mixture:
         lengths = torch.tensor([stft.n_frames(n) for n in self.n_samples], device=spectrogram.device)
         inside = torch.arange(spectrogram.shape[1], device=spectrogram.device) < lengths[:, None]
         n_channels = self.level.new_tensor(self.n_channels)[:, None, None]
+        spectrogram = spectrogram * inside[..., None, None]  # windows beyond a recording's own may reach back into it
         mean = power(spectrogram).sum(-1) / n_channels
         return replace(self.again(), spectrogram=spectrogram, power=mean, inside=inside)
+
+    def sound(
+        self, stft: STFT, images: Complex[Tensor, "source recording frame freq channel"]
+    ) -> Float[Tensor, "source recording channel sample"]:
+        """The waves of images, each from its recording's own frames alone, as if it had no other beside it.
+
+        Raises:
+            ValueError: no waves were given.
+        """
+        if self.waves is None:
+            raise ValueError("sound needs the waves of the mixtures, and only spectrograms were given")
+        sound = self.waves.new_zeros(len(images), *self.waves.shape)
+        for i, n in enumerate(self.n_samples):
+            sound[:, i, :, :n] = stft.inverse(images[:, i, : stft.n_frames(n)].movedim(-1, 1), n)
+        return sound
 
     def again(self) -> Mixture:
         """The same, with its random numbers from their beginning."""

@@ -11,35 +11,16 @@ import pytest
 import soundfile
 import torch
 from conftest import RATE
-from mixtures import random_spectrogram, reverberant
+from mixtures import reverberant
+from spaces import DAMAGE, LENGTHS, N_FREQS, begun, mixture_of, normal, positive, psds_of
 from torch import Tensor
 
 from audiovae import STFT
 from audiovae.level import spectrogram_level
 from audiovae.separation import NMF, EMSettings, JointDiagonal, Mixture, Separator, SingleChannel, Spatial, even_start
 from audiovae.separation.sources.source import MakeSource
+from audiovae.separation.spatial.full_rank import FullRank, FullRankPair
 from audiovae.stft import Front, power
-
-N_FREQS, LENGTHS = 5, [9, 6]
-
-
-def mixture_of(n_channels: int, dtype: torch.dtype = torch.complex128, n_frames: list[int] = LENGTHS) -> Mixture:
-    """Two recordings with padding, each with a level of its own."""
-    spectrograms = [random_spectrogram(n, N_FREQS, n_channels, seed).to(dtype) for seed, n in enumerate(n_frames)]
-    return Mixture.of(spectrograms, torch.tensor([1.0, 2.0], dtype=dtype.to_real()), [0, 0], padding=2)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.complex128)
-
-
-def positive(*shape: int, seed: int = 0) -> Tensor:
-    return 0.1 + 3 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def psds_of(mixture: Mixture, *n_draws: int) -> list[Tensor]:
-    shape = mixture.power.shape
-    return [positive(n, *shape, seed=10 + i) for i, n in enumerate(n_draws)]
 
 
 def joint(mixture: Mixture, n_sources: int, per_frequency: bool = False, **more: Any) -> JointDiagonal:
@@ -51,9 +32,21 @@ def joint(mixture: Mixture, n_sources: int, per_frequency: bool = False, **more:
     return JointDiagonal(mixture, (q, gains), n_sources, per_frequency, **more)
 
 
+def full(mixture: Mixture, n_sources: int, kind: Any = FullRank, **more: Any) -> Any:
+    return kind(mixture, begun(mixture, n_sources), n_sources, **more)
+
+
+def pair(mixture: Mixture, n_sources: int) -> Any:
+    if n_sources != 2:
+        pytest.skip("two sources alone")
+    return full(mixture, 2, FullRankPair)
+
+
 def covariances(space: Spatial, mixture: Mixture, n_sources: int) -> Tensor:
     """H_nf, `[source, recording, freq, channel, channel]`."""
     n_recordings, _, n_freqs, n_channels = mixture.spectrogram.shape
+    if isinstance(space, FullRank | FullRankPair):
+        return space.h
     if isinstance(space, JointDiagonal):
         back = torch.linalg.inv(space.q)
         return (back * space.gains.unsqueeze(-2)) @ back.mH
@@ -66,6 +59,10 @@ SPACES = {
     "joint, two": (2, joint),
     "joint, four": (4, joint),
     "joint by frequency": (3, partial(joint, per_frequency=True)),
+    "full": (3, full),
+    "full, one microphone": (1, full),
+    "full, the second white": (2, partial(full, white=[1])),
+    "a full pair": (3, pair),
 }
 
 
@@ -186,13 +183,14 @@ def test_stereo_is_the_mean_power_by_one_gain() -> None:
 # Updates -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("update", ["ip", "iss"])
 @pytest.mark.parametrize("per_frequency", [False, True])
 @pytest.mark.parametrize("n_draws", [(1, 1, 1), (2, 1, 3)], ids=str)
-def test_no_update_of_space_increases_the_nll(per_frequency: bool, n_draws: tuple[int, ...]) -> None:
+def test_no_update_of_space_increases_the_nll(per_frequency: bool, n_draws: tuple[int, ...], update: str) -> None:
     """Where draws enter by their means."""
     mixture = mixture_of(3, n_frames=[30, 20])
     psds = [psd.mean(0, keepdim=True) for psd in psds_of(mixture, *n_draws)]
-    space = joint(mixture, 3, per_frequency)
+    space = joint(mixture, 3, per_frequency, update=update)
     trace = []
     for _ in range(25):
         trace.append(torch.where(mixture.inside, space.nll(psds), 0.0).sum(-1))
@@ -200,6 +198,12 @@ def test_no_update_of_space_increases_the_nll(per_frequency: bool, n_draws: tupl
     steps = torch.stack(trace).diff(dim=0)
     assert steps.max() <= 1e-9 * trace[0].abs().max()
     assert (trace[-1] < trace[0] - 10).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_update_is_refused() -> None:
+    with pytest.raises(ValueError, match="update must be one of ip, iss, got 'pi'"):
+        JointDiagonal(mixture_of(2), update="pi")  # type: ignore[arg-type]
 
 
 def test_a_row_of_an_update_is_at_the_optimum_of_iterative_projection() -> None:
@@ -371,17 +375,6 @@ def test_a_batch_of_two_lengths_equals_its_members(options: dict[str, Any]) -> N
         torch.testing.assert_close(found.images, alone.images, rtol=0, atol=1e-8 * float(x.abs().max()))
         torch.testing.assert_close(found.objective, alone.objective)
         torch.testing.assert_close(found.psds, alone.psds)
-
-
-DAMAGE: dict[str, Any] = {
-    "silence": lambda x: 0 * x,
-    "a dead microphone": lambda x: x * torch.tensor([1.0, 0.0, 1.0])[:, None],
-    "a microphone twice": lambda x: x[[0, 0, 1]],
-    "silence at the end": lambda x: x * (torch.arange(x.shape[1]) < x.shape[1] // 3),
-    "microphones at 160 dB of each other": lambda x: x * torch.tensor([1.0, 1e-4, 1e4])[:, None],
-    "a single sample": lambda x: x[:, :1],
-    "a click": lambda x: torch.nn.functional.one_hot(torch.tensor(999), x.shape[1]).expand(3, -1) * 1.0,
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

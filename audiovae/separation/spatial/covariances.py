@@ -13,6 +13,7 @@ from audiovae.separation.spatial.spatial import total
 
 _RIDGE = 1e-6  # of the mean diagonal of the covariances' sum
 _DIAGONALISATIONS = 10
+_FIRST_GAIN = 0.05  # of a source in a channel that is not its own at the start
 
 Covariances = Complex[Tensor, "source recording freq channel channel"]
 
@@ -31,10 +32,9 @@ def masked_covariances(
     x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
     u = x.real.new_ones(len(psds), len(x)) if levels is None else levels.square()
     of_all = total([scale[:, None, None] * psd for scale, psd in zip(u, psds, strict=True)])
-    share = (mixture.inside / mixture.inside.sum(-1, keepdim=True)).unsqueeze(-1)
     found = []
     for scale, psd in zip(u, psds, strict=True):
-        weights = share * scale[:, None, None].square() * psd / of_all.square()
+        weights = mixture.share * scale[:, None, None].square() * psd / of_all.square()
         found.append(((x * weights.mT.unsqueeze(2)) @ x.mH).to(torch.complex128))
     return torch.stack(found)
 
@@ -51,11 +51,7 @@ def diagonaliser(
         Anal. Appl. 22(4), 2001 (the criterion).
     """
     together = ridged(covariances.sum(0), _RIDGE)
-    root = torch.linalg.cholesky(together)
-    inner = torch.linalg.solve_triangular(root, covariances[0], upper=False)
-    inner = torch.linalg.solve_triangular(root, inner.mH, upper=False)
-    _, vectors = torch.linalg.eigh((inner + inner.mH) / 2)
-    q = torch.linalg.solve_triangular(root.mH, vectors, upper=True).mH
+    q = generalised_eigenvectors(covariances[0], together)
     if len(covariances) == 2:
         return q
     for _ in range(n_iterations):
@@ -64,6 +60,29 @@ def diagonaliser(
         q = projected(q, ridged(v, _RIDGE))
     scale = diagonal_of(q, together.unsqueeze(0))[0].rsqrt()
     return q * scale.unsqueeze(-1)
+
+
+def generalised_eigenvectors(
+    one: Complex[Tensor, "recording freq channel channel"], together: Complex[Tensor, "recording freq channel channel"]
+) -> Complex[Tensor, "recording freq row channel"]:
+    """Q such that Q A Q' of the one is diagonal and that of the other, which is positive definite, the identity."""
+    root = torch.linalg.cholesky(together)
+    inner = torch.linalg.solve_triangular(root, one, upper=False)
+    inner = torch.linalg.solve_triangular(root, inner.mH, upper=False)
+    _, vectors = torch.linalg.eigh((inner + inner.mH) / 2)
+    return torch.linalg.solve_triangular(root.mH, vectors, upper=True).mH
+
+
+def first_gains(n_sources: int, n_channels: int) -> Float[Tensor, "source channel"]:
+    """What a source has of a channel where nothing is known: much of those that are its own in turn."""
+    own = torch.arange(n_channels) % n_sources == torch.arange(n_sources)[:, None]
+    return torch.where(own, 1.0, _FIRST_GAIN)
+
+
+def floored(covariances: Complex[Tensor, "*batch channel channel"], least: Float[Tensor, "*batch"]) -> Tensor:
+    """The nearest Hermitian matrices without an eigenvalue below `least`."""
+    values, vectors = torch.linalg.eigh((covariances + covariances.mH) / 2)
+    return (vectors * torch.maximum(values, least.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mH
 
 
 def diagonal_of(q: Complex[Tensor, "recording freq row channel"], covariances: Covariances) -> Tensor:
@@ -92,4 +111,23 @@ def projected(
         row = torch.linalg.solve(q @ v[..., m, :, :], eye[:, m].expand(q.shape[:-1]))
         norm = (row.conj() * (v[..., m, :, :] @ row.unsqueeze(-1)).squeeze(-1)).sum(-1).real.sqrt()
         q[..., m, :] = (row / norm.unsqueeze(-1)).conj()
+    return q
+
+
+def steered(
+    q: Complex[Tensor, "recording freq row channel"], v: Complex[Tensor, "recording freq row channel channel"]
+) -> Complex[Tensor, "recording freq row channel"]:
+    """One sweep of iterative source steering: Q <- Q - u_k q_k for each row k in turn, u_k the best of all vectors.
+
+    Minimises the same sum_m q_m V_m q_m' - log det Q Q' as `projected`, without an inverse.
+
+    Reference: R. Scheibler, N. Ono, "Fast and stable blind source separation with rank-1 updates", ICASSP 2020.
+    """
+    for k in range(v.shape[-3]):
+        own = q[..., k, :]
+        seen = (v @ own.conj()[..., None, :, None]).squeeze(-1)  # V_m q_k', [recording, freq, row, channel]
+        of_own = (seen * own.unsqueeze(-2)).sum(-1).real  # q_k V_m q_k'
+        step = (q * seen).sum(-1) / of_own
+        step[..., k] = 1 - of_own[..., k].rsqrt()
+        q = q - step.unsqueeze(-1) * own.unsqueeze(-2)
     return q

@@ -64,11 +64,9 @@ class Demixing(Spatial):
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         """Rows in turn, with V_n = mean_t x x' / lambda_n."""
-        inside = self._mixture.inside.unsqueeze(-1)
-        share = inside / inside.sum(1, keepdim=True)
         v = []
         for psd in psds[: self.n_sources]:
-            weighted = self._x * (share / without_draws(psd)).mT.unsqueeze(2)
+            weighted = self._x * (self._mixture.share / without_draws(psd)).mT.unsqueeze(2)
             v.append((weighted @ self._x.mH).to(torch.complex128))
         self.w = projected(self.w, ridged(torch.stack(v, 2), _RIDGE))
         self._rotate()

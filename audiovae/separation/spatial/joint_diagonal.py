@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import cached_property
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.spatial.covariances import Covariances, diagonal_of, diagonaliser, projected, ridged
+from audiovae.separation.spatial.covariances import (
+    Covariances,
+    diagonal_of,
+    diagonaliser,
+    first_gains,
+    projected,
+    ridged,
+    steered,
+)
 from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
 
-_FIRST_GAIN = 0.05  # of a source in a row that is not its own at the start
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
 _ROUNDING = {torch.float32: 1e-6, torch.float64: 0.0}  # of V_m, as a share of its mean diagonal
 _LEAST_SHARE = 1e-3  # of a row, that is any source's at the start, where covariances tell the others' to be all of it
 
+_SWEEPS = {"ip": projected, "iss": steered}
+
+UpdateName = Literal["ip", "iss"]
 State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "source recording _ row"]]
 
 
@@ -27,11 +38,10 @@ class JointDiagonal(Spatial):
     """H_nf = Q_f^-1 diag(g_nf) Q_f^-', so that the rows of Q_f x_ft are independent, of variance sum_n lambda_nft
     g_nfm.
 
-    g and H carry the scale between lambda and x; only `powers` takes it out. Q is fitted by iterative projection, g by
-    multiplicative updates with the square root: no update increases the nll. That is of the mixture in a little
-    independent
-    noise: x x' counts as x x' + dither I, so that all stays finite in silence, with a dead microphone, or with one
-    twice.
+    g and H carry the scale between lambda and x; only `powers` takes it out. Q is fitted by iterative projection or
+    steering, g by multiplicative updates with the square root: no update increases the nll. That is of the mixture in
+    a little independent noise: x x' counts as x x' + dither I, so that all stays finite in silence, with a dead
+    microphone, or with one twice.
 
     Args:
         mixture: recordings of several channels.
@@ -42,14 +52,15 @@ class JointDiagonal(Spatial):
         white: sources that are as strong at every microphone and independent between them, such as their own noise:
             their g is |q_m|^2, which is the identity H but for what Q would need to be unitary for. As g moves with Q,
             an update of Q may then increase the nll.
+        update: of Q: "ip", iterative projection, or "iss", iterative source steering.
 
     Raises:
-        ValueError: recordings of different numbers of channels.
+        ValueError: recordings of different numbers of channels, or an unknown update.
 
     Reference: K. Sekiguchi, Y. Bando, A. Nugraha, K. Yoshii, T. Kawahara, "Fast multichannel nonnegative matrix
         factorization with directivity-aware jointly-diagonalizable spatial covariance matrices for blind source
         separation", IEEE/ACM TASLP 28, 2020;
-        the projection: N. Ono, "Stable and fast update rules for independent vector analysis", WASPAA 2011.
+        the updates of Q: see `projected` and `steered`.
     """
 
     def __init__(
@@ -59,14 +70,17 @@ class JointDiagonal(Spatial):
         n_sources: int = 2,
         per_frequency: bool = False,
         white: Sequence[int] = (),
+        update: UpdateName = "ip",
     ) -> None:
+        if update not in _SWEEPS:
+            raise ValueError(f"update must be one of {', '.join(_SWEEPS)}, got {update!r}")
         mixture.common_channels()
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
+        self._sweep = _SWEEPS[update]
         self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = self._x.shape
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
-        self._outer = _real(self._x.mT)  # x x', [recording, freq, frame, channel^2]
         if isinstance(space, Tensor):
             self.q, self.gains = self._from_covariances(space)
         elif space is not None:
@@ -74,8 +88,7 @@ class JointDiagonal(Spatial):
         else:
             eye = torch.eye(n_channels, dtype=self._x.dtype, device=self._x.device)
             self.q = eye.expand(n_recordings, n_freqs, n_channels, n_channels)
-            own = torch.arange(n_channels) % n_sources == torch.arange(n_sources)[:, None]
-            gains = torch.where(own, 1.0, _FIRST_GAIN).to(mixture.power)
+            gains = first_gains(n_sources, n_channels).to(mixture.power)
             self.gains = gains[:, None, None].repeat(1, n_recordings, n_freqs if per_frequency or white else 1, 1)
         self._rotate()
 
@@ -91,6 +104,16 @@ class JointDiagonal(Spatial):
             gains = gains.mean(2, keepdim=True).expand_as(gains)
         white = gains.new_ones(len(self._white), *gains.shape[1:])
         return q.to(self._x.dtype), torch.cat([gains, white])
+
+    def place(self, q: Complex[Tensor, "recording freq row channel"], gains: Tensor) -> None:
+        """Go on from another state."""
+        self.q, self.gains = q, gains
+        self._rotate()
+
+    @cached_property
+    def _outer(self) -> Float[Tensor, "recording freq frame square"]:
+        """The products x x'."""
+        return _real(self._x.mT)
 
     def _rotate(self) -> None:
         """What follows from Q: |Q x|^2, `[row, recording, frame, freq]`; log |det Q Q'|; the gains of white sources."""
@@ -148,16 +171,15 @@ class JointDiagonal(Spatial):
         self.gains = gains.clamp(min=_LEAST_GAIN)
 
     def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
-        """Rows in turn: V_m = mean_t x x' / Y_m, q = (Q V_m)^-1 e_m / sqrt(q' V_m q)."""
-        inside = self._mixture.inside.unsqueeze(-1)
-        share = inside / inside.sum(1, keepdim=True)
+        """A sweep over the rows with V_m = mean_t x x' / Y_m."""
+        share = self._mixture.share
         weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))]).permute(1, 3, 0, 2)
         v = ridged(
             _hermitian((weights @ self._outer).double()), _ROUNDING[weights.dtype]
         )  # [recording, freq, row, channel, channel]
         eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
         v = v + (self._dither.unsqueeze(-1) * weights.sum(-1))[..., None, None] * eye
-        q = projected(self.q.to(v.dtype), v)
+        q = self._sweep(self.q.to(v.dtype), v)
         self.q = q.to(self._x.dtype)
         self._rotate()
 
