@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Complex
+from jaxtyping import Complex, Float
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from audiovae.files.recording import Block
 
 BLOCK_FRAMES = 1800  # about half a minute at 16 kHz: what is inferred at once
 OVERLAP_FRAMES = 100  # of two blocks, across which the images of one fade into those of the next
+BLOCK_SECONDS, OVERLAP_SECONDS = 30.0, 4.0  # the same of waves, where several sources are to be known again
 
 
 def overlapping(blocks: Iterator[Block], hop_length: int) -> Iterator[tuple[Block, bool]]:
@@ -44,3 +46,43 @@ class Fade:
             image = torch.cat([faded, image[:, OVERLAP_FRAMES:]], dim=1)
         self._before = image[:, -OVERLAP_FRAMES:]
         return image if last else image[:, :-OVERLAP_FRAMES]
+
+
+def overlapping_waves(
+    pieces: Iterator[Float[Tensor, "channel _"]], sample_rate: int
+) -> Iterator[tuple[Float[Tensor, "channel _"], bool]]:
+    """Cut a wave that arrives in pieces into longer blocks that overlap; says which is the last.
+
+    No block but a lone first is shorter than `BLOCK_SECONDS`, and none twice as long.
+    """
+    n_block, n_rest = (round(s * sample_rate) for s in (BLOCK_SECONDS, BLOCK_SECONDS - OVERLAP_SECONDS))
+    wave: Tensor | None = None
+    for piece in pieces:
+        wave = piece if wave is None else torch.cat([wave, piece], dim=1)
+        while wave.shape[1] >= 2 * n_block:
+            yield wave[:, :n_block], False
+            wave = wave[:, n_rest:]
+    assert wave is not None
+    yield wave, True
+
+
+class Chain:
+    """Sources of overlapping blocks: each goes on as the one of the next block that differs least in the overlap, along
+    a straight line.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._n_overlap = round(OVERLAP_SECONDS * sample_rate)
+        self._before: Tensor | None = None
+
+    def push(self, images: Float[Tensor, "source channel _"], last: bool) -> Float[Tensor, "source channel _"]:
+        """The samples that no later block reaches, in the order of the first block."""
+        n = self._n_overlap
+        if self._before is not None:
+            alike = torch.einsum("ics,jcs->ij", self._before, images[..., :n])  # |a - b|^2 is least where this is most
+            images = images[linear_sum_assignment(alike.numpy(force=True), maximize=True)[1]]
+            rise = torch.linspace(0, 1, n, device=images.device, dtype=images.dtype)
+            faded = self._before + rise * (images[..., :n] - self._before)
+            images = torch.cat([faded, images[..., n:]], dim=-1)
+        self._before = images[..., -n:]
+        return images if last else images[..., :-n]

@@ -1,0 +1,247 @@
+"""Sound files of several microphones, several of them side by side, to a file of each source and of the noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from audiovae import audio
+from audiovae.audio import AudioInfo, Writer
+from audiovae.errors import AudioError, AudiovaeError
+from audiovae.files.recording import Recording
+from audiovae.separation.blocks import Chain, overlapping_waves
+from audiovae.separation.em import Separator
+from audiovae.separation.files import Reader, popped, side_by_side
+from audiovae.separation.separation import Separation
+
+MICROPHONES = "two or more microphones"
+
+
+@dataclass(frozen=True)
+class RoomFile:
+    """A recording of several microphones to take apart, and where its parts go.
+
+    Attributes:
+        source: the sound file; of a recording with one file a microphone, its name.
+        targets: receive the images of the sources at all microphones, the loudest first, and last the noise: what these
+            leave. All have the source's rate, length, level and channels, and sum to it, except where a part is cut at
+            full scale. Each appears complete, and the first after all others. None: nothing is written; the file only
+            runs along, see `NoisyFile`.
+        microphones: one file each, in the order of the channels; none where `source` is the file.
+        seed: of everything random.
+        keep_first: hold on to the first block, for a page on it.
+        comment: stands in the tags of what is written.
+    """
+
+    source: str | Path
+    targets: Sequence[str | Path] | None
+    microphones: Sequence[str | Path] = ()
+    seed: int = 0
+    keep_first: bool = False
+    comment: str = ""
+
+    def inspect(self) -> AudioInfo:
+        """Read the headers.
+
+        Raises:
+            AudioError: a file cannot be read, or those of one recording do not fit together.
+        """
+        if self.microphones:
+            return audio.inspect_together(self.microphones, self.source)
+        return audio.inspect(self.source)
+
+
+@dataclass(frozen=True)
+class FirstRoomBlock:
+    """The beginning of a recording as it was inferred: all of it, or about half a minute.
+
+    Attributes:
+        recording: the file.
+        mixture: at unit level.
+        images: at unit level too, the loudest of the whole recording first, the noise last.
+        separation: how they were found, in the same order; None for silence.
+        seconds: that inference took, shared evenly by the recordings side by side.
+    """
+
+    recording: Recording
+    mixture: Float[Tensor, "channel sample"]
+    images: Float[Tensor, "source channel sample"]
+    separation: Separation | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TakenApart:
+    """What became of a recording.
+
+    Attributes:
+        sources: the closed writers, which know path and peak: the loudest first, the noise last.
+        levels_db: of each, the mean over channels, below full scale; -inf for silence.
+        objective: of every iteration of the first block, in nats per frame; empty for silence.
+        first: the first block, where that was to be kept.
+    """
+
+    sources: tuple[Writer, ...]
+    levels_db: tuple[float, ...]
+    objective: list[float]
+    first: FirstRoomBlock | None
+
+
+def separate_file(separator: Separator, source: str | Path, targets: Sequence[str | Path], seed: int = 0) -> TakenApart:
+    """Take one recording apart: `separate_files` of one, whose arguments are those of `RoomFile`.
+
+    Raises:
+        AudioError: the source cannot be read or taken apart, or a target not be written.
+    """
+    (done,) = separate_files(separator, [RoomFile(source, targets, seed=seed)])
+    if isinstance(done, AudiovaeError):
+        raise done
+    assert done is not None
+    return done
+
+
+@torch.no_grad()
+def separate_files(
+    separator: Separator,
+    files: Sequence[RoomFile],
+    least_channels: int = 2,
+    progress: Callable[[float], None] = lambda seconds: None,
+) -> list[TakenApart | AudiovaeError | None]:
+    """Take recordings apart, all of them side by side; each comes out as it would alone, to 1e-3 of full scale.
+
+    A file longer than a minute is taken in blocks of half a minute that overlap, and the sources of one are known again
+    in the next. So memory follows from the number of files and not from their lengths. Microphones without any sound
+    take no part. What lies below 50 Hz, or above the highest frequency of the separator, is counted as noise.
+
+    Args:
+        separator: whose last source is the noise.
+        least_channels: that it needs.
+        progress: is told how many seconds of sound were just done.
+
+    Returns:
+        what became of each: None for one without targets; an error for one that cannot be read, taken apart or written,
+        of which nothing is left behind and which the others do not mind.
+    """
+    stft = separator.front.stft
+
+    def infer(places: list[int], blocks: list[_Asked]) -> list[Separation]:
+        found: dict[int, Separation] = {}
+        for n_channels in {len(block.wave) for block in blocks}:
+            chosen = [i for i, block in enumerate(blocks) if len(block.wave) == n_channels]
+            waves = [blocks[i].wave for i in chosen]
+            separations = separator(
+                [stft(wave).movedim(0, -1) for wave in waves], [files[places[i]].seed for i in chosen], waves=waves
+            )
+            found |= dict(zip(chosen, separations, strict=True))
+        return [found[i] for i in range(len(blocks))]
+
+    return side_by_side([_separate(separator, file, least_channels, progress) for file in files], infer)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a recording wants to be taken apart next."""
+
+    wave: Float[Tensor, "channel sample"]
+
+
+def _separate(
+    separator: Separator, file: RoomFile, least_channels: int, progress: Callable[[float], None]
+) -> Generator[_Asked, tuple[Separation, float] | None, TakenApart | None]:
+    """One recording: yields a block, is sent what inference says of it and how long that took, and so on to its end.
+
+    Raises:
+        AudioError: the source cannot be read or taken apart, or a target not be written.
+    """
+    info = file.inspect()
+    _check_channels(info, info.n_channels, least_channels)
+    recording = Recording.measured(separator.front, info)
+    n_sources, n_channels = len(separator.sources) - 1, info.n_channels
+    chain, of_source = Chain(separator.front.sample_rate), Reader(info)
+    energy = np.zeros(n_sources + 1)
+    begun, objective = False, list[float]()
+    first: FirstRoomBlock | None = None
+    ready: list[Tensor] = []  # the samples that are resampled next; they end where there are none
+    pieces = recording.at_own_rate(popped(ready), n_sources * n_channels)
+    with ExitStack() as opened:
+        closers = [opened.enter_context(ExitStack()) for _ in file.targets or ()]
+        writers = [
+            closer.enter_context(recording.writer(target, file.comment))
+            for closer, target in zip(closers, file.targets or (), strict=True)
+        ]
+
+        def write(wave: audio.Wave) -> None:
+            progress(wave.shape[1] / info.sample_rate)
+            if not writers:
+                return
+            rest = of_source.take(wave.shape[1])
+            for n, image in enumerate(wave.reshape(n_sources, n_channels, -1)):
+                writers[n].write(image)
+                rest = rest - writers[n].held(image)
+                energy[n] += np.square(image, dtype=np.float64).sum()
+            writers[-1].write(rest)
+            energy[-1] += np.square(rest, dtype=np.float64).sum()
+
+        for wave, last in overlapping_waves(recording.sound(), separator.front.sample_rate):
+            live = wave.abs().amax(1) > 0
+            images = wave.new_zeros(n_sources, *wave.shape)
+            separation, seconds = None, 0.0
+            if recording.level and live.any():
+                _check_channels(info, int(live.sum()), least_channels)
+                answer = yield _Asked(wave[live])
+                assert answer is not None
+                separation, seconds = answer
+                found = separation.images[:-1].movedim(-1, 1)
+                images[:, live] = separator.front.stft.inverse(found, wave.shape[1])
+                if not images.isfinite().all():
+                    raise AudioError(info.path, "did not come apart into finite numbers; try another --method")
+            if not begun:
+                begun, objective = True, [] if separation is None else separation.objective.tolist()
+            if file.keep_first and first is None:
+                everything = torch.cat([images, (wave - images.sum(0)).unsqueeze(0)])
+                first = FirstRoomBlock(recording, wave, everything, separation, seconds)
+            ready.append(chain.push(images, last).flatten(0, 1))
+            write(next(pieces))
+        for resampled in pieces:
+            write(resampled)
+        order = [*np.argsort(-energy[:-1], kind="stable").tolist(), n_sources]
+        for n, target in zip(order, file.targets or (), strict=bool(writers)):
+            writers[n].path = Path(target)
+        for n in reversed(order if writers else []):
+            closers[n].close()
+    if not writers:
+        return None
+    levels = [10 * math.log10(e / (info.n_samples * n_channels)) if e else -math.inf for e in energy[order]]
+    if first is not None:
+        first = replace(first, images=first.images[order], separation=_ordered(first.separation, order))
+    return TakenApart(tuple(writers[n] for n in order), tuple(levels), objective, first)
+
+
+def _ordered(separation: Separation | None, order: list[int]) -> Separation | None:
+    if separation is None:
+        return None
+    sources = tuple(separation.sources[n] for n in order)
+    return replace(separation, images=separation.images[order], psds=separation.psds[order], sources=sources)
+
+
+def _check_channels(info: AudioInfo, n_channels: int, least: int) -> None:
+    """Raises AudioError where a recording has too few microphones."""
+    if n_channels >= least:
+        return
+    sounding = "" if n_channels == info.n_channels else " with sound"
+    have = f"has {n_channels} channel{'s' * (n_channels > 1)}{sounding}"
+    if info.n_channels == 1:
+        raise AudioError(
+            info.path,
+            f"{have}, and sources in space need {MICROPHONES}; name files of one microphone each as 'NAME{{}}.wav', or "
+            "take one voice out of noise with: audiovae enhance",
+        )
+    raise AudioError(info.path, f"{have}, and the method needs {least}; give fewer --sources, or --method fastmnmf2")
