@@ -23,6 +23,7 @@ from audiovae.separation.separation import Separation
 from audiovae.stft import Front, StreamingSynthesis
 
 Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 Result = TypeVar("Result")
 
 
@@ -132,14 +133,14 @@ def enhance_files(
 
 
 def side_by_side(
-    runs: Sequence[Generator[Question, tuple[Separation, float] | None, Result]],
-    infer: Callable[[list[int], list[Question]], list[Separation]],
+    runs: Sequence[Generator[Question, tuple[Answer, float] | None, Result]],
+    infer: Callable[[list[int], list[Question]], list[Answer]],
 ) -> list[Result | AudiovaeError]:
     """Let the runs of files go on together: each yields a block, and is sent what inference says of it.
 
     Args:
-        runs: are sent the separation and the seconds that it took, shared evenly by those that ran together.
-        infer: from the places of runs and their blocks the separation of each.
+        runs: are sent that and the seconds that it took, shared evenly by those that ran together.
+        infer: from the places of runs and their blocks an answer to each.
 
     Returns:
         what each run came to: what it returns, or the error that it raises, which the others do not mind.
@@ -147,7 +148,7 @@ def side_by_side(
     results: dict[int, Result | AudiovaeError] = {}
     asked: dict[int, Question] = {}
 
-    def resume(i: int, answer: tuple[Separation, float] | None) -> None:
+    def resume(i: int, answer: tuple[Answer, float] | None) -> None:
         try:
             asked[i] = runs[i].send(answer)
         except StopIteration as end:

@@ -130,20 +130,27 @@ def separate_files(
         what became of each: None for one without targets; an error for one that cannot be read, taken apart or written,
         of which nothing is left behind and which the others do not mind.
     """
-    stft = separator.front.stft
 
-    def infer(places: list[int], blocks: list[_Asked]) -> list[Separation]:
-        found: dict[int, Separation] = {}
+    def infer(places: list[int], blocks: list[_Asked]) -> list[Separation | None]:
+        found: dict[int, Separation | None] = {}
         for n_channels in {len(block.wave) for block in blocks}:
             chosen = [i for i, block in enumerate(blocks) if len(block.wave) == n_channels]
-            waves = [blocks[i].wave for i in chosen]
-            separations = separator(
-                [stft(wave).movedim(0, -1) for wave in waves], [files[places[i]].seed for i in chosen], waves=waves
-            )
-            found |= dict(zip(chosen, separations, strict=True))
+            waves, seeds = [blocks[i].wave for i in chosen], [files[places[i]].seed for i in chosen]
+            found |= dict(zip(chosen, _inferred(separator, waves, seeds), strict=True))
         return [found[i] for i in range(len(blocks))]
 
     return side_by_side([_separate(separator, file, least_channels, progress) for file in files], infer)
+
+
+def _inferred(separator: Separator, waves: list[Tensor], seeds: list[int]) -> list[Separation | None]:
+    """Blocks of equally many channels taken apart; None for one whose matrices have no inverse."""
+    try:
+        spectrograms = [separator.front.stft(wave).movedim(0, -1) for wave in waves]
+        return list(separator(spectrograms, seeds, waves=waves))
+    except torch.linalg.LinAlgError:
+        if len(waves) == 1:
+            return [None]
+        return [_inferred(separator, [wave], [seed])[0] for wave, seed in zip(waves, seeds, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ class _Asked:
 
 def _separate(
     separator: Separator, file: RoomFile, least_channels: int, progress: Callable[[float], None]
-) -> Generator[_Asked, tuple[Separation, float] | None, TakenApart | None]:
+) -> Generator[_Asked, tuple[Separation | None, float] | None, TakenApart | None]:
     """One recording: yields a block, is sent what inference says of it and how long that took, and so on to its end.
 
     Raises:
@@ -199,10 +206,15 @@ def _separate(
                 answer = yield _Asked(wave[live])
                 assert answer is not None
                 separation, seconds = answer
-                found = separation.images[:-1].movedim(-1, 1)
-                images[:, live] = separator.front.stft.inverse(found, wave.shape[1])
-                if not images.isfinite().all():
-                    raise AudioError(info.path, "did not come apart into finite numbers; try another --method")
+                if separation is not None:
+                    found = separation.images[:-1].movedim(-1, 1)
+                    images[:, live] = separator.front.stft.inverse(found, wave.shape[1])
+                if separation is None or not images.isfinite().all():
+                    raise AudioError(
+                        info.path,
+                        "did not come apart into finite numbers, as happens to a few frames or to microphones that are "
+                        "copies of each other; try another --method",
+                    )
             if not begun:
                 begun, objective = True, [] if separation is None else separation.objective.tolist()
             if file.keep_first and first is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -36,7 +37,7 @@ class Demixing(Spatial):
         IEEE/ACM TASLP 24(9), 2016.
     """
 
-    def __init__(self, mixture: Mixture, space: None = None, n_sources: int = 2) -> None:
+    def __init__(self, mixture: Mixture, space: Any = None, n_sources: int = 2) -> None:
         n_channels = mixture.common_channels()
         if n_channels < n_sources:
             raise ValueError(f"a demixing matrix needs as many channels as sources, got {n_channels} and {n_sources}")
