@@ -119,7 +119,8 @@ def separate_files(
 
     A file longer than a minute is taken in blocks of half a minute that overlap, and the sources of one are known again
     in the next. So memory follows from the number of files and not from their lengths. Microphones without any sound
-    take no part. What lies below 50 Hz, or above the highest frequency of the separator, is counted as noise.
+    take no part. Rumble that is too loud, see `audiovae.level`, and what lies above the highest frequency of the
+    separator are counted as noise.
 
     Args:
         separator: whose last source is the noise.
