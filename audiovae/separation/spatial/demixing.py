@@ -15,6 +15,7 @@ from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
 
 _RIDGE = 1e-9
+_ROUNDING = 1e-6  # of V_n in single precision, as a share of its mean diagonal
 
 
 class Demixing(Spatial):
@@ -71,7 +72,8 @@ class Demixing(Spatial):
         for psd in psds[: self.n_sources]:
             weighted = self._x * (share / without_draws(psd)).mT.unsqueeze(2)
             v.append((weighted @ self._x.mH).to(torch.complex128))
-        self.w = projected(self.w, ridged(torch.stack(v, 2), _RIDGE))
+        ridge = _ROUNDING if self._x.dtype == torch.complex64 else _RIDGE
+        self.w = projected(self.w, ridged(torch.stack(v, 2), ridge))
         self._rotate()
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
