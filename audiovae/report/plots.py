@@ -139,13 +139,13 @@ def sources(
     """A PNG: of every source, one above the other, what is heard beside what the model says of it, on one scale.
 
     Args:
-        powers: |c|² of the images.
+        powers: |x|² of what is heard.
         psds: the variances, at the level of the powers.
         names: of the sources.
     """
     figure, axes = _figure(len(names), 2, (13.0, 2.7 * len(names)), [1.0] * len(names), sharex=True)
     seconds = powers.shape[1] * hop_length / sample_rate
-    titles = [title for name in names for title in (f"{name}: image |c|²", f"{name}: variance")]
+    titles = [title for name in names for title in (f"{name}: |x|²", f"{name}: variance")]
     values = decibels([picture for pair in zip(powers, psds, strict=True) for picture in pair])
     image = None
     for axis, title, shown in zip(axes.flat, titles, values, strict=True):

@@ -57,9 +57,10 @@ def write_separation_report(
     if separation is None:
         body += "<p>What is shown is digital silence: there was nothing to take apart.</p>"
     else:
-        powers = power(front.stft(first.images)).mean(1)
-        alt = "spectrogram of every source and of the noise, beside the model's variance"
-        body += image(plots.sources(powers, separation.psds, names, front.sample_rate, front.stft.hop_length), alt)
+        powers = power(front.stft(torch.cat([first.mixture.unsqueeze(0), first.images]))).mean(1)
+        psds = torch.cat([separation.psds.sum(0, keepdim=True), separation.psds])
+        alt = "spectrograms of the mixture, every source and the noise, beside the model's variances"
+        body += image(plots.sources(powers, psds, [*sounds], front.sample_rate, front.stft.hop_length), alt)
         body += "<h2>Inference</h2>"
         body += image(plots.objective(separation.objective, separation.converged), "objective over iterations")
         numbers |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,26 @@ def test_sources_keep_their_order_over_blocks_that_swap_them(tmp_path: Path, mon
     for start in range(0, 5 * RATE, RATE):  # each second has its own block or two
         for image, part in zip(images, parts, strict=False):
             assert si_sdr(image[start : start + RATE, 0], part[start : start + RATE, 0] / 2**15) > 3
+
+
+def test_sources_that_are_silent_where_blocks_overlap_are_known_by_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "OVERLAP_SECONDS", 0.5)
+    generator = np.random.default_rng(0)
+    images = np.zeros((3, 3, 4 * RATE), np.float32)
+    for n, image in enumerate(images):
+        wave = generator.standard_normal(4 * RATE)
+        for channel in range(3):
+            image[channel] = np.roll(wave, (n - 1) * 2 * channel)
+    images[1:, :, 3 * RATE // 2 : 5 * RATE // 2] = 0  # in the middle, the first is heard alone
+    half, overlap = 2 * RATE, RATE // 4
+    for order in itertools.permutations(range(3)):
+        chain = blocks.Chain(RATE)
+        left, right = (images + 0.02 * generator.standard_normal(images.shape) for _ in range(2))  # what is not perfect
+        parts = [chain.push(torch.from_numpy(left[..., : half + overlap]).float(), False)]
+        parts.append(chain.push(torch.from_numpy(right[list(order)][..., half - overlap :]).float(), True))
+        assert (torch.cat(parts, -1) - torch.from_numpy(images)).abs().max() < 0.2
 
 
 @pytest.mark.usefixtures("short_blocks")
