@@ -299,6 +299,8 @@ def _row(item: Item, done: TakenApart | AudiovaeError | None, run: Separator, op
         "levels_db": list(done.levels_db),
         "objective": done.objective,
     }
+    if done.labels:
+        row["labels"] = list(done.labels[:-1])
     directions = None
     if done.first is not None and item.source in options.positions:
         from audiovae.separation.directions import steered

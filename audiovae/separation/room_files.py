@@ -86,12 +86,14 @@ class TakenApart:
         sources: the closed writers, which know path and peak: the loudest first, the noise last.
         levels_db: of each, the mean over channels, below full scale; -inf for silence.
         objective: of every iteration of the first block, in nats per frame; empty for silence.
+        labels: of the sources in the first block, given or inferred; none for a prior without.
         first: the first block, where that was to be kept.
     """
 
     sources: tuple[Writer, ...]
     levels_db: tuple[float, ...]
     objective: list[float]
+    labels: tuple[dict[str, str], ...]
     first: FirstRoomBlock | None
 
 
@@ -175,7 +177,7 @@ def _separate(
     n_sources, n_channels = len(separator.sources) - 1, info.n_channels
     chain, of_source = Chain(separator.front.sample_rate), Reader(info)
     energy = np.zeros(n_sources + 1)
-    begun, objective = False, list[float]()
+    begun, objective, labels = False, list[float](), list[dict[str, str]]()
     first: FirstRoomBlock | None = None
     ready: list[Tensor] = []  # the samples that are resampled next; they end where there are none
     pieces = recording.at_own_rate(popped(ready), n_sources * n_channels)
@@ -217,7 +219,10 @@ def _separate(
                         "copies of each other; try another --method",
                     )
             if not begun:
-                begun, objective = True, [] if separation is None else separation.objective.tolist()
+                begun = True
+                if separation is not None:
+                    objective = separation.objective.tolist()
+                    labels = [source.labels for source in separation.sources]
             if file.keep_first and first is None:
                 everything = torch.cat([images, (wave - images.sum(0)).unsqueeze(0)])
                 first = FirstRoomBlock(recording, wave, everything, separation, seconds)
@@ -235,7 +240,13 @@ def _separate(
     levels = [10 * math.log10(e / (info.n_samples * n_channels)) if e else -math.inf for e in energy[order]]
     if first is not None:
         first = replace(first, images=first.images[order], separation=_ordered(first.separation, order))
-    return TakenApart(tuple(writers[n] for n in order), tuple(levels), objective, first)
+    return TakenApart(
+        tuple(writers[n] for n in order),
+        tuple(levels),
+        objective,
+        tuple(labels[n] for n in order if any(labels)),
+        first,
+    )
 
 
 def _ordered(separation: Separation | None, order: list[int]) -> Separation | None:

@@ -190,6 +190,20 @@ def test_what_runs_along_writes_nothing_and_the_first_block_is_kept_where_asked(
     np.testing.assert_allclose(shown, read(targets(tmp_path))[0] / 2**15, atol=2**-15)
 
 
+def test_an_interrupt_leaves_no_half_file_and_what_stood_there(tmp_path: Path) -> None:
+    source = stored(tmp_path / "x.wav", room_images(1.0))
+    targets(tmp_path)[0].write_text("of before")
+
+    def interrupt(seconds: float) -> None:
+        assert len([path for path in tmp_path.iterdir() if "partial" in path.name]) == 3
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        separate_files(quick(1), [RoomFile(source, targets(tmp_path))], progress=interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.wav", "x-1.wav"}
+    assert targets(tmp_path)[0].read_text() == "of before"
+
+
 @pytest.mark.parametrize("name", ["dead", "twice", "silence", "offset", "clipped", "band", "pause"])
 def test_odd_recordings_come_out_whole(tmp_path: Path, name: str) -> None:
     x = room_images(2.0).sum(0)
