@@ -300,7 +300,7 @@ def _row(item: Item, done: TakenApart | AudiovaeError | None, run: Separator, op
         "objective": done.objective,
     }
     if done.labels:
-        row["labels"] = list(done.labels[:-1])
+        row["labels"] = list(done.labels)
     directions = None
     if done.first is not None and item.source in options.positions:
         from audiovae.separation.directions import steered

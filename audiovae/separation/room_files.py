@@ -86,7 +86,7 @@ class TakenApart:
         sources: the closed writers, which know path and peak: the loudest first, the noise last.
         levels_db: of each, the mean over channels, below full scale; -inf for silence.
         objective: of every iteration of the first block, in nats per frame; empty for silence.
-        labels: of the sources in the first block, given or inferred; none for a prior without.
+        labels: of the sources but the noise in the first block, given or inferred; none for a prior without.
         first: the first block, where that was to be kept.
     """
 
@@ -174,32 +174,14 @@ def _separate(
     info = file.inspect()
     _check_channels(info, info.n_channels, least_channels)
     recording = Recording.measured(separator.front, info)
-    n_sources, n_channels = len(separator.sources) - 1, info.n_channels
-    chain, of_source = Chain(separator.front.sample_rate), Reader(info)
-    energy = np.zeros(n_sources + 1)
+    n_sources = len(separator.sources) - 1
+    chain = Chain(separator.front.sample_rate)
     begun, objective, labels = False, list[float](), list[dict[str, str]]()
     first: FirstRoomBlock | None = None
     ready: list[Tensor] = []  # the samples that are resampled next; they end where there are none
-    pieces = recording.at_own_rate(popped(ready), n_sources * n_channels)
+    pieces = recording.at_own_rate(popped(ready), n_sources * info.n_channels)
     with ExitStack() as opened:
-        closers = [opened.enter_context(ExitStack()) for _ in file.targets or ()]
-        writers = [
-            closer.enter_context(recording.writer(target, file.comment))
-            for closer, target in zip(closers, file.targets or (), strict=True)
-        ]
-
-        def write(wave: audio.Wave) -> None:
-            progress(wave.shape[1] / info.sample_rate)
-            if not writers:
-                return
-            rest = of_source.take(wave.shape[1])
-            for n, image in enumerate(wave.reshape(n_sources, n_channels, -1)):
-                writers[n].write(image)
-                rest = rest - writers[n].held(image)
-                energy[n] += np.square(image, dtype=np.float64).sum()
-            writers[-1].write(rest)
-            energy[-1] += np.square(rest, dtype=np.float64).sum()
-
+        parts = _Parts(recording, file, n_sources, opened)
         for wave, last in overlapping_waves(recording.sound(), separator.front.sample_rate):
             live = wave.abs().amax(1) > 0
             images = wave.new_zeros(n_sources, *wave.shape)
@@ -209,43 +191,93 @@ def _separate(
                 answer = yield _Asked(wave[live])
                 assert answer is not None
                 separation, seconds = answer
-                if separation is not None:
-                    found = separation.images[:-1].movedim(-1, 1)
-                    images[:, live] = separator.front.stft.inverse(found, wave.shape[1])
-                if separation is None or not images.isfinite().all():
-                    raise AudioError(
-                        info.path,
-                        "did not come apart into finite numbers, as happens to a few frames or to microphones that are "
-                        "copies of each other; try another --method",
-                    )
-            if not begun:
-                begun = True
-                if separation is not None:
-                    objective = separation.objective.tolist()
-                    labels = [source.labels for source in separation.sources]
-            if file.keep_first and first is None:
+                images[:, live] = _images(separator, separation, info, wave.shape[1])
+            if not begun and separation is not None:
+                objective, labels = separation.objective.tolist(), [source.labels for source in separation.sources]
+            if not begun and file.keep_first:
                 everything = torch.cat([images, (wave - images.sum(0)).unsqueeze(0)])
                 first = FirstRoomBlock(recording, wave, everything, separation, seconds)
+            begun = True
             ready.append(chain.push(images, last).flatten(0, 1))
-            write(next(pieces))
+            progress(parts.write(next(pieces)))
         for resampled in pieces:
-            write(resampled)
-        order = [*np.argsort(-energy[:-1], kind="stable").tolist(), n_sources]
-        for n, target in zip(order, file.targets or (), strict=bool(writers)):
-            writers[n].path = Path(target)
-        for n in reversed(order if writers else []):
-            closers[n].close()
-    if not writers:
-        return None
-    levels = [10 * math.log10(e / (info.n_samples * n_channels)) if e else -math.inf for e in energy[order]]
+            progress(parts.write(resampled))
+        if file.targets is None:
+            return None
+        order = parts.finish(file.targets)
     if first is not None:
         first = replace(first, images=first.images[order], separation=_ordered(first.separation, order))
+    sorted_labels = tuple(labels[n] for n in order[:-1] if any(labels))
     return TakenApart(
-        tuple(writers[n] for n in order),
-        tuple(levels),
+        tuple(parts.writers[n] for n in order),
+        tuple(parts.levels_db[n] for n in order),
         objective,
-        tuple(labels[n] for n in order if any(labels)),
+        sorted_labels,
         first,
+    )
+
+
+class _Parts:
+    """The files of a recording: of the sources as they come, and of the noise, which is what these leave.
+
+    Args:
+        opened: closes them where something fails.
+    """
+
+    def __init__(self, recording: Recording, file: RoomFile, n_sources: int, opened: ExitStack) -> None:
+        targets = file.targets or ()
+        self._info, self._source = recording.info, Reader(recording.info)
+        self._closers = [opened.enter_context(ExitStack()) for _ in targets]
+        self.writers = [
+            closer.enter_context(recording.writer(target, file.comment))
+            for closer, target in zip(self._closers, targets, strict=True)
+        ]
+        self._energy = np.zeros(n_sources + 1)
+
+    def write(self, wave: audio.Wave) -> float:
+        """The next samples of all sources, `[source * channel, sample]`; the seconds that they last."""
+        if self.writers:
+            rest = self._source.take(wave.shape[1])
+            for n, image in enumerate(wave.reshape(len(self._energy) - 1, self._info.n_channels, -1)):
+                self.writers[n].write(image)
+                self._energy[n] += np.square(image, dtype=np.float64).sum()
+                rest = rest - self.writers[n].held(image)
+            self.writers[-1].write(rest)
+            self._energy[-1] += np.square(rest, dtype=np.float64).sum()
+        return wave.shape[1] / self._info.sample_rate
+
+    def finish(self, targets: Sequence[str | Path]) -> list[int]:
+        """Name the files, the loudest first, of which that of the first appears last; the order of the sources."""
+        n_noise = len(self._energy) - 1
+        order = [*np.argsort(-self._energy[:-1], kind="stable").tolist(), n_noise]
+        for n, target in zip(order, targets, strict=True):
+            self.writers[n].path = Path(target)
+        for n in reversed(order):
+            self._closers[n].close()
+        return order
+
+    @property
+    def levels_db(self) -> list[float]:
+        n = self._info.n_samples * self._info.n_channels
+        return [10 * math.log10(energy / n) if energy else -math.inf for energy in self._energy]
+
+
+def _images(
+    separator: Separator, separation: Separation | None, info: AudioInfo, n_samples: int
+) -> Float[Tensor, "source channel sample"]:
+    """Waves of all sources but the noise.
+
+    Raises:
+        AudioError: they are no numbers.
+    """
+    if separation is not None:
+        images = separator.front.stft.inverse(separation.images[:-1].movedim(-1, 1), n_samples)
+        if images.isfinite().all():
+            return images
+    raise AudioError(
+        info.path,
+        "did not come apart into finite numbers, as happens to a few frames or to microphones that are copies of each "
+        "other; try another --method",
     )
 
 
