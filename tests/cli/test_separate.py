@@ -98,17 +98,18 @@ def test_one_file_a_microphone_is_the_file_of_all_byte_for_byte(room: np.ndarray
 def test_a_prior_takes_part_and_pages_tell_where_sources_are(
     room: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    frame_prior().save_pretrained("model")
+    frame_prior(labels={"digit": ("0", "1")}).save_pretrained("model")
     mics = [[0, 0, 1], [0.06, 0.0, 1], [0.0, 0.06, 1]]
     Path("mixtures.json").write_text(json.dumps([{"mixture": "mix.wav", "mics_m": mics}]))
-    deep = "--method fastmnmf2-dp --model model"
+    deep = "--method fastmnmf2-dp --model model --label digit=1"
     assert separate("mix.wav -o out --report page.html --geometry mixtures.json --json", deep) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["report"] == "page.html"
     assert len(row["azimuth_deg"]) == 2
+    assert row["labels"] == [{"digit": "1"}] * 2
     parts = sum(read(path) for path in row["output"])
     assert np.abs(parts - read("mix.wav")).max() <= 3
-    assert "--sources 2 --method fastmnmf2-dp --seed 0, model " in read_comment("out/mix-1.wav")
+    assert "--sources 2 --method fastmnmf2-dp --seed 0 --label digit=1, model " in read_comment("out/mix-1.wav")
     page = Path("page.html").read_text()
     assert page.count("<audio") == 4
     for azimuth, level in zip(row["azimuth_deg"], row["levels_db"], strict=False):
