@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from audiovae.locks import sweep, temporary_path
 
 
 @contextmanager
-def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = False, final: Callable[[], Path] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path` that becomes `path` when the block ends without an error.
 
     What dead processes left in the folder goes first, see `audiovae.locks`.
 
     Args:
         path: where the file shall stand; its folder is created. An existing file is replaced.
+        final: another name in the same folder, for what only its contents name; asked for at the end.
         durable: also flush the file and its folder to the disk (checkpoints: survives a power cut).
 
     Raises:
@@ -33,6 +34,7 @@ def atomic_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         yield temporary
         if durable:
             _flush(temporary)
+        path = path if final is None else final()
         os.replace(temporary, path)
         if durable:
             _flush(path.parent)

@@ -7,9 +7,9 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -166,6 +166,7 @@ class AudioInfo:
         n_samples: per channel.
         container: libsndfile's name of the file format, such as WAV.
         subtype: libsndfile's name of the sample format, such as PCM_16.
+        microphones: the files whose channels together are the recording's; none where it is one file, `path`.
     """
 
     path: Path
@@ -174,6 +175,7 @@ class AudioInfo:
     n_channels: int
     container: str
     subtype: str
+    microphones: tuple[AudioInfo, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -229,6 +231,32 @@ def inspect(path: str | Path) -> AudioInfo:
     return AudioInfo(path, first.samplerate, n_samples, first.channels, first.format, first.subtype)
 
 
+def inspect_together(paths: Sequence[str | Path], name: str | Path) -> AudioInfo:
+    """The same for files that are one recording: its microphones, each in a file of its own.
+
+    Args:
+        paths: in the order of the channels.
+        name: of the recording, by which errors call it.
+
+    Raises:
+        AudioError: as `inspect`, for each of them; or they differ in rate or length.
+    """
+    first, *others = found = tuple(inspect(path) for path in paths)
+    for other in others:
+        for what, of_first, of_other in (
+            ("Hz", first.sample_rate, other.sample_rate),
+            ("samples", first.n_samples, other.n_samples),
+        ):
+            if of_first != of_other:
+                raise AudioError(
+                    other.path,
+                    f"has {of_other} {what}, and {first.path} has {of_first}; microphones of a recording share both "
+                    "rate and length",
+                )
+    n_channels = sum(info.n_channels for info in found)
+    return replace(first, path=Path(name), n_channels=n_channels, microphones=found)
+
+
 def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
     """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
     stored: list[View | bytes] = [opened.enter_context(view) for view in streams(path)]
@@ -248,6 +276,10 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
         AudioError: while reading: damaged or cut-off data, or samples that are not finite.
     """
     n_samples = n_samples or int(BLOCK_SECONDS * info.sample_rate)
+    if info.microphones:
+        for of_each in zip(*(blocks(one, n_samples) for one in info.microphones), strict=True):
+            yield np.concatenate(of_each)
+        return
     n_read = 0
     try:
         with ExitStack() as opened:
@@ -353,6 +385,7 @@ class Writer:
         comment: stands in the file's tags, where its format has any; `read_comment` gives it back.
 
     Attributes:
+        path: may be changed as long as the file is open, to another of the same folder and suffix.
         peak: largest absolute sample so far; above 1 it was clipped unless the samples are stored as float.
         recoded: `like` has a codec of blocks, such as ADPCM or GSM, which would change the length: this is 16-bit PCM.
 
@@ -386,7 +419,7 @@ class Writer:
         if self._container in ("WAV", "WAVEX") and n_samples * n_channels * 4 > _RIFF_LIMIT_BYTES:
             self._container = "RF64"
         self.sample_rate, self._n_channels, self._comment = sample_rate, n_channels, comment
-        self._atomic = atomic_path(self.path)
+        self._atomic = atomic_path(self.path, final=lambda: self.path)
 
     def __enter__(self) -> Writer:
         temporary = self._atomic.__enter__()

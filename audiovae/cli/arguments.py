@@ -146,7 +146,7 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
         elif os.path.exists(path) or not glob.has_magic(text):
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
-            root = Path(*_parts_before_magic(path))
+            root = Path(*parts_before_magic(path))
             matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
             found = [Item(file, file.relative_to(root).as_posix()) for file in matches if os.path.isfile(file)]
             if not found:
@@ -160,7 +160,8 @@ def _identity(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _parts_before_magic(path: Path) -> Iterator[str]:
+def parts_before_magic(path: Path) -> Iterator[str]:
+    """The folders of a pattern before its first wildcard."""
     for part in path.parts[:-1]:
         if glob.has_magic(part):
             return
@@ -192,6 +193,14 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
         seen[target] = item
     refuse_inputs(targets, items)
     return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
+
+
+def beside(items: list[Item], output: str | None, suffix: str | None = None) -> dict[Path, Path]:
+    """Of every target the file that another option, such as --report, puts beside it; empty without the option."""
+    if not output:
+        return {}
+    found = with_targets(items, output, suffix)
+    return {item.target: other.target for item, other in zip(items, found, strict=True) if item.target and other.target}
 
 
 def refuse_inputs(targets: Iterable[Path], items: list[Item]) -> None:

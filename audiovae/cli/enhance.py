@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
-from audiovae.audio import read_comment
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
+from audiovae.cli.resume import Outputs, check_same_options, claimed
 from audiovae.errors import AudiovaeError, PathError
-from audiovae.locks import LockedError, break_lock, locked_file, sweep
 from audiovae.settings import MethodName, NoiseName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -93,13 +92,13 @@ def run(options: Any) -> int:
     found = arguments.find_inputs(options.inputs)
     items = arguments.without_outputs(found, options, options.output, options.residual)
     items = arguments.with_targets(items, options.output)
-    options.residuals = _beside(items, options.residual)
-    options.reports = _beside(items, options.report, ".html")
+    options.residuals = arguments.beside(items, options.residual)
+    options.reports = arguments.beside(items, options.report, ".html")
     _check_distinct(items, options)
     arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
     options.made = _made_by(options)
     if options.resume:
-        _check_same_options(items, options)
+        check_same_options([item.target for item in items if item.target], options.made, _MADE_BY)
     batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
     groups = groups_by_length([item.source for item in items], batch)
     options.alone = len(groups) == 1
@@ -113,14 +112,6 @@ def run(options: Any) -> int:
     return status
 
 
-def _beside(items: list[Item], output: str | None, suffix: str | None = None) -> dict[Path, Path]:
-    """Of every speech file, the file that --residual or --report puts beside it; empty without the option."""
-    if not output:
-        return {}
-    found = arguments.with_targets(items, output, suffix)
-    return {item.target: other.target for item, other in zip(items, found, strict=True) if item.target and other.target}
-
-
 def _made_by(options: Any) -> str:
     """What the tags of an output say of how it was made: all that decides on its sound but the input."""
     from audiovae import saved
@@ -129,15 +120,6 @@ def _made_by(options: Any) -> str:
     words = [f"--method {options.method} --noise {options.noise} --rank {options.rank} --seed {options.seed}"]
     words += [f"--label {' '.join(options.label)}"] if options.label else []
     return f"{_MADE_BY} {' '.join(words)}, model {model[:16]}"
-
-
-def _check_same_options(items: list[Item], options: Any) -> None:
-    """Raises PathError where an output that is to stay was made with other options, so far as it tells."""
-    for item in items:
-        assert item.target is not None
-        made = read_comment(item.target) if os.path.exists(item.target) else ""
-        if made.startswith(_MADE_BY) and made != options.made:
-            raise PathError(item.target, f"was made by {made}; give the same options, --overwrite or another output")
 
 
 def _check_distinct(items: list[Item], options: Any) -> None:
@@ -157,7 +139,7 @@ def enhance(prior: Any, items: list[Item], options: Any) -> list[Result]:
     run ends with the bytes of an uninterrupted one.
     """
     with ExitStack() as locks:
-        settled = {item: result for item in items if (result := _claimed(item, options, locks)) is not None}
+        settled = {item: result for item in items if (result := claimed(_outputs(item, options), options, locks))}
         return _enhance(prior, items, settled, options)
 
 
@@ -200,40 +182,11 @@ def _enhance(prior: Any, items: list[Item], results: dict[Item, Result], options
     return [_with_report(item, results[item], firsts.get(item), separate, options) for item in items]
 
 
-def _claimed(item: Item, options: Any, locks: ExitStack) -> Result | None:
-    """Of a file that is not to be written, that it is there, or why not; else None, and this process has its lock."""
+def _outputs(item: Item, options: Any) -> Outputs:
     assert item.target is not None
-    sweep(item.target.parent)
-    settled = _settled(item, options)
-    if settled is not None:
-        return settled
-    if options.break_lock:
-        break_lock(item.target)
-    try:
-        locks.enter_context(locked_file(item.target))
-    except LockedError as error:
-        return {"output": str(item.target), "skipped": True, "locked": error.reason} if options.resume else error
-    except PathError as error:
-        return error
-    return _settled(item, options)  # another process may have made it meanwhile
-
-
-def _settled(item: Item, options: Any) -> Result | None:
-    """Of a file that is not to be written, that it is there, or why not; else None."""
-    assert item.target is not None
-    residual = options.residuals.get(item.target)
-    if options.resume:
-        if not os.path.exists(item.target):
-            return None  # what stands beside it is left from the run that was stopped
-        if residual is not None and not os.path.exists(residual):
-            return PathError(item.target, f"exists already, but {residual} does not; --overwrite makes both")
-        return {"output": str(item.target), "skipped": True} | ({} if residual is None else {"residual": str(residual)})
-    try:
-        for path in (item.target, residual, options.reports.get(item.target)):
-            arguments.refuse_existing(path, options, "--overwrite replaces it, --resume makes only what is missing")
-    except PathError as error:
-        return error
-    return None
+    residual, report = options.residuals.get(item.target), options.reports.get(item.target)
+    row = {"output": str(item.target)} | ({} if residual is None else {"residual": str(residual)})
+    return Outputs(item.target, [] if residual is None else [residual], [] if report is None else [report], row)
 
 
 def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: int) -> Result:

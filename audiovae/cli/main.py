@@ -36,7 +36,7 @@ VERBS = {
     "decode": "latents (.npz) to sound files, the phase by Griffin-Lim",
     "resynthesize": "sound files through encoder and decoder and back to sound",
     "enhance": "speech out of noise: sound files to their speech",
-    "separate": "the sources of recordings of several microphones, without a prior",
+    "separate": "speakers out of a room: recordings of several microphones to a file of each, and of the noise",
     "sample": "draw sound from the prior",
     "score": "how likely is each sound: bounds in nats per frame",
     "evaluate": "resynthesise and score; or compare two folders of sound files",

@@ -62,7 +62,15 @@ class Recording:
         Raises:
             AudioError: the file cannot be read.
         """
-        info = audio.inspect(path)
+        return cls.measured(front, audio.inspect(path))
+
+    @classmethod
+    def measured(cls, front: Front, info: AudioInfo) -> Recording:
+        """The same for a file, or several, whose header was read.
+
+        Raises:
+            AudioError: it cannot be read.
+        """
         meter = LevelMeter(front.sample_rate)
         energy = 0.0
 
@@ -77,7 +85,7 @@ class Recording:
         rumble_rms = math.sqrt(energy / (info.n_samples * info.n_channels))
         level = level_beside(rumble_rms, meter.finish())
         if not math.isfinite(level):
-            raise AudioError(path, "holds samples beyond all scale; turn it down")
+            raise AudioError(info.path, "holds samples beyond all scale; turn it down")
         return cls(front, info, level, rumble_share(rumble_rms, level))
 
     @property
@@ -94,10 +102,7 @@ class Recording:
         hop_length = self.front.stft.hop_length
         analysis = StreamingAnalysis(self.front.stft)
         wave = torch.zeros(self.info.n_channels, 0, device=self.front.device)  # which frames to come stand on
-        for piece in _at_rate(self._heard(), self.info, self.front.sample_rate):
-            if not piece.shape[1]:
-                continue
-            samples = torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
+        for samples in self.sound():
             wave = torch.cat([wave, samples], dim=1)
             frames = analysis.push(samples)
             if frames.shape[1]:
@@ -106,6 +111,16 @@ class Recording:
                 wave = wave[:, cut:]
         yield Block(analysis.finish(), wave)
 
+    def sound(self) -> Iterator[Float[Tensor, "channel sample"]]:
+        """The samples of the blocks alone, about 20 s at a time.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        for piece in _at_rate(self._heard(), self.info, self.front.sample_rate):
+            if piece.shape[1]:
+                yield torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
+
     def waves(self, frames: Iterator[Tensor], synthesis: Synthesis) -> Iterator[audio.Wave]:
         """Frames as pieces of a wave with the file's rate, length and level, `[channel, sample]`.
 
@@ -113,17 +128,30 @@ class Recording:
             frames: all that the recording has, at unit level, `[channel, frame, freq]` in blocks of any length.
             synthesis: what makes a wave of them.
         """
-        info = self.info
-        back = Resampler(self.front.sample_rate, info.sample_rate, info.n_channels)
 
-        def pieces() -> Iterator[audio.Wave]:
+        def pieces() -> Iterator[Tensor]:
             for block in frames:
-                yield back.push((synthesis.push(block) * self.level).numpy(force=True))
-            yield back.push((synthesis.finish(self.n_samples) * self.level).numpy(force=True))
-            yield back.finish(info.n_samples)
+                yield synthesis.push(block)
+            yield synthesis.finish(self.n_samples)
 
-        n_left = info.n_samples
-        for piece in pieces():
+        return self.at_own_rate(pieces(), self.info.n_channels)
+
+    def at_own_rate(self, pieces: Iterator[Tensor], n_rows: int) -> Iterator[audio.Wave]:
+        """Pieces of waves at unit level and the front's rate as pieces with the file's rate, length and level.
+
+        Args:
+            pieces: `[row, sample]`, all that the recording has.
+            n_rows: channels, of one sound or of several.
+        """
+        back = Resampler(self.front.sample_rate, self.info.sample_rate, n_rows)
+
+        def resampled() -> Iterator[audio.Wave]:
+            for piece in pieces:
+                yield back.push((piece * self.level).numpy(force=True))
+            yield back.finish(self.info.n_samples)
+
+        n_left = self.info.n_samples
+        for piece in resampled():
             yield piece[:, :n_left]
             n_left -= min(n_left, piece.shape[1])
 

@@ -129,6 +129,47 @@ def separation(
     return _png(figure)
 
 
+def sources(
+    powers: Float[Tensor, "source frame freq"],
+    psds: Float[Tensor, "source frame freq"],
+    names: list[str],
+    sample_rate: int,
+    hop_length: int,
+) -> bytes:
+    """A PNG: of every source, one above the other, what is heard beside what the model says of it, on one scale.
+
+    Args:
+        powers: |x|² of what is heard.
+        psds: the variances, at the level of the powers.
+        names: of the sources.
+    """
+    figure, axes = _figure(len(names), 2, (13.0, 2.7 * len(names)), [1.0] * len(names), sharex=True)
+    seconds = powers.shape[1] * hop_length / sample_rate
+    titles = [title for name in names for title in (f"{name}: |x|²", f"{name}: variance")]
+    values = decibels([picture for pair in zip(powers, psds, strict=True) for picture in pair])
+    image = None
+    for axis, title, shown in zip(axes.flat, titles, values, strict=True):
+        image = _spectrogram(axis, title, shown, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
+    figure.colorbar(image, ax=list(axes[:, 1]), label="dB below the loudest bin of all", pad=0.01)
+    for axis in axes[-1]:
+        axis.set(xlabel="time (s)")
+    return _png(figure)
+
+
+def directions(responses: Float[Tensor, "source azimuth"], names: list[str]) -> bytes:
+    """A PNG: how much of every source comes from each azimuth, and where most of it does."""
+    figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])
+    axis = axes[0][0]
+    azimuths = np.arange(responses.shape[1]) * 360 / responses.shape[1]
+    for name, response in zip(names, responses.double().numpy(force=True), strict=True):
+        (line,) = axis.plot(azimuths, response, label=name)
+        axis.axvline(azimuths[response.argmax()], color=line.get_color(), linestyle=":")
+    axis.set(title="Steered response of each source", xlabel="azimuth (degrees)", ylabel="response", xlim=(0, 360))
+    axis.set_xticks(range(0, 361, 45))
+    axis.legend()
+    return _png(figure)
+
+
 def objective(values: Float[Tensor, " iteration"], converged: bool) -> bytes:
     """A PNG: the objective after every iteration, in nats per frame, and whether it stopped by itself."""
     figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])

@@ -9,15 +9,15 @@ from audiovae.separation.files import (
     enhance_files,
     first_block,
     groups_by_length,
-    separate_file,
 )
 from audiovae.separation.inference.e_step import Draws, EStep
 from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPrior
 from audiovae.separation.inference.markov_chain import MarkovChain
 from audiovae.separation.inference.point_estimate import PointEstimate
 from audiovae.separation.inference.variational import FreePosterior
-from audiovae.separation.methods import METHODS, enhance, enhancer, fast_mnmf2, separate
+from audiovae.separation.methods import METHODS, ROOM_METHODS, enhance, enhancer, fast_mnmf2, separate, separator
 from audiovae.separation.mixture import Mixture
+from audiovae.separation.room_files import FirstRoomBlock, RoomFile, TakenApart, separate_file, separate_files
 from audiovae.separation.separation import Separation
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
 from audiovae.separation.sources.nmf import NMF
@@ -32,6 +32,7 @@ from audiovae.separation.starts import Beginning, even_start, quiet_start
 __all__ = [
     "METHODS",
     "NMF",
+    "ROOM_METHODS",
     "Beginning",
     "DeepSettings",
     "DeepSource",
@@ -42,6 +43,7 @@ __all__ = [
     "Enhanced",
     "Finding",
     "FirstBlock",
+    "FirstRoomBlock",
     "FreePosterior",
     "JointDiagonal",
     "LatentEnergy",
@@ -50,6 +52,7 @@ __all__ = [
     "Mixture",
     "NoisyFile",
     "PointEstimate",
+    "RoomFile",
     "Separation",
     "Separator",
     "ShallowSource",
@@ -58,6 +61,7 @@ __all__ = [
     "Source",
     "Spatial",
     "Stationary",
+    "TakenApart",
     "View",
     "enhance",
     "enhance_file",
@@ -70,4 +74,6 @@ __all__ = [
     "quiet_start",
     "separate",
     "separate_file",
+    "separate_files",
+    "separator",
 ]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
@@ -19,9 +19,12 @@ from audiovae.errors import AudiovaeError
 from audiovae.files.recording import Recording
 from audiovae.separation.blocks import Fade, overlapping
 from audiovae.separation.em import Separator
-from audiovae.separation.methods import separate
 from audiovae.separation.separation import Separation
 from audiovae.stft import Front, StreamingSynthesis
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,36 @@ def enhance_files(
         what became of each: None for one without a target; an error for one that cannot be read or written, of which
         nothing is left behind and which the others do not mind.
     """
-    runs = [_enhance(enhancer.front, file, progress) for file in files]
-    results: list[Enhanced | AudiovaeError | None] = [None] * len(files)
-    asked: dict[int, _Asked] = {}
 
-    def resume(i: int, answer: tuple[Separation, float] | None) -> None:
+    def infer(places: list[int], blocks: list[_Asked]) -> list[Separation]:
+        return enhancer(
+            [block.spectrogram for block in blocks],
+            [files[i].seed for i in places],
+            [block.level for block in blocks],
+            [block.states for block in blocks],
+            [block.wave for block in blocks],
+        )
+
+    return side_by_side([_enhance(enhancer.front, file, progress) for file in files], infer)
+
+
+def side_by_side(
+    runs: Sequence[Generator[Question, tuple[Answer, float] | None, Result]],
+    infer: Callable[[list[int], list[Question]], list[Answer]],
+) -> list[Result | AudiovaeError]:
+    """Let the runs of files go on together: each yields a block, and is sent what inference says of it.
+
+    Args:
+        runs: are sent that and the seconds that it took, shared evenly by those that ran together.
+        infer: from the places of runs and their blocks an answer to each.
+
+    Returns:
+        what each run came to: what it returns, or the error that it raises, which the others do not mind.
+    """
+    results: dict[int, Result | AudiovaeError] = {}
+    asked: dict[int, Question] = {}
+
+    def resume(i: int, answer: tuple[Answer, float] | None) -> None:
         try:
             asked[i] = runs[i].send(answer)
         except StopIteration as end:
@@ -129,53 +157,20 @@ def enhance_files(
             results[i] = error
 
     try:
-        for i in range(len(files)):
+        for i in range(len(runs)):
             resume(i, None)
         while asked:
             places, blocks = list(asked), list(asked.values())
             asked.clear()
             start = time.perf_counter()
-            separations = enhancer(
-                [block.spectrogram for block in blocks],
-                [files[i].seed for i in places],
-                [block.level for block in blocks],
-                [block.states for block in blocks],
-                [block.wave for block in blocks],
-            )
+            separations = infer(places, blocks)
             seconds = (time.perf_counter() - start) / len(blocks)
             for i, separation in zip(places, separations, strict=True):
                 resume(i, (separation, seconds))
     finally:
         for run in runs:  # where inference fails or is interrupted, no half file stays
             run.close()
-    return results
-
-
-@torch.no_grad()
-def separate_file(
-    source: str | Path, targets: Sequence[str | Path], seed: int = 0, device: str = "cpu"
-) -> list[Writer]:
-    """Write the image of each of as many sources as there are targets, at all microphones, the loudest first.
-
-    The whole file is taken at once, at its own rate. The images sum to it.
-
-    Returns:
-        the closed writers, which know the peaks.
-
-    Raises:
-        AudioError: the source cannot be read, or a target not be written.
-        AudiovaeError: a single channel, or fewer than two sources.
-    """
-    wave, info = audio.read(source)
-    images = separate(torch.from_numpy(wave).to(device), info.sample_rate, len(targets), seed=seed)
-    with ExitStack() as opened:
-        writers = [
-            opened.enter_context(Writer(target, info.sample_rate, info.n_channels, info.n_samples, info))
-            for target in targets
-        ]
-        for writer, image in zip(writers, images.numpy(force=True), strict=False):
-            writer.write(image)
-    return writers
+    return [results[i] for i in range(len(runs))]
 
 
 def groups_by_length(sources: Sequence[str | Path], size: int) -> list[list[int]]:
@@ -239,13 +234,13 @@ def _enhance(
         AudioError: the source cannot be read, or a target not be written.
     """
     recording = Recording.open(front, file.source)
-    faded, of_source = Fade(), _Reader(recording.info)
+    faded, of_source = Fade(), Reader(recording.info)
     states: Sequence[Tensor | None] | None = None
     first: FirstBlock | None = None
     objective: list[float] = []
     labels: dict[str, str] = {}
     ready: list[Tensor] = []  # the frames of speech that the synthesis takes next; it ends where there are none
-    pieces = recording.waves(_popped(ready), StreamingSynthesis(front.stft))
+    pieces = recording.waves(popped(ready), StreamingSynthesis(front.stft))
     with ExitStack() as opened:
         speech = None if file.target is None else opened.enter_context(recording.writer(file.target, file.comment))
         residual = None
@@ -276,19 +271,25 @@ def _enhance(
     return None if speech is None else Enhanced(speech, residual, objective, labels, first)
 
 
-def _popped(ready: list[Tensor]) -> Iterator[Tensor]:
+def popped(ready: list[Tensor]) -> Iterator[Tensor]:
+    """What is put into a list, taken out again; at its end where there is nothing."""
     while ready:
         yield ready.pop()
 
 
-class _Reader:
-    """The source once more, in pieces of any length."""
+class Reader:
+    """A source once more, in pieces of any length."""
 
     def __init__(self, info: AudioInfo) -> None:
         self._blocks = audio.blocks(info)
         self._pending = np.zeros((info.n_channels, 0), np.float32)
 
     def take(self, n_samples: int) -> audio.Wave:
+        """The next samples, `[channel, sample]`.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
         while self._pending.shape[1] < n_samples:
             self._pending = np.concatenate([self._pending, next(self._blocks)], axis=1)
         taken, self._pending = self._pending[:, :n_samples], self._pending[:, n_samples:]

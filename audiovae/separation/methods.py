@@ -169,6 +169,10 @@ class RoomMethod:
     prior_weight: float = 18.0
     prior: str | None = None
 
+    def least_channels(self, n_sources: int) -> int:
+        """Microphones that so many sources need: a demixing matrix has as many rows."""
+        return max(2, n_sources if self.starts or self.spatial is _demixing else 2)
+
 
 def _joint(n: int) -> MakeSpatial:
     return partial(JointDiagonal, n_sources=n, per_frequency=True, white=(n - 1,))

@@ -33,7 +33,7 @@ RATE = 16000
 COMMON = {
     "prepare": "--jobs", "train": "--device --seed", "encode": "--model --device --jobs",
     "decode": "--model --device --seed --jobs", "resynthesize": "--model --device --seed --jobs",
-    "enhance": "--model --device --seed --jobs", "separate": "--device --seed --jobs",
+    "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
     "evaluate": "--model --device --seed --jobs", "info": "--model",
 }  # fmt: skip
@@ -934,7 +934,7 @@ EVERY_VERB = {
     "decode": "decode z.npz -o out.wav --model model",
     "resynthesize": "resynthesize good.wav -o out --model model",
     "enhance": "enhance good.wav -o out --model model --method fast",
-    "separate": "separate two.wav -o out --sources 2",
+    "separate": "separate two.wav -o out --method iva",
     "sample": "sample -o out.wav --seconds 0.2 --model model",
     "score": "score good.wav --model model",
     "evaluate": "evaluate good.wav --model model",

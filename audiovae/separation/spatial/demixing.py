@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -14,6 +15,7 @@ from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
 
 _RIDGE = 1e-9
+_ROUNDING = 1e-6  # of V_n in single precision, as a share of its mean diagonal
 
 
 class Demixing(Spatial):
@@ -36,7 +38,7 @@ class Demixing(Spatial):
         IEEE/ACM TASLP 24(9), 2016.
     """
 
-    def __init__(self, mixture: Mixture, space: None = None, n_sources: int = 2) -> None:
+    def __init__(self, mixture: Mixture, space: Any = None, n_sources: int = 2) -> None:
         n_channels = mixture.common_channels()
         if n_channels < n_sources:
             raise ValueError(f"a demixing matrix needs as many channels as sources, got {n_channels} and {n_sources}")
@@ -68,7 +70,8 @@ class Demixing(Spatial):
         for psd in psds[: self.n_sources]:
             weighted = self._x * (self._mixture.share / without_draws(psd)).mT.unsqueeze(2)
             v.append((weighted @ self._x.mH).to(torch.complex128))
-        self.w = projected(self.w, ridged(torch.stack(v, 2), _RIDGE))
+        ridge = _ROUNDING if self._x.dtype == torch.complex64 else _RIDGE
+        self.w = projected(self.w, ridged(torch.stack(v, 2), ridge))
         self._rotate()
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:

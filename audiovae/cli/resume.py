@@ -1,0 +1,80 @@
+"""What a verb finds of its outputs: what another process makes, what stands there and stays, what is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audiovae.audio import read_comment
+from audiovae.batch import Result, Row
+from audiovae.cli.arguments import refuse_existing
+from audiovae.errors import PathError
+from audiovae.locks import LockedError, break_lock, locked_file, sweep
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is made of one input.
+
+    Attributes:
+        main: appears last, so that where it is, all is; its lock stands for all.
+        others: stand where it stands.
+        pages: are written after it, and nothing is told from them.
+        row: tells of them.
+    """
+
+    main: Path
+    others: Sequence[Path]
+    pages: Sequence[Path]
+    row: Row
+
+
+def claimed(outputs: Outputs, options: Any, locks: ExitStack) -> Result | None:
+    """Of what is not to be written, that it is there, or why not; else None, and this process has its lock."""
+    sweep(outputs.main.parent)
+    settled = _settled(outputs, options)
+    if settled is not None:
+        return settled
+    if options.break_lock:
+        break_lock(outputs.main)
+    try:
+        locks.enter_context(locked_file(outputs.main))
+    except LockedError as error:
+        return {"output": outputs.row["output"], "skipped": True, "locked": error.reason} if options.resume else error
+    except PathError as error:
+        return error
+    return _settled(outputs, options)  # another process may have made it meanwhile
+
+
+def _settled(outputs: Outputs, options: Any) -> Result | None:
+    """Of what is not to be written, that it is there, or why not; else None."""
+    if options.resume:
+        if not os.path.exists(outputs.main):
+            return None  # what stands beside it is left from the run that was stopped
+        for path in outputs.others:
+            if not os.path.exists(path):
+                return PathError(outputs.main, f"exists already, but {path} does not; --overwrite makes both")
+        return {**outputs.row, "skipped": True}
+    try:
+        for path in (outputs.main, *outputs.others, *outputs.pages):
+            refuse_existing(path, options, "--overwrite replaces it, --resume makes only what is missing")
+    except PathError as error:
+        return error
+    return None
+
+
+def check_same_options(paths: Iterable[Path], made: str, verb: str) -> None:
+    """Raises PathError where a file that is to stay was made with other options, so far as its tags tell.
+
+    Args:
+        made: what they would be now.
+        verb: with which all that it made begins.
+    """
+    for path in paths:
+        before = read_comment(path) if os.path.exists(path) else ""
+        if before.startswith(verb) and before != made:
+            raise PathError(path, f"was made by {before}; give the same options, --overwrite or another output")
