@@ -285,7 +285,7 @@ def read_heard(path: str | Path, sample_rate: int) -> tuple[Wave, AudioInfo]:
         AudioError: as `inspect` and `blocks`.
     """
     wave, info = read(path)
-    return resample(without_rumble(wave, info.sample_rate)[0], info.sample_rate, sample_rate), info
+    return resample(without_rumble(wave, info.sample_rate).wave, info.sample_rate, sample_rate), info
 
 
 def resampled_length(n_samples: int, rate: int, new_rate: int) -> int:

@@ -8,6 +8,7 @@ where they are louder than in nearly all of a prior's recordings, they are turne
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -164,22 +165,40 @@ def level_beside(rumble_rms: float, level: float) -> float:
     return level if level > _ROUNDING * rumble_rms else 0.0
 
 
-def without_rumble(wave: NDArray[np.float32], sample_rate: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A whole recording, `[channel, sample]`, as a prior hears it, and what of it lies above 50 Hz.
+@dataclass(frozen=True)
+class Heard:
+    """A whole recording as a prior hears it, `[channel, sample]`.
 
-    Rumble that is too loud is turned down; what is quiet enough comes back as it is, to the last bit.
+    Attributes:
+        wave: where the rumble was too loud, it is turned down; else the recording as it is, to the last bit.
+        excess: what of the rumble was taken away, so that `wave + excess` is the recording.
+        above: what lies above 50 Hz.
+        level: of that; 0 for silence, a mere offset among it.
     """
+
+    wave: NDArray[np.floating]
+    excess: NDArray[np.floating]
+    above: NDArray[np.floating]
+    level: float
+
+
+def without_rumble(wave: NDArray[np.floating], sample_rate: int) -> Heard:
+    """A whole recording, `[channel, sample]`, as a prior hears it: what `Recording` does to a file in blocks."""
     rumble = split_rumble(wave, sample_rate)
     above = wave - rumble
     rumble_rms = _rms(rumble)
     level = level_beside(rumble_rms, active_level(above, sample_rate, rumble=False))
     if level == 0:
-        return np.zeros_like(wave), np.zeros_like(wave)
+        nothing = 0 * wave  # which keeps a NaN
+        return Heard(nothing, wave, nothing, level)
     share = rumble_share(rumble_rms, level)
-    return (wave - np.float32(share) * rumble if share else wave), above
+    if share == 0:
+        return Heard(wave, np.zeros_like(wave), above, level)
+    excess = np.float32(share) * rumble
+    return Heard(wave - excess, excess, above, level)
 
 
-def _rms(wave: NDArray[np.float32]) -> float:
+def _rms(wave: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.square(wave, dtype=np.float64).mean())) if wave.size else 0.0
 
 

@@ -278,9 +278,9 @@ def normalise(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32
     Raises:
         NotScored: it is silent.
     """
-    heard, above = without_rumble(wave, sample_rate)
-    start, end = trim_bounds(above)
-    trimmed = heard[:, start:end]
+    heard = without_rumble(wave, sample_rate)
+    start, end = trim_bounds(heard.above)
+    trimmed = heard.wave[:, start:end]
     rms = _rms_of_sound(trimmed)
     if rms == 0 or not math.isfinite(rms):
         raise NotScored("silent" if rms == 0 else "beyond all scale")

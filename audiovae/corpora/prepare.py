@@ -251,7 +251,8 @@ def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Proces
     mono = channels.mean(axis=0, keepdims=True)
     if np.abs(mono).max() < _CANCELLED * np.abs(channels).max():
         mono = channels[:1]  # a cable with its wires swapped: the channels cancel each other
-    heard, above = without_rumble(mono, info.sample_rate)
+    whole = without_rumble(mono, info.sample_rate)
+    heard, above = whole.wave, whole.above
     rate = round(speed * info.sample_rate)
     if rate != settings.sample_rate:
         heard = audio.resample(heard, rate, settings.sample_rate)
