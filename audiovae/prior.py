@@ -25,6 +25,7 @@ from audiovae.objectives import (
     elbo,
     importance_weighted_bound,
     kl_per_dimension,
+    sounding,
     training_loss,
 )
 from audiovae.phase import griffin_lim
@@ -331,7 +332,7 @@ class AudioVAE(Trainable):
         return frame_power.to(next(self.vae.parameters()).dtype)
 
     def calibrate(self, observed: Float[Tensor, "segment frame freq"]) -> None:
-        self.vae.calibrate(observed.flatten(0, 1))
+        self.vae.calibrate(observed[sounding(observed)])
 
     def loss(
         self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
@@ -339,7 +340,9 @@ class AudioVAE(Trainable):
         return training_loss(self.vae, observed, condition, objective)
 
     def elbo(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
-        return elbo(self.vae, observed, condition)
+        """Of the frames that sound, `[frame]`."""
+        terms, counted = elbo(self.vae, observed, condition), sounding(observed)
+        return ELBO(terms.log_likelihood[counted], terms.kl[counted])
 
     def check(self, settings: TrainingSettings) -> None:
         if settings.scheduled_sampling and self.vae.own_past is None:

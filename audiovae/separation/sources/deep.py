@@ -198,6 +198,6 @@ def check_prior(prior: AudioVAE) -> None:
         raise AudiovaeError(f"{name} has no prior on its latents, so nothing tells speech from noise")
     if not isinstance(vae.latents, Gaussian):
         raise AudiovaeError(
-            f"{name} has {vae.latents.name} latents, which inference would move off the sphere or simplex on which they "
+            f"{name} has {vae.latents.name} latents, which inference would move off the sphere or simplex where they "
             "lie; use a prior with gaussian latents"
         )
