@@ -108,6 +108,7 @@ _UNKNOWN_LENGTH = 2**62
 LOWEST_RATE, HIGHEST_RATE = 1000, 4_000_000  # Hz; beyond them a header is damaged
 # They store blocks of samples, so that lengths grow, and some cannot be written in blocks of any size.
 _BLOCK_CODECS = ("ADPCM", "GSM610", "G721_", "G723_", "DWVW", "DPCM_")
+_TAGGED = ("WAV", "WAVEX", "RF64", "AIFF", "CAF", "FLAC", "OGG", "MP3")  # not AU, W64, NIST, VOC, ...
 _UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
 
@@ -334,11 +335,13 @@ class Resampler:
         )
 
 
-def read_comment(path: str | Path) -> str:
-    """The comment among the tags of a sound file; empty where there is none, or no sound file."""
+def read_comment(path: str | Path) -> str | None:
+    """The comment among the tags of a sound file; empty where there is none, or no sound file; None for a format that
+    has no tags.
+    """
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            return str(file.comment)
+            return str(file.comment) if file.format in _TAGGED else None
     except (OSError, RuntimeError, TypeError, ValueError):
         return ""
 
@@ -403,7 +406,7 @@ class Writer:
             self._atomic.__exit__(type(failure), failure, None)
             raise failure from error
         if self._comment:
-            with contextlib.suppress(RuntimeError):  # AU, W64 and NIST have no tags
+            with contextlib.suppress(RuntimeError):  # some formats have no tags
                 self._file.comment = self._comment
         return self
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -114,7 +115,10 @@ def temporary_path(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Take away what dead processes left in a folder: temporary files and locks. Done once a process and folder."""
+    """Take away what dead processes left in a folder: temporary files and folders, and locks.
+
+    Done once a process and folder.
+    """
     key = os.getpid(), folder
     if key in _swept:
         return
@@ -123,7 +127,8 @@ def sweep(folder: Path) -> None:
             if parts := _TEMPORARY.fullmatch(entry.name):
                 machine, boot, *numbers = parts.groups()
                 if Owner(machine, boot, *map(int, numbers)).is_dead:
-                    os.unlink(entry.path)
+                    with contextlib.suppress(OSError):  # another user's
+                        shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
             elif _LOCK.fullmatch(entry.name):
                 with contextlib.suppress(LockedError):
                     _take(Path(entry.path))

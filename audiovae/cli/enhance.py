@@ -14,7 +14,8 @@ from audiovae.audio import read_comment
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
-from audiovae.errors import AudiovaeError, PathError
+from audiovae.cli.streams import standard_streams
+from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.locks import LockedError, break_lock, locked_file, sweep
 from audiovae.settings import MethodName, NoiseName
 
@@ -33,7 +34,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped"
+        "--resume",
+        action="store_true",
+        help="make only what is missing of the output, after a run that was stopped; and anew what cannot tell how it "
+        "was made (AU, W64, NIST, VOC)",
     )
     parser.add_argument(
         "--method",
@@ -80,6 +84,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
+@standard_streams(".wav")
 def run(options: Any) -> int:
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
@@ -98,8 +103,7 @@ def run(options: Any) -> int:
     _check_distinct(items, options)
     arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
     options.made = _made_by(options)
-    if options.resume:
-        _check_same_options(items, options)
+    options.anew = _untold(items, options) if options.resume else set()
     batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
     groups = groups_by_length([item.source for item in items], batch)
     options.alone = len(groups) == 1
@@ -131,13 +135,27 @@ def _made_by(options: Any) -> str:
     return f"{_MADE_BY} {' '.join(words)}, model {model[:16]}"
 
 
-def _check_same_options(items: list[Item], options: Any) -> None:
-    """Raises PathError where an output that is to stay was made with other options, so far as it tells."""
+def _untold(items: list[Item], options: Any) -> set[Path]:
+    """Outputs in formats without tags, which do not tell how they were made: they are made anew.
+
+    Raises:
+        PathError: an output that is to stay was made with other options, so far as it tells.
+    """
+    untold = []
     for item in items:
         assert item.target is not None
         made = read_comment(item.target) if os.path.exists(item.target) else ""
-        if made.startswith(_MADE_BY) and made != options.made:
+        if made is None:
+            untold.append(item.target)
+        elif made.startswith(_MADE_BY) and made != options.made:
             raise PathError(item.target, f"was made by {made}; give the same options, --overwrite or another output")
+    if untold and not options.quiet and arguments.rank("LOCAL_RANK") == 0:
+        others = f" and {len(untold) - 1} more" if len(untold) > 1 else ""
+        print(
+            f"audiovae: {untold[0]}{others}: made anew, as the format has no tags that tell how it was made",
+            file=sys.stderr,
+        )
+    return set(untold)
 
 
 def _check_distinct(items: list[Item], options: Any) -> None:
@@ -223,7 +241,7 @@ def _settled(item: Item, options: Any) -> Result | None:
     assert item.target is not None
     residual = options.residuals.get(item.target)
     if options.resume:
-        if not os.path.exists(item.target):
+        if item.target in options.anew or not os.path.exists(item.target):
             return None  # what stands beside it is left from the run that was stopped
         if residual is not None and not os.path.exists(residual):
             return PathError(item.target, f"exists already, but {residual} does not; --overwrite makes both")
@@ -266,7 +284,10 @@ def _with_report(item: Item, result: Result, first: FirstBlock | None, separate:
             if first is None:
                 first = first_block(separate, item.source, options.seed)
                 if not options.quiet:
-                    print(f"audiovae: {item.source}: inferred anew for its page, which was missing", file=sys.stderr)
+                    print(
+                        f"audiovae: {named(item.source)}: inferred anew for its page, which was missing",
+                        file=sys.stderr,
+                    )
             write_enhancement_report(report, first, separate)
         except AudiovaeError as error:
             return error

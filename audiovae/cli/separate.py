@@ -9,6 +9,7 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
+from audiovae.cli.streams import standard_streams
 from audiovae.locks import break_lock, locked_file
 
 
@@ -24,6 +25,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "device", "seed", "jobs")
 
 
+@standard_streams()
 def run(options: Any) -> int:
     from audiovae.cli.batch import print_json, run_batch
 
