@@ -208,9 +208,9 @@ def test_what_cannot_tell_how_it_was_made_is_made_anew(
     capsys.readouterr()
     assert audiovae(run.format(" ".join(files)) + " -o out --method fast --resume --jobs 1") == 0
     told = capsys.readouterr().err
-    assert told == (
-        f"audiovae: out/a.{suffix} and 1 more: made anew, as the format has no tags that tell how it was made\n"
-    )
+    line = f"audiovae: out/a.{suffix} and 1 more: made anew, as the format has no tags that tell how it was made\n"
+    assert told.startswith(line)
+    assert told.count("made anew") == 1
     for file in files:
         assert (here / "out" / file).read_bytes() == (here / "expected" / file).read_bytes()
 
