@@ -78,6 +78,17 @@ def test_any_container_comes_in_and_wav_goes_out_with_all_that_is_told_on_the_er
     assert done.stdout == (here / "a-out.wav").read_bytes()
 
 
+def test_a_page_and_a_residual_stand_beside_the_standard_streams(here: Path) -> None:
+    options = "--method fast --model model --residual rest.wav --report page.html".split()
+    done = console("enhance", "-", "-o", "-", *options, given=(here / "a.wav").read_bytes())
+    assert done.returncode == 0, done.stderr
+    wave, rest = soundfile.read(io.BytesIO(done.stdout))[0], soundfile.read(here / "rest.wav")[0]
+    np.testing.assert_allclose(wave + rest, soundfile.read(here / "a.wav")[0], atol=1e-4)
+    page = (here / "page.html").read_text()
+    assert "standard input, enhanced" in page
+    assert str(here) not in page
+
+
 def test_scores_name_the_standard_input(here: Path) -> None:
     done = console("score", "-", "--json", "--model", "model", given=(here / "a.wav").read_bytes())
     assert done.returncode == 0
