@@ -79,7 +79,7 @@ def test_any_container_comes_in_and_wav_goes_out_with_all_that_is_told_on_the_er
 
 
 def test_a_page_and_a_residual_stand_beside_the_standard_streams(here: Path) -> None:
-    options = "--method fast --model model --residual rest.wav --report page.html".split()
+    options = ["--method", "fast", "--model", "model", "--residual", "rest.wav", "--report", "page.html"]
     done = console("enhance", "-", "-o", "-", *options, given=(here / "a.wav").read_bytes())
     assert done.returncode == 0, done.stderr
     wave, rest = soundfile.read(io.BytesIO(done.stdout))[0], soundfile.read(here / "rest.wav")[0]
