@@ -116,9 +116,7 @@ def _quiet_of_frames(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, "fr
     return quiet
 
 
-def _raised(
-    track: Float[Tensor, "frame freq"], averages: Float[Tensor, "frame freq"]
-) -> Float[Tensor, "frame freq"]:
+def _raised(track: Float[Tensor, "frame freq"], averages: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]:
     """The track with noise that begins or ends within its windows, as under speech that is clean elsewhere.
 
     Noise alone is steady for a good part of a run in a band: low quantiles of its level lie near each other, and those
