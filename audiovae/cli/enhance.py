@@ -251,8 +251,8 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: 
         row["rumble_db"] = done.rumble_db
         if not options.quiet:
             print(
-                f"audiovae: {item.source}: what lies below 50 Hz is {done.rumble_db:.0f} dB above the level of the rest, "
-                "and was counted as noise",
+                f"audiovae: {item.source}: what lies below 50 Hz is {done.rumble_db:.0f} dB above the level of the "
+                "rest, and was counted as noise",
                 file=sys.stderr,
             )
     if done.residual is None:

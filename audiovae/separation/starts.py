@@ -126,7 +126,8 @@ def _raised(track: Float[Tensor, "frame freq"], averages: Float[Tensor, "frame f
     width = max(1, track.shape[-1] // _N_BANDS)
     runs = functional.avg_pool1d(averages, width, width).unfold(0, n, _RUN_STRIDE)  # [run, band, frame]
     around = functional.avg_pool1d(track, width, width).unfold(0, n, _RUN_STRIDE).mean(-1)
-    low, level, high = (runs.kthvalue(1 + int(share * (n - 1)), -1).values for share in (0.05, _QUANTILE, 0.2))
+    lowest = runs.topk(1 + int(0.2 * (n - 1)), largest=False).values
+    low, level, high = lowest[..., int(0.05 * (n - 1))], lowest[..., int(_QUANTILE * (n - 1))], lowest[..., -1]
     found = (high < low * 10 ** (_STEADY_DB / 10)) & (level > around * 10 ** (_RAISED_DB / 10))
     found &= ((level * found).sum(-1) > around.sum(-1) * 10 ** (_RAISED_DB / 10)).unsqueeze(-1)
     raised = track.clone()
@@ -187,5 +188,7 @@ def _averaged(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]
 def _quiet_of_averages(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
     from scipy.stats import gamma
 
-    n = _QUANTILE_FRAMES / 2
-    return torch.quantile(averages.mT, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
+    place, n = _QUANTILE * (len(averages) - 1), _QUANTILE_FRAMES / 2
+    lowest = averages.mT.topk(min(len(averages), int(place) + 2), largest=False).values  # faster than torch.quantile
+    quantile = torch.lerp(lowest[:, int(place)], lowest[:, -1], place - int(place))
+    return quantile / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
