@@ -265,6 +265,14 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: 
     }
     if done.labels:
         row["labels"] = done.labels
+    if done.rumble_db > 0:
+        row["rumble_db"] = done.rumble_db
+        if not options.quiet:
+            print(
+                f"audiovae: {item.source}: what lies below 50 Hz is {done.rumble_db:.0f} dB above the level of the "
+                "rest, and was counted as noise",
+                file=sys.stderr,
+            )
     if done.residual is None:
         return row
     arguments.report_peak(done.residual, options.quiet)

@@ -15,7 +15,7 @@ from torch import Tensor
 from audiovae import audio
 from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
 from audiovae.errors import AudioError
-from audiovae.level import LevelMeter, RumbleSplitter, level_beside, rumble_share
+from audiovae.level import RUMBLE_DB, LevelMeter, RumbleSplitter, level_beside, rumble_share
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
 
@@ -84,6 +84,11 @@ class Recording:
     def n_samples(self) -> int:
         """Per channel, at the front's rate."""
         return resampled_length(self.info.n_samples, self.info.sample_rate, self.front.sample_rate)
+
+    @property
+    def rumble_db(self) -> float:
+        """Of what lies below 50 Hz, above the level; no less than what is left alone, and -inf in silence."""
+        return RUMBLE_DB - 20 * math.log10(1 - self.rumble_share) if self.level else -math.inf
 
     def blocks(self) -> Iterator[Block]:
         """About 20 s at a time, one or more in all, the last perhaps of few frames: the second pass.
