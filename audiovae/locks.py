@@ -145,7 +145,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_file(file: Path) -> Iterator[None]:
-    """The same for a file to be written; its folder is created, and goes again after an error if it is empty."""
+    """The same for a file to be written; its folder is created, and goes again if it is empty at the end."""
     with _locked(_lock_of(file), file):
         yield
 
@@ -182,14 +182,11 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
         ) from error
     try:
         yield
-    except Exception:
+    finally:
         _release(lock)
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
-        raise
-    finally:
-        _release(lock)
 
 
 def _take(lock: Path) -> None:
