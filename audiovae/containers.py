@@ -177,10 +177,8 @@ def _mpeg(file: BinaryIO, size: int) -> int:
     lacking = max((link.promised_end - size for link in links), default=0)
     if lacking > 0:
         return lacking
-    for i, link in enumerate(links):  # programs that join files may let the first header speak of all frames
-        rest = sum(other.count for other in links[i:])
-        if link.promised is not None and link.promised > link.count + 1 and abs(link.promised - rest) > len(links):
-            return 1
+    if any(link.promised is not None and link.promised > link.count + 1 and not link.speaks_of_all for link in links):
+        return 1
     return 1 if links and links[-1].end > size else 0
 
 
@@ -197,6 +195,8 @@ class _MpegLink:
         end: of the last frame.
         places: of those that hold sound, those side by side taken together: (start, end).
         changes: not all have the same rate and number of channels.
+        is_damaged: the frame with the Xing header is not as LAME wrote it, by its CRC.
+        speaks_of_all: the Xing header counts the frames of all links from here on, as some programs join files.
     """
 
     first: bytes
@@ -207,10 +207,13 @@ class _MpegLink:
     end: int = 0
     places: list[_Part] = field(default_factory=list)
     changes: bool = False
+    is_damaged: bool = False
+    speaks_of_all: bool = False
 
     @property
     def knows_its_count(self) -> bool:
-        return self.promised is not None and abs(self.promised - self.count) <= 1
+        """Some programs count the frame with the header too."""
+        return self.promised in (self.count, self.count + 1)
 
 
 def _mpeg_links(file: BinaryIO, size: int) -> list[_MpegLink]:
@@ -225,7 +228,7 @@ def _mpeg_links(file: BinaryIO, size: int) -> list[_MpegLink]:
             like = links[-1].first if links else b""
             position = behind if behind > position else _next_mpeg_frame(file, position, like)
             continue
-        xing = next((at for at in (13, 21, 36) if frame[at : at + 4] in (b"Xing", b"Info", b"VBRI")), None)
+        xing = next((at for at in (13, 21, 36) if _is_xing(frame, at, is_first=not links)), None)
         if not links or xing is not None:
             links.append(_MpegLink(frame[:4]))
         link = links[-1]
@@ -238,7 +241,10 @@ def _mpeg_links(file: BinaryIO, size: int) -> list[_MpegLink]:
                 link.places[-1] = (last[0], place[1])
             else:
                 link.places.append(place)
-        elif frame[xing : xing + 4] != b"VBRI":
+        else:
+            crc_at = xing + _LAME_CRC
+            link.is_damaged = _is_lame(frame, xing) and _crc16(frame[:crc_at]).to_bytes(2) != frame[crc_at:][:2]
+        if xing is not None and frame[xing : xing + 4] in (b"Xing", b"Info"):
             link.info = [place]
             n_frames, n_bytes = (int.from_bytes(frame[at : at + 4], "big") for at in (xing + 8, xing + 12))
             if frame[xing + 7] & 1:
@@ -246,7 +252,34 @@ def _mpeg_links(file: BinaryIO, size: int) -> list[_MpegLink]:
             if frame[xing + 7] & 2:
                 link.promised_end = position + (n_bytes if frame[xing + 7] & 1 else n_frames)
         link.end = position = place[1]
+    for i, link in enumerate(links):
+        rest = sum(other.count for other in links[i:])
+        link.speaks_of_all = link.promised is not None and 0 <= link.promised - rest <= len(links) - i
     return links
+
+
+_LAME_NAME, _LAME_CRC = 120, 154  # where LAME's name and its CRC of all before it stand behind "Xing"
+
+
+def _is_xing(frame: bytes, at: int, is_first: bool) -> bool:
+    """Or one whose own name is damaged, at the beginning: a frame without sound that names its encoder."""
+    return frame[at : at + 4] in (b"Xing", b"Info", b"VBRI") or (
+        is_first and not any(frame[4:at]) and _is_lame(frame, at)
+    )
+
+
+def _is_lame(frame: bytes, at: int) -> bool:
+    return frame[at + _LAME_NAME :].startswith(b"LAME")
+
+
+def _crc16(content: bytes) -> int:
+    """Of the polynomial x^16 + x^15 + x^2 + 1, lowest bits first."""
+    crc = 0
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xA001 if crc & 1 else 0)
+    return crc
 
 
 def _mpeg_kind(header: bytes) -> tuple[int, int, bool]:
@@ -551,10 +584,12 @@ def _know_ogg(file: BinaryIO, size: int) -> list[list[_Part]]:
 def _know_mpeg(file: BinaryIO, size: int) -> list[list[_Part]]:
     """A link whose Xing header is right keeps it: by it the decoder cuts off what the encoder put at both ends."""
     links = [link for link in _mpeg_links(file, size) if link.count]
-    if len(links) == 1 and links[0].promised is not None and links[0].count <= links[0].promised + 1:
+    if len(links) == 1 and links[0].knows_its_count:
         return []
     if any(link.changes for link in links):
         raise NotImplementedError("changes its rate or its number of channels in the middle; split it there")
+    if any(link.is_damaged and not (link.knows_its_count or link.speaks_of_all) for link in links):
+        raise NotImplementedError("is damaged: its header does not count its frames; restore the whole file")
     headers = [link.info if link.knows_its_count else _xing_frame(link.first, link.count) for link in links]
     return [[*header, *link.places] for header, link in zip(headers, links, strict=True)] if all(headers) else []
 

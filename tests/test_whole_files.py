@@ -107,6 +107,22 @@ def test_a_joined_mp3_file_that_was_cut_is_refused(tmp_path: Path) -> None:
         audio.inspect(tmp_path / "x.mp3")
 
 
+@pytest.mark.parametrize("place", [0, 7, 11])  # its name, its flags, its number of frames
+def test_a_damaged_header_of_an_mp3_file_is_refused(place: int, tmp_path: Path) -> None:
+    """But not where nothing but its table of places is."""
+    whole, _, _ = mp3(tmp_path / "x.mp3", 44100, 1, "CONSTANT")
+    at = whole.index(b"Info")
+    for byte, message in ((at + place, "is (damaged: its header does not count its frames|truncated)"), (at + 50, "")):
+        content = bytearray(whole)
+        content[byte] -= 1
+        (tmp_path / "x.mp3").write_bytes(content)
+        if message:
+            with pytest.raises(AudioError, match=message):
+                audio.inspect(tmp_path / "x.mp3")
+        else:
+            assert audio.read(tmp_path / "x.mp3")[0].shape == (1, 3 * 44100)
+
+
 def test_the_first_header_of_joined_mp3_files_may_speak_of_all(tmp_path: Path) -> None:
     whole, _, n_coded = mp3(tmp_path / "x.mp3", 44100, 1, "CONSTANT")
     n_frames = len(frame_starts(whole, 44100)) - 1
