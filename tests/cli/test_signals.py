@@ -184,7 +184,6 @@ def test_a_foreign_lock_is_broken_on_demand(short: Path, tmp_path: Path) -> None
     out = tmp_path / "packed"
     with locked_folder(out):
         fields = json.loads((out / ".audiovae.lock").read_text())
-    out.mkdir()
     (out / ".audiovae.lock").write_text(json.dumps({**fields, "machine": "0" * 8, "host": "far"}))
     status, _, error = run("prepare", short, out, "--quiet")
     assert status == 2
