@@ -7,7 +7,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,6 +332,16 @@ class Resampler:
         return np.ascontiguousarray(
             self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._n_channels).T
         )
+
+
+def resample_blocks(
+    blocks: Iterable[Wave], rate: int, new_rate: int, n_channels: int, n_samples: int
+) -> Iterator[Wave]:
+    """Resample a wave of `n_samples` that arrives in blocks, `[channel, sample]`: see `resampled_length`."""
+    resampler = Resampler(rate, new_rate, n_channels)
+    for block in blocks:
+        yield resampler.push(block)
+    yield resampler.finish(resampled_length(n_samples, rate, new_rate))
 
 
 def read_comment(path: str | Path) -> str:

@@ -13,9 +13,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae import audio
-from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
+from audiovae.audio import AudioInfo, Resampler, Writer, resample_blocks, resampled_length
 from audiovae.errors import AudioError
-from audiovae.level import LevelMeter, RumbleSplitter, level_beside, rumble_share
+from audiovae.level import LevelMeter, level_beside, rumble_share, split_blocks
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
 
@@ -169,14 +169,8 @@ class Recording:
 
 def _split(info: AudioInfo) -> Iterator[tuple[audio.Wave, audio.Wave]]:
     """Pieces of the file, and what of them lies below 50 Hz."""
-    splitter = RumbleSplitter(info.sample_rate, info.n_channels)
-    for block in audio.blocks(info):
-        yield splitter.push(block)
-    yield splitter.finish()
+    return split_blocks(audio.blocks(info), info.sample_rate, info.n_channels)
 
 
 def _at_rate(waves: Iterator[audio.Wave], info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
-    resampler = Resampler(info.sample_rate, rate, info.n_channels)
-    for block in waves:
-        yield resampler.push(block)
-    yield resampler.finish(resampled_length(info.n_samples, info.sample_rate, rate))
+    return resample_blocks(waves, info.sample_rate, rate, info.n_channels, info.n_samples)
