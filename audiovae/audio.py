@@ -7,11 +7,12 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -265,6 +266,23 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
         raise AudioError(
             info.path, f"is truncated: {n_read} of {info.n_samples} samples can be read; restore the whole file"
         )
+
+
+T = TypeVar("T")
+_HELD_SAMPLES = 2**20  # of all channels
+
+
+def is_short(info: AudioInfo) -> bool:
+    """May all of the file be held in memory?"""
+    return info.n_samples * info.n_channels <= _HELD_SAMPLES
+
+
+def repeatable(make: Callable[[], Iterator[T]], info: AudioInfo) -> Callable[[], Iterator[T]]:
+    """What is made of a file, each time that it is asked for: held if the file is short, else made anew."""
+    if not is_short(info):
+        return make
+    held = list(make())
+    return lambda: iter(held)
 
 
 def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioInfo]:

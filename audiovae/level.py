@@ -155,6 +155,17 @@ def split_blocks(
     yield splitter.finish()
 
 
+def measure(split: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], sample_rate: int) -> tuple[float, float]:
+    """Level above 50 Hz of a recording, and RMS of what lies below, both 0 for digital silence: see `split_blocks`."""
+    meter, energy, n_values = LevelMeter(sample_rate), 0.0, 0
+    for wave, rumble in split:
+        meter.push(wave - rumble)
+        energy += float(np.square(rumble, dtype=np.float64).sum())
+        n_values += rumble.size
+    rumble_rms = math.sqrt(energy / n_values) if n_values else 0.0
+    return level_beside(rumble_rms, meter.finish()), rumble_rms
+
+
 def split_rumble(wave: NDArray[np.floating], sample_rate: int) -> NDArray[np.float32]:
     """What lies below about 50 Hz in a whole wave, `[sample]` or `[channel, sample]`: see `RumbleSplitter`."""
     channels = np.atleast_2d(wave).astype(np.float32, copy=False)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int16
@@ -15,15 +14,13 @@ from numpy.typing import NDArray
 from audiovae import audio
 from audiovae.audio import AudioInfo
 from audiovae.errors import AudioError
-from audiovae.level import LevelMeter, TrimMeter, level_beside, rumble_share, split_blocks
+from audiovae.level import LevelMeter, TrimMeter, measure, rumble_share, split_blocks
 from audiovae.settings import PrepareSettings
 
 SHORTEST_SECONDS = 0.1
 _FAINTEST = 1e-20  # level, that single precision can divide by
 _CANCELLED = 1e-3
-_HELD_SAMPLES = 2**20  # of all channels: what is longer is read anew for each pass over it
 
-T = TypeVar("T")
 _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]  # two waves, [1, sample]
 
 
@@ -61,15 +58,14 @@ class Signal:
         """
         info = audio.inspect(path)
         signal = cls(info, round(speed * info.sample_rate), settings.sample_rate)
-        is_short = info.n_samples * info.n_channels <= _HELD_SAMPLES
-        blocks = _repeatable(lambda: audio.blocks(info), is_short)
+        blocks = audio.repeatable(lambda: audio.blocks(info), info)
         signal = replace(signal, one_channel=info.n_channels == 1 or _cancel(blocks()))
-        split = _repeatable(lambda: signal._split(blocks()), is_short)
+        split = audio.repeatable(lambda: signal._split(blocks()), info)
         share = signal._share(split())
         if share is None:
             raise AudioError(path, "is silent")
         signal = replace(signal, share=share)
-        pairs = _repeatable(lambda: signal._pairs(split()), is_short)
+        pairs = audio.repeatable(lambda: signal._pairs(split()), info)
         start, end = _bounds(pairs(), settings.trim)
         meter, peak = LevelMeter(signal.new_rate), 0.0
         for heard, above in _cut(pairs(), start, end):
@@ -83,7 +79,7 @@ class Signal:
         if end - start < SHORTEST_SECONDS * signal.new_rate:
             raise AudioError(path, f"is shorter than {SHORTEST_SECONDS} s")
         signal = replace(signal, start=start, end=end, scale=peak / 32767, level=level)
-        return replace(signal, _held=list(signal._packed(pairs()))) if is_short else signal
+        return replace(signal, _held=list(signal._packed(pairs()))) if audio.is_short(info) else signal
 
     @property
     def n_samples(self) -> int:
@@ -111,12 +107,7 @@ class Signal:
 
     def _share(self, split: Iterator[_Pair]) -> float | None:
         """Of the rumble, how much is taken away; None for silence."""
-        meter, energy = LevelMeter(self.info.sample_rate), 0.0
-        for wave, rumble in split:
-            meter.push(wave - rumble)
-            energy += float(np.square(rumble, dtype=np.float64).sum())
-        rumble_rms = math.sqrt(energy / self.info.n_samples)
-        level = level_beside(rumble_rms, meter.finish())
+        level, rumble_rms = measure(split, self.info.sample_rate)
         return rumble_share(rumble_rms, level) if level else None
 
     def _pairs(self, split: Iterator[_Pair]) -> Iterator[_Pair]:
@@ -128,14 +119,6 @@ class Signal:
         heard = (wave - share * rumble if share else wave for wave, rumble in split)
         resampled = audio.resample_blocks(heard, self.rate, self.new_rate, 1, self.info.n_samples)
         yield from ((wave, wave - rumble) for wave, rumble in split_blocks(resampled, self.new_rate, 1))
-
-
-def _repeatable(make: Callable[[], Iterator[T]], is_short: bool) -> Callable[[], Iterator[T]]:
-    """The same blocks each time that they are asked for: held, or made anew."""
-    if not is_short:
-        return make
-    held = list(make())
-    return lambda: iter(held)
 
 
 def _cancel(blocks: Iterator[audio.Wave]) -> bool:

@@ -94,7 +94,7 @@ class Recording:
         hop_length = self.front.stft.hop_length
         analysis = StreamingAnalysis(self.front.stft)
         wave = torch.zeros(self.info.n_channels, 0, device=self.front.device)  # which frames to come stand on
-        for piece in _at_rate(self._heard(), self.info, self.front.sample_rate):
+        for piece in self.heard():
             if not piece.shape[1]:
                 continue
             samples = torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
@@ -126,6 +126,14 @@ class Recording:
         for piece in pieces():
             yield piece[:, :n_left]
             n_left -= min(n_left, piece.shape[1])
+
+    def heard(self) -> Iterator[audio.Wave]:
+        """What the blocks are made of, at the file's level and the front's rate, `[channel, sample]` in pieces.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        return _at_rate(self._heard(), self.info, self.front.sample_rate)
 
     def _heard(self) -> Iterator[audio.Wave]:
         """The file without its rumble, at its own rate."""

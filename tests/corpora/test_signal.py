@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import speech_like
 
-from audiovae.corpora import signal
+from audiovae import audio
 from audiovae.corpora.prepare import _written
 from audiovae.corpora.signal import Signal
 from audiovae.settings import PrepareSettings
@@ -32,9 +32,9 @@ def test_what_is_read_again_for_each_pass_is_packed_like_what_is_held(
 ) -> None:
     path = store(tmp_path / "x.wav", 21, rate, n_channels, offset)
     settings = PrepareSettings(trim=trim)
-    monkeypatch.setattr(signal, "_HELD_SAMPLES", 2**40)
+    monkeypatch.setattr(audio, "_HELD_SAMPLES", 2**40)
     held = Signal.of(path, speed, settings)
-    monkeypatch.setattr(signal, "_HELD_SAMPLES", 0)
+    monkeypatch.setattr(audio, "_HELD_SAMPLES", 0)
     again = Signal.of(path, speed, settings)
     samples = np.concatenate(list(again.packed()))
     assert np.array_equal(samples, np.concatenate(list(held.packed())))
@@ -45,7 +45,7 @@ def test_what_is_read_again_for_each_pass_is_packed_like_what_is_held(
 
 
 def test_a_file_that_is_cut_between_the_passes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal, "_HELD_SAMPLES", 0)
+    monkeypatch.setattr(audio, "_HELD_SAMPLES", 0)
     path = store(tmp_path / "x.wav", 45, 16000)
     measured = Signal.of(path, 1.0, PrepareSettings())
     path.write_bytes(path.read_bytes()[:800000])
