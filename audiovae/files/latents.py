@@ -152,7 +152,7 @@ class _Rows:
             self._file.write(of_channel.tobytes())
         self._n_there += rows.shape[1]
 
-    def write(self, target: IO[bytes]) -> None:
+    def write(self, target: Any) -> None:
         """As an .npy file."""
         header = {"descr": "<f4", "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(target, header)  # type: ignore[arg-type]
