@@ -26,13 +26,12 @@ def store(path: Path, rate: int, n_channels: int = 1, offset: float = 0.0) -> Pa
     return path
 
 
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("rate", "n_channels", "offset"), [(16000, 2, 0.0), (22050, 1, 0.0), (16000, 1, 0.5)])
 def test_a_file_scored_in_pieces_has_the_bound_of_the_whole(
-    model: str, rate: int, n_channels: int, offset: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rate: int, n_channels: int, offset: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store(tmp_path / "x.wav", rate, n_channels, offset)
-    prior = AudioVAE.from_pretrained(model)
+    prior = AudioVAE.from_pretrained("speech-16k")
     wave, _ = audio.read_heard(path, 16000)
     expected = bound(prior, normalise(wave, 16000))
     for held in (2**40, 0):
