@@ -7,11 +7,12 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -268,6 +269,23 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
         )
 
 
+T = TypeVar("T")
+_HELD_SAMPLES = 2**20  # of all channels
+
+
+def is_short(info: AudioInfo) -> bool:
+    """May all of the file be held in memory?"""
+    return info.n_samples * info.n_channels <= _HELD_SAMPLES
+
+
+def repeatable(make: Callable[[], Iterator[T]], info: AudioInfo) -> Callable[[], Iterator[T]]:
+    """What is made of a file, each time that it is asked for: held if the file is short, else made anew."""
+    if not is_short(info):
+        return make
+    held = list(make())
+    return lambda: iter(held)
+
+
 def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioInfo]:
     """Read a whole file, `[channel, sample]`, resampled to `sample_rate` if one is given.
 
@@ -333,6 +351,16 @@ class Resampler:
         return np.ascontiguousarray(
             self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._n_channels).T
         )
+
+
+def resample_blocks(
+    blocks: Iterable[Wave], rate: int, new_rate: int, n_channels: int, n_samples: int
+) -> Iterator[Wave]:
+    """Resample a wave of `n_samples` that arrives in blocks, `[channel, sample]`: see `resampled_length`."""
+    resampler = Resampler(rate, new_rate, n_channels)
+    for block in blocks:
+        yield resampler.push(block)
+    yield resampler.finish(resampled_length(n_samples, rate, new_rate))
 
 
 def read_comment(path: str | Path) -> str | None:

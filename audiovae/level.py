@@ -8,6 +8,7 @@ where they are louder than in nearly all of a prior's recordings, they are turne
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,13 +146,34 @@ class RumbleSplitter:
         return low[:, n_skipped:]
 
 
+def split_blocks(
+    blocks: Iterable[NDArray[np.float32]], sample_rate: int, n_channels: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Blocks of a recording, `[channel, sample]`, cut anew, each with its rumble: see `RumbleSplitter`."""
+    splitter = RumbleSplitter(sample_rate, n_channels)
+    for block in blocks:
+        yield splitter.push(block)
+    yield splitter.finish()
+
+
+def measure(split: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], sample_rate: int) -> tuple[float, float]:
+    """Level above 50 Hz of a recording, and RMS of what lies below, both 0 for digital silence: see `split_blocks`."""
+    meter, energy, n_values = LevelMeter(sample_rate), 0.0, 0
+    for wave, rumble in split:
+        meter.push(wave - rumble)
+        energy += float(np.square(rumble, dtype=np.float64).sum())
+        n_values += rumble.size
+    rumble_rms = math.sqrt(energy / n_values) if n_values else 0.0
+    return level_beside(rumble_rms, meter.finish()), rumble_rms
+
+
 def split_rumble(wave: NDArray[np.floating], sample_rate: int) -> NDArray[np.float32]:
     """What lies below about 50 Hz in a whole wave, `[sample]` or `[channel, sample]`: see `RumbleSplitter`."""
     channels = np.atleast_2d(wave).astype(np.float32, copy=False)
-    splitter = RumbleSplitter(sample_rate, len(channels))
     n_block = sample_rate  # short blocks stay in the processor's cache
-    parts = [splitter.push(channels[:, i : i + n_block])[1] for i in range(0, channels.shape[1], n_block)]
-    return np.concatenate([*parts, splitter.finish()[1]], axis=1).reshape(wave.shape)
+    blocks = (channels[:, i : i + n_block] for i in range(0, channels.shape[1], n_block))
+    parts = [rumble for _, rumble in split_blocks(blocks, sample_rate, len(channels))]
+    return np.concatenate(parts, axis=1).reshape(wave.shape)
 
 
 def rumble_share(rumble_rms: float, level: float) -> float:
@@ -243,6 +265,22 @@ def active_level(wave: NDArray[np.floating], sample_rate: int, rumble: bool = Tr
     return level_beside(_rms(low), meter.finish())
 
 
+class TrimMeter:
+    """Where a recording that arrives in blocks sounds: see `trim_bounds`."""
+
+    def __init__(self) -> None:
+        self._frame_power = FramePower(np.ones(4 * _TRIM_HOP))
+        self.push = self._frame_power.push
+
+    def finish(self, n_samples: int) -> tuple[int, int]:
+        """End the recording, which has so many samples."""
+        powers = self._frame_power.finish()
+        loud = np.flatnonzero(powers > powers.max() * 10 ** (-TRIM_RANGE_DB / 10))
+        if len(loud) == 0:
+            return 0, 0
+        return int(loud[0]) * _TRIM_HOP, min(n_samples, (int(loud[-1]) + 1) * _TRIM_HOP)
+
+
 def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     """First sample, and one past the last, of what is louder than 30 dB below the loudest frame; (0, 0) for silence.
 
@@ -254,13 +292,9 @@ def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     Reference: the rule of `librosa.effects.trim(top_db=30)`, restated because importing librosa takes longer than
         preparing an hour of speech.
     """
-    meter = FramePower(np.ones(4 * _TRIM_HOP))
+    meter = TrimMeter()
     meter.push(wave)
-    powers = meter.finish()
-    loud = np.flatnonzero(powers > powers.max() * 10 ** (-TRIM_RANGE_DB / 10))
-    if len(loud) == 0:
-        return 0, 0
-    return int(loud[0]) * _TRIM_HOP, min(wave.shape[-1], (int(loud[-1]) + 1) * _TRIM_HOP)
+    return meter.finish(wave.shape[-1])
 
 
 def spectrogram_level(

@@ -144,14 +144,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
         LockedError: another process has it, and is alive as far as is known here.
         PathError: the folder cannot be written.
     """
-    with _locked(folder / _FOLDER_LOCK, folder):
+    with _locked(folder / _FOLDER_LOCK, folder, folder_stays=True):
         yield
 
 
 @contextmanager
 def locked_file(file: Path) -> Iterator[None]:
-    """The same for a file to be written; its folder is created, and goes again after an error if it is empty."""
-    with _locked(_lock_of(file), file):
+    """The same for a file to be written; its folder is created, and goes again if it is empty at the end."""
+    with _locked(_lock_of(file), file, folder_stays=False):
         yield
 
 
@@ -169,7 +169,7 @@ def _lock_of(file: Path) -> Path:
 
 
 @contextmanager
-def _locked(lock: Path, what: Path) -> Iterator[None]:
+def _locked(lock: Path, what: Path, folder_stays: bool) -> Iterator[None]:
     created = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
         try:
@@ -185,16 +185,15 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
         raise PathError(
             what, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
+    stays = False
     try:
         yield
-    except Exception:
-        _release(lock)
-        with contextlib.suppress(OSError):
-            for folder in created:
-                folder.rmdir()
-        raise
+        stays = folder_stays
     finally:
         _release(lock)
+        with contextlib.suppress(OSError):
+            for folder in [] if stays else created:
+                folder.rmdir()
 
 
 def _take(lock: Path) -> None:

@@ -133,9 +133,10 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     """Files as named; all files with one of the suffixes below a folder; all matches of a pattern; each once.
 
     Raises:
-        PathError: a folder without such a file, or a pattern without a match.
+        PathError: a folder without such a file, a pattern without a match, or a file that is named twice.
     """
     items: list[Item] = []
+    named: set[str] = set()
     for text in inputs:
         path = Path(text)
         if os.path.isdir(path):  # unlike pathlib, does not mind a folder that cannot be read
@@ -149,6 +150,9 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
                     path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
                 )
         elif os.path.exists(path) or not glob.has_magic(text):
+            if _identity(path) in named:
+                raise PathError(path, "is named twice; name each file once")
+            named.add(_identity(path))
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
             root = Path(*_parts_before_magic(path))

@@ -13,9 +13,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae import audio
-from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
+from audiovae.audio import AudioInfo, Resampler, Writer, resample_blocks, resampled_length
 from audiovae.errors import AudioError
-from audiovae.level import RUMBLE_DB, LevelMeter, RumbleSplitter, level_beside, rumble_share
+from audiovae.level import RUMBLE_DB, LevelMeter, level_beside, rumble_share, split_blocks
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
 
@@ -99,7 +99,7 @@ class Recording:
         hop_length = self.front.stft.hop_length
         analysis = StreamingAnalysis(self.front.stft)
         wave = torch.zeros(self.info.n_channels, 0, device=self.front.device)  # which frames to come stand on
-        for piece in _at_rate(self._heard(), self.info, self.front.sample_rate):
+        for piece in self.heard():
             if not piece.shape[1]:
                 continue
             samples = torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
@@ -131,6 +131,14 @@ class Recording:
         for piece in pieces():
             yield piece[:, :n_left]
             n_left -= min(n_left, piece.shape[1])
+
+    def heard(self) -> Iterator[audio.Wave]:
+        """What the blocks are made of, at the file's level and the front's rate, `[channel, sample]` in pieces.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        return _at_rate(self._heard(), self.info, self.front.sample_rate)
 
     def _heard(self) -> Iterator[audio.Wave]:
         """The file without its rumble, at its own rate."""
@@ -174,14 +182,8 @@ class Recording:
 
 def _split(info: AudioInfo) -> Iterator[tuple[audio.Wave, audio.Wave]]:
     """Pieces of the file, and what of them lies below 50 Hz."""
-    splitter = RumbleSplitter(info.sample_rate, info.n_channels)
-    for block in audio.blocks(info):
-        yield splitter.push(block)
-    yield splitter.finish()
+    return split_blocks(audio.blocks(info), info.sample_rate, info.n_channels)
 
 
 def _at_rate(waves: Iterator[audio.Wave], info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
-    resampler = Resampler(info.sample_rate, rate, info.n_channels)
-    for block in waves:
-        yield resampler.push(block)
-    yield resampler.finish(resampled_length(info.n_samples, info.sample_rate, rate))
+    return resample_blocks(waves, info.sample_rate, rate, info.n_channels, info.n_samples)

@@ -81,7 +81,7 @@ def quiet_track(
         first: the spectrum at the beginning, where that is known; only for frames that are about as loud.
     """
     n_frames, averages = len(power), _averaged(power)
-    centres = range(0, n_frames + _STRIDE_FRAMES, _STRIDE_FRAMES)
+    centres = range(0, n_frames + _STRIDE_FRAMES, _STRIDE_FRAMES)  # the last at or beyond the end
     starts = [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
     of_window = {start: _quiet_of_frames(averages[start : start + _WINDOW_FRAMES]) for start in set(starts)}
     track = torch.empty_like(averages)

@@ -348,6 +348,11 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         "encode in -o out {m}",
         r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give",
     ),
+    "one input twice": (
+        nothing,
+        "resynthesize good.wav ./good.wav -o out {m}",
+        r"good\.wav: is named twice; name each file once",
+    ),
     # options
     "unknown verb": (nothing, "evalute good.wav", r"unknown verb 'evalute'; did you mean 'evaluate'\?"),
     "unknown verb, far": (nothing, "xyzzy", r"unknown verb 'xyzzy'; known are prepare, train"),
