@@ -7,11 +7,12 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -108,6 +109,7 @@ _UNKNOWN_LENGTH = 2**62
 LOWEST_RATE, HIGHEST_RATE = 1000, 4_000_000  # Hz; beyond them a header is damaged
 # They store blocks of samples, so that lengths grow, and some cannot be written in blocks of any size.
 _BLOCK_CODECS = ("ADPCM", "GSM610", "G721_", "G723_", "DWVW", "DPCM_")
+_TAGGED = ("WAV", "WAVEX", "RF64", "AIFF", "CAF", "FLAC", "OGG", "MP3")  # not AU, W64, NIST, VOC, ...
 _UNCLIPPED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _RIFF_LIMIT_BYTES = 4_000_000_000  # above it a WAV file must be RF64
 
@@ -299,6 +301,23 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
         )
 
 
+T = TypeVar("T")
+_HELD_SAMPLES = 2**20  # of all channels
+
+
+def is_short(info: AudioInfo) -> bool:
+    """May all of the file be held in memory?"""
+    return info.n_samples * info.n_channels <= _HELD_SAMPLES
+
+
+def repeatable(make: Callable[[], Iterator[T]], info: AudioInfo) -> Callable[[], Iterator[T]]:
+    """What is made of a file, each time that it is asked for: held if the file is short, else made anew."""
+    if not is_short(info):
+        return make
+    held = list(make())
+    return lambda: iter(held)
+
+
 def read(path: str | Path, sample_rate: int | None = None) -> tuple[Wave, AudioInfo]:
     """Read a whole file, `[channel, sample]`, resampled to `sample_rate` if one is given.
 
@@ -317,7 +336,7 @@ def read_heard(path: str | Path, sample_rate: int) -> tuple[Wave, AudioInfo]:
         AudioError: as `inspect` and `blocks`.
     """
     wave, info = read(path)
-    return resample(without_rumble(wave, info.sample_rate)[0], info.sample_rate, sample_rate), info
+    return resample(without_rumble(wave, info.sample_rate).wave, info.sample_rate, sample_rate), info
 
 
 def resampled_length(n_samples: int, rate: int, new_rate: int) -> int:
@@ -366,11 +385,23 @@ class Resampler:
         )
 
 
-def read_comment(path: str | Path) -> str:
-    """The comment among the tags of a sound file; empty where there is none, or no sound file."""
+def resample_blocks(
+    blocks: Iterable[Wave], rate: int, new_rate: int, n_channels: int, n_samples: int
+) -> Iterator[Wave]:
+    """Resample a wave of `n_samples` that arrives in blocks, `[channel, sample]`: see `resampled_length`."""
+    resampler = Resampler(rate, new_rate, n_channels)
+    for block in blocks:
+        yield resampler.push(block)
+    yield resampler.finish(resampled_length(n_samples, rate, new_rate))
+
+
+def read_comment(path: str | Path) -> str | None:
+    """The comment among the tags of a sound file; empty where there is none, or no sound file; None for a format that
+    has no tags.
+    """
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            return str(file.comment)
+            return str(file.comment) if file.format in _TAGGED else None
     except (OSError, RuntimeError, TypeError, ValueError):
         return ""
 
@@ -436,7 +467,7 @@ class Writer:
             self._atomic.__exit__(type(failure), failure, None)
             raise failure from error
         if self._comment:
-            with contextlib.suppress(RuntimeError):  # AU, W64 and NIST have no tags
+            with contextlib.suppress(RuntimeError):  # some formats have no tags
                 self._file.comment = self._comment
         return self
 

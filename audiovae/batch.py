@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiovae.errors import AudiovaeError, unexpected
+from audiovae.errors import AudiovaeError, named, unexpected
 from audiovae.pool import WorkerError, in_processes
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -123,7 +123,7 @@ def run_groups(
         rows.append([])
         for item, result in zip(group, of_group, strict=True):
             row = {"error": " ".join(str(result).split())} if isinstance(result, AudiovaeError) else result
-            rows[-1].append({"file": str(item.source), **row})
+            rows[-1].append({"file": named(item.source), **row})
             told(Done(rows[-1][-1], rank, n_items))
     everything = [rows] if n_ranks == 1 else _gather(rows, rank, n_ranks)
     if rank > 0:
@@ -170,7 +170,7 @@ def _in_processes(groups: list[list[Item]], work: GroupWork, workers: Workers) -
     together = partial(_first_started, work, workers, threads)
     for group, results in zip(groups, in_processes(together, groups, workers.jobs, _patience), strict=True):
         yield [
-            AudiovaeError(f"{item.source}: {result}") if isinstance(result, WorkerError) else result
+            AudiovaeError(f"{named(item.source)}: {result}") if isinstance(result, WorkerError) else result
             for item, result in zip(group, results, strict=True)
         ]
 
@@ -194,7 +194,7 @@ def _together(items: list[Item]) -> list[Result]:
     try:
         return work(prior, items)
     except Exception as error:  # one that nobody foresaw is of these files alone, too
-        failure = error if isinstance(error, AudiovaeError) else unexpected(error, str(items[0].source))
+        failure = error if isinstance(error, AudiovaeError) else unexpected(error, named(items[0].source))
         return [failure] * len(items)
 
 

@@ -22,6 +22,8 @@ from audiovae.errors import AudioError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+_Part = bytes | tuple[int, int]  # what stands there, or (start, end) in the file
+
 # Sizes that programs write into a pipe, where they cannot return to fill them in: the length is simply unknown.
 _UNKNOWN_SIZE = 0x7FFFF000
 
@@ -170,69 +172,114 @@ def _ogg(file: BinaryIO, size: int) -> int:
 
 
 def _mpeg(file: BinaryIO, size: int) -> int:
-    """A Xing header tells the number of bytes; and the last frame must be whole."""
-    frames = _mpeg_frames(file, size)
-    if frames.promised_end is not None and frames.promised_end > size:
-        return frames.promised_end - size
-    return 1 if frames.end > size else 0
+    """A Xing header tells the numbers of bytes and frames; and the last frame must be whole."""
+    links = _mpeg_links(file, size)
+    lacking = max((link.promised_end - size for link in links), default=0)
+    if lacking > 0:
+        return lacking
+    if any(link.promised is not None and link.promised > link.count + 1 and not link.speaks_of_all for link in links):
+        return 1
+    return 1 if links and links[-1].end > size else 0
 
 
 @dataclass
-class _MpegFrames:
-    """The frames of an MP3 file, from its first byte to its last.
+class _MpegLink:
+    """An MP3 file, or one of those that were joined: its frames from one Xing header to the next.
 
     Attributes:
-        first: header of the first one.
-        count: of those that hold sound.
-        promised: of the first Xing header, how many there are; None without.
-        promised_end: of the first Xing header, where the file ends; None without.
-        end: of the last one.
+        first: header of the first frame.
+        info: where the frame with the Xing header stands, which holds no sound; empty without one.
+        count: of the frames that hold sound.
+        promised: by the Xing header, how many there are; None without.
+        promised_end: by the Xing header, where the link ends; 0 without.
+        end: of the last frame.
         places: of those that hold sound, those side by side taken together: (start, end).
         changes: not all have the same rate and number of channels.
+        is_damaged: the frame with the Xing header is not as LAME wrote it, by its CRC.
+        speaks_of_all: the Xing header counts the frames of all links from here on, as some programs join files.
     """
 
-    first: bytes = b""
+    first: bytes
+    info: list[_Part] = field(default_factory=list)
     count: int = 0
     promised: int | None = None
-    promised_end: int | None = None
+    promised_end: int = 0
     end: int = 0
-    places: list[tuple[int, int]] = field(default_factory=list)
+    places: list[_Part] = field(default_factory=list)
     changes: bool = False
+    is_damaged: bool = False
+    speaks_of_all: bool = False
+
+    @property
+    def knows_its_count(self) -> bool:
+        """Some programs count the frame with the header too."""
+        return self.promised in (self.count, self.count + 1)
 
 
-def _mpeg_frames(file: BinaryIO, size: int) -> _MpegFrames:
-    found = _MpegFrames()
+def _mpeg_links(file: BinaryIO, size: int) -> list[_MpegLink]:
+    links: list[_MpegLink] = []
     position = _behind_mpeg_tags(file, 0)
     while position + 4 <= size:
         file.seek(position)
-        head = file.read(4)
-        length = _mpeg_frame_length(head)
+        frame = file.read(200)
+        length = _mpeg_frame_length(frame[:4])
         if length is None:
             behind = _behind_mpeg_tags(file, position)
-            position = behind if behind > position else _next_mpeg_frame(file, position, found.first)
+            like = links[-1].first if links else b""
+            position = behind if behind > position else _next_mpeg_frame(file, position, like)
             continue
-        file.seek(position)
-        frame = file.read(200)
-        xing = next((at for at in (13, 21, 36) if frame[at : at + 4] in (b"Xing", b"Info", b"VBRI")), None)
-        if not found.first:
-            found.first = head
-            if xing is not None and frame[xing : xing + 4] != b"VBRI":
-                counts_at = xing + 8
-                if frame[xing + 7] & 1:
-                    found.promised = int.from_bytes(frame[counts_at : counts_at + 4], "big")
-                    counts_at += 4
-                if frame[xing + 7] & 2:
-                    found.promised_end = position + int.from_bytes(frame[counts_at : counts_at + 4], "big")
-        found.changes |= _mpeg_kind(head) != _mpeg_kind(found.first)
-        found.end = position + length
+        xing = next((at for at in (13, 21, 36) if _is_xing(frame, at, is_first=not links)), None)
+        if not links or xing is not None:
+            links.append(_MpegLink(frame[:4]))
+        link = links[-1]
+        link.changes |= _mpeg_kind(frame) != _mpeg_kind(link.first)
+        place = (position, position + length)
         if xing is None:
-            found.count += 1
-            if found.places and found.places[-1][1] == position:
-                found.places[-1] = (found.places[-1][0], found.end)
+            link.count += 1
+            last = link.places[-1] if link.places else None
+            if isinstance(last, tuple) and last[1] == position:
+                link.places[-1] = (last[0], place[1])
             else:
-                found.places.append((position, found.end))
-        position = found.end
-    return found
+                link.places.append(place)
+        else:
+            crc_at = xing + _LAME_CRC
+            link.is_damaged = _is_lame(frame, xing) and _crc16(frame[:crc_at]).to_bytes(2) != frame[crc_at:][:2]
+        if xing is not None and frame[xing : xing + 4] in (b"Xing", b"Info"):
+            link.info = [place]
+            n_frames, n_bytes = (int.from_bytes(frame[at : at + 4], "big") for at in (xing + 8, xing + 12))
+            if frame[xing + 7] & 1:
+                link.promised = n_frames
+            if frame[xing + 7] & 2:
+                link.promised_end = position + (n_bytes if frame[xing + 7] & 1 else n_frames)
+        link.end = position = place[1]
+    for i, link in enumerate(links):
+        rest = sum(other.count for other in links[i:])
+        link.speaks_of_all = link.promised is not None and 0 <= link.promised - rest <= len(links) - i
+    return links
+
+
+_LAME_NAME, _LAME_CRC = 120, 154  # where LAME's name and its CRC of all before it stand behind "Xing"
+
+
+def _is_xing(frame: bytes, at: int, is_first: bool) -> bool:
+    """Or one whose own name is damaged, at the beginning: a frame without sound that names its encoder."""
+    return frame[at : at + 4] in (b"Xing", b"Info", b"VBRI") or (
+        is_first and not any(frame[4:at]) and _is_lame(frame, at)
+    )
+
+
+def _is_lame(frame: bytes, at: int) -> bool:
+    return frame[at + _LAME_NAME :].startswith(b"LAME")
+
+
+def _crc16(content: bytes) -> int:
+    """Of the polynomial x^16 + x^15 + x^2 + 1, lowest bits first."""
+    crc = 0
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xA001 if crc & 1 else 0)
+    return crc
 
 
 def _mpeg_kind(header: bytes) -> tuple[int, int, bool]:
@@ -318,14 +365,12 @@ _CHECKS: tuple[tuple[tuple[bytes, ...], Callable[[BinaryIO, int], int]], ...] = 
 
 # What a header does not know ------------------------------------------------------------------------------------------
 
-_Part = bytes | tuple[int, int]  # what stands there, or (start, end) in the file
-
 
 def streams(path: str | Path) -> list[View]:
     """A file as one or more streams, one after another, whose headers know all that they hold; empty if it is one.
 
-    A chain of Ogg streams is cut into its links; an MP3 file without a true number of frames gets one, and loses what
-    stands between its frames; the size that nobody filled in is.
+    A chain of Ogg streams is cut into its links, and joined MP3 files are; an MP3 file without a true number of frames
+    gets one, and loses what stands between its frames; the size or length that nobody filled in is.
 
     Raises:
         AudioError: the parts of an MP3 file have different rates or numbers of channels.
@@ -441,6 +486,80 @@ def _know_au(file: BinaryIO, size: int) -> list[list[_Part]]:
     return [[(0, 8), b"\xff\xff\xff\xff", (12, size)]] if data_size == 0 and start < size else []
 
 
+def _know_flac(file: BinaryIO, size: int) -> list[list[_Part]]:
+    file.seek(0)
+    head = file.read(26)
+    if int.from_bytes(head[21:], "big") % 2**36:
+        return []
+    n_samples = _flac_samples(file)
+    if not 0 < n_samples < 2**36:
+        return []
+    return [[(0, 21), (head[21] << 32 | n_samples).to_bytes(5, "big"), (26, size)]]
+
+
+def _flac_samples(file: BinaryIO) -> int:
+    """Where the last frame of a FLAC file ends, in samples; 0 if it does not begin with a frame."""
+    position, is_last = 4, False
+    while not is_last:
+        file.seek(position)
+        head = file.read(4)
+        position += 4 + int.from_bytes(head[1:], "big")
+        is_last = not head or head[0] >= 0x80
+    file.seek(position)
+    like = file.read(_FLAC_HEADER_BYTES)
+    first = _flac_frame(like, like)
+    if first is None:
+        return 0
+    unit = 1 if like[1] == 0xF9 else first[1]  # of the numbers: samples, or frames, then all as long as the first
+    n_samples = 0
+    file.seek(position)
+    while len(block := file.read(2**20)) > 5:
+        n_kept = _FLAC_HEADER_BYTES if len(block) == 2**20 else 0
+        for match in re.finditer(rb"\xff[\xf8\xf9]", block[: len(block) - n_kept]):
+            frame = _flac_frame(block[match.start() : match.start() + _FLAC_HEADER_BYTES], like)
+            if frame is not None and 0 <= frame[0] * unit - n_samples < _FLAC_GAP:
+                n_samples = frame[0] * unit + frame[1]
+        position += len(block) - n_kept
+        file.seek(position)
+    return n_samples
+
+
+_FLAC_HEADER_BYTES = 16  # at most
+_FLAC_GAP = 2**24  # samples of frames whose headers are damaged, which the decoder will tell; what is beyond is chance
+_FLAC_BLOCK_SAMPLES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << i for i in range(8)))
+
+
+def _flac_frame(header: bytes, like: bytes) -> tuple[int, int] | None:
+    """Number and length in samples of a frame of the kind of `like`; None for what is no header of one.
+
+    Reference: RFC 9639, "Free Lossless Audio Codec (FLAC)", 2024, section 9.1.
+    """
+    if len(header) < 6 or header[1] != like[1] or any((header[i] ^ like[i]) & 15 for i in (2, 3)):
+        return None
+    n_ones = 8 - (header[4] ^ 0xFF).bit_length()  # the number is coded as in UTF-8: what its first byte begins with
+    place = 4 + max(1, n_ones)
+    number = header[4] & 0xFF >> n_ones + 1
+    for byte in header[5:place]:
+        number = number << 6 | byte & 0x3F
+    size_code, rate_code = header[2] >> 4, header[2] & 15
+    n_samples = _FLAC_BLOCK_SAMPLES[size_code]
+    if size_code in (6, 7):
+        n_samples = 1 + int.from_bytes(header[place : place + size_code - 5], "big")
+        place += size_code - 5
+    place += {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
+    return (number, n_samples) if n_samples and _crc8(header[: place + 1]) == 0 else None
+
+
+def _crc8(content: bytes) -> int:
+    """Of the polynomial x^8 + x^2 + x + 1; 0 for what ends with its own."""
+    crc = 0
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
+    return crc
+
+
 def _know_ogg(file: BinaryIO, size: int) -> list[list[_Part]]:
     """Each link begins with pages that say so, one for every stream that runs in it at the same time."""
     starts: list[int] = []
@@ -463,19 +582,22 @@ def _know_ogg(file: BinaryIO, size: int) -> list[list[_Part]]:
 
 
 def _know_mpeg(file: BinaryIO, size: int) -> list[list[_Part]]:
-    frames = _mpeg_frames(file, size)
-    if not frames.count or (frames.promised is not None and frames.count <= frames.promised + 1):
+    """A link whose Xing header is right keeps it: by it the decoder cuts off what the encoder put at both ends."""
+    links = [link for link in _mpeg_links(file, size) if link.count]
+    if len(links) == 1 and links[0].knows_its_count:
         return []
-    if frames.changes:
+    if any(link.changes for link in links):
         raise NotImplementedError("changes its rate or its number of channels in the middle; split it there")
-    header = _xing_frame(frames.first, frames.count)
-    return [[header, *frames.places]] if header else []
+    if any(link.is_damaged and not (link.knows_its_count or link.speaks_of_all) for link in links):
+        raise NotImplementedError("is damaged: its header does not count its frames; restore the whole file")
+    headers = [link.info if link.knows_its_count else _xing_frame(link.first, link.count) for link in links]
+    return [[*header, *link.places] for header, link in zip(headers, links, strict=True)] if all(headers) else []
 
 
-def _xing_frame(like: bytes, n_frames: int) -> bytes:
+def _xing_frame(like: bytes, n_frames: int) -> list[_Part]:
     """A silent frame of layer 3 that says how many follow; empty for another layer."""
     if like[1] & 6 != 2:
-        return b""
+        return []
     mpeg1, mono = like[1] >> 3 & 3 == 3, like[3] >> 6 == 3
     place = 4 + (17 if mpeg1 == mono else 32 if mpeg1 else 9)
     for bitrate in range(1, 15):
@@ -483,8 +605,8 @@ def _xing_frame(like: bytes, n_frames: int) -> bytes:
         length = _mpeg_frame_length(header)
         if length is not None and length >= place + 12:
             content = header.ljust(place, b"\0") + b"Xing\0\0\0\1" + n_frames.to_bytes(4, "big")
-            return content.ljust(length, b"\0")
-    return b""
+            return [content.ljust(length, b"\0")]
+    return []
 
 
 _MPEG_PREFIXES = _CHECKS[-1][0]
@@ -493,6 +615,7 @@ _KNOW: tuple[tuple[tuple[bytes, ...], Callable[[BinaryIO, int], list[list[_Part]
     ((b"FORM",), _know_aiff),
     ((b"riff.\x91\xcf\x11",), _know_wave64),
     ((b".snd",), _know_au),
+    ((b"fLaC",), _know_flac),
     ((b"OggS",), _know_ogg),
     (_MPEG_PREFIXES, _know_mpeg),
 )

@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
+STANDARD_INPUT, STANDARD_OUTPUT = "standard input", "standard output"
 _LONGEST_NAME = 400  # of a file, in a message: no file system has a longer one, though a path may be
 
 
@@ -33,7 +34,7 @@ class PathError(AudiovaeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{_shortened(str(self.path))}: {self.reason}"
+        return f"{_shortened(named(self.path))}: {self.reason}"
 
 
 class AudioError(PathError):
@@ -58,6 +59,13 @@ class ConditionError(AudiovaeError, ValueError):
 
 class LatentError(AudiovaeError, ValueError):
     """Latents that a decoder cannot take."""
+
+
+def named(path: str | Path) -> str:
+    """A path as it is told: a temporary file that stands for a standard stream by the name of that."""
+    path = Path(path)
+    is_stream = path.stem in (STANDARD_INPUT, STANDARD_OUTPUT) and path.parent.suffix == ".partial"
+    return path.stem if is_stream else str(path)
 
 
 def _shortened(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from audiovae import audio
-from audiovae.files import stretches
-from audiovae.level import active_level
-from audiovae.metrics import WAVE_METRICS, NotScored, Score, compare, normalise
+from audiovae.files import Recording, stretches
+from audiovae.level import active_level, measure, split_blocks
+from audiovae.metrics import WAVE_METRICS, NotScored, Score, compare, normalise, normalised
 from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
 from audiovae.stft import StreamingAnalysis, power
@@ -39,13 +39,45 @@ def bound(
     Raises:
         NotScored: the model's likelihood is no density of the STFT, or the wave is silent.
     """
+    return _bound(prior, lambda: iter([wave]), len(wave), n_samples, condition)
+
+
+@torch.no_grad()
+def score_file(
+    prior: AudioVAE, path: str | Path, n_samples: int = 1, condition: torch.Tensor | None = None
+) -> dict[str, float]:
+    """`bound` of a sound file of any length at the prior's rate, normalised as in `audiovae.metrics.normalise`.
+
+    Raises:
+        AudioError: the file cannot be read.
+        NotScored: the model's likelihood is no density of the STFT, or the file is silent.
+    """
+    recording = Recording.open(prior.front, path)
+    if recording.level == 0:
+        raise NotScored("silent")
+    n_channels = recording.info.n_channels
+    pieces = audio.repeatable(recording.heard, recording.info)
+    return _bound(prior, normalised(pieces, prior.sample_rate, n_channels), n_channels, n_samples, condition)
+
+
+def _bound(
+    prior: AudioVAE,
+    pieces: Callable[[], Iterator[NDArray[np.float32]]],
+    n_channels: int,
+    n_samples: int,
+    condition: torch.Tensor | None,
+) -> dict[str, float]:
+    """Of a wave, `[channel, sample]` in pieces, which are asked for twice."""
     if not prior.vae.is_density:
         raise NotScored("n/a: " + NO_DENSITY)
-    level = active_level(wave, prior.sample_rate) or 1.0
+    second = prior.sample_rate  # short pieces stay in the processor's cache
+    level = (
+        measure(split_blocks(_cut_anew(pieces(), second), prior.sample_rate, n_channels), prior.sample_rate)[0] or 1.0
+    )
     totals = torch.zeros(3, dtype=torch.float64)
     n_frames = n_silent = 0
     silence = _SILENCE * float(prior.stft.window.square().sum())
-    for stretch in stretches(_analysed(prior, wave, level), prior.vae.context):
+    for stretch in stretches(_analysed(prior, _cut_anew(pieces(), _BLOCK), level), prior.vae.context):
         frame_power = power(stretch.frames)
         terms = elbo(prior.vae, frame_power, condition)
         parts = [terms.log_likelihood, terms.kl, terms.bound]
@@ -64,11 +96,27 @@ def bound(
     return values if n_samples == 1 else {**values, "iw_bound": log_determinant - weighted_bound}
 
 
-def _analysed(prior: AudioVAE, wave: NDArray[np.float32], level: float) -> Iterator[torch.Tensor]:
+def _analysed(prior: AudioVAE, pieces: Iterator[NDArray[np.float32]], level: float) -> Iterator[torch.Tensor]:
     analysis = StreamingAnalysis(prior.stft)
-    for i in range(0, wave.shape[1], _BLOCK):
-        yield analysis.push(torch.from_numpy(wave[:, i : i + _BLOCK]).to(prior.device) / level)
+    for piece in pieces:
+        yield analysis.push(torch.from_numpy(piece).to(prior.device) / level)
     yield analysis.finish()
+
+
+def _cut_anew(pieces: Iterator[NDArray[np.float32]], n_samples: int) -> Iterator[NDArray[np.float32]]:
+    """All of one length but the last."""
+    rest: list[NDArray[np.float32]] = []
+    n_there = 0
+    for piece in pieces:
+        rest.append(piece)
+        n_there += piece.shape[1]
+        if n_there >= n_samples:
+            whole = np.concatenate(rest, axis=1)
+            end = n_there // n_samples * n_samples
+            yield from (whole[:, i : i + n_samples] for i in range(0, end, n_samples))
+            rest, n_there = [whole[:, end:]], n_there - end
+    if n_there:
+        yield np.concatenate(rest, axis=1)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ where they are louder than in nearly all of a prior's recordings, they are turne
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -144,13 +146,34 @@ class RumbleSplitter:
         return low[:, n_skipped:]
 
 
+def split_blocks(
+    blocks: Iterable[NDArray[np.float32]], sample_rate: int, n_channels: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Blocks of a recording, `[channel, sample]`, cut anew, each with its rumble: see `RumbleSplitter`."""
+    splitter = RumbleSplitter(sample_rate, n_channels)
+    for block in blocks:
+        yield splitter.push(block)
+    yield splitter.finish()
+
+
+def measure(split: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], sample_rate: int) -> tuple[float, float]:
+    """Level above 50 Hz of a recording, and RMS of what lies below, both 0 for digital silence: see `split_blocks`."""
+    meter, energy, n_values = LevelMeter(sample_rate), 0.0, 0
+    for wave, rumble in split:
+        meter.push(wave - rumble)
+        energy += float(np.square(rumble, dtype=np.float64).sum())
+        n_values += rumble.size
+    rumble_rms = math.sqrt(energy / n_values) if n_values else 0.0
+    return level_beside(rumble_rms, meter.finish()), rumble_rms
+
+
 def split_rumble(wave: NDArray[np.floating], sample_rate: int) -> NDArray[np.float32]:
     """What lies below about 50 Hz in a whole wave, `[sample]` or `[channel, sample]`: see `RumbleSplitter`."""
     channels = np.atleast_2d(wave).astype(np.float32, copy=False)
-    splitter = RumbleSplitter(sample_rate, len(channels))
     n_block = sample_rate  # short blocks stay in the processor's cache
-    parts = [splitter.push(channels[:, i : i + n_block])[1] for i in range(0, channels.shape[1], n_block)]
-    return np.concatenate([*parts, splitter.finish()[1]], axis=1).reshape(wave.shape)
+    blocks = (channels[:, i : i + n_block] for i in range(0, channels.shape[1], n_block))
+    parts = [rumble for _, rumble in split_blocks(blocks, sample_rate, len(channels))]
+    return np.concatenate(parts, axis=1).reshape(wave.shape)
 
 
 def rumble_share(rumble_rms: float, level: float) -> float:
@@ -164,22 +187,40 @@ def level_beside(rumble_rms: float, level: float) -> float:
     return level if level > _ROUNDING * rumble_rms else 0.0
 
 
-def without_rumble(wave: NDArray[np.float32], sample_rate: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A whole recording, `[channel, sample]`, as a prior hears it, and what of it lies above 50 Hz.
+@dataclass(frozen=True)
+class Heard:
+    """A whole recording as a prior hears it, `[channel, sample]`.
 
-    Rumble that is too loud is turned down; what is quiet enough comes back as it is, to the last bit.
+    Attributes:
+        wave: where the rumble was too loud, it is turned down; else the recording as it is, to the last bit.
+        excess: what of the rumble was taken away, so that `wave + excess` is the recording.
+        above: what lies above 50 Hz.
+        level: of that; 0 for silence, a mere offset among it.
     """
+
+    wave: NDArray[np.floating]
+    excess: NDArray[np.floating]
+    above: NDArray[np.floating]
+    level: float
+
+
+def without_rumble(wave: NDArray[np.floating], sample_rate: int) -> Heard:
+    """A whole recording, `[channel, sample]`, as a prior hears it: what `Recording` does to a file in blocks."""
     rumble = split_rumble(wave, sample_rate)
     above = wave - rumble
     rumble_rms = _rms(rumble)
     level = level_beside(rumble_rms, active_level(above, sample_rate, rumble=False))
     if level == 0:
-        return np.zeros_like(wave), np.zeros_like(wave)
+        nothing = 0 * wave  # which keeps a NaN
+        return Heard(nothing, wave, nothing, level)
     share = rumble_share(rumble_rms, level)
-    return (wave - np.float32(share) * rumble if share else wave), above
+    if share == 0:
+        return Heard(wave, np.zeros_like(wave), above, level)
+    excess = np.float32(share) * rumble
+    return Heard(wave - excess, excess, above, level)
 
 
-def _rms(wave: NDArray[np.float32]) -> float:
+def _rms(wave: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.square(wave, dtype=np.float64).mean())) if wave.size else 0.0
 
 
@@ -224,6 +265,22 @@ def active_level(wave: NDArray[np.floating], sample_rate: int, rumble: bool = Tr
     return level_beside(_rms(low), meter.finish())
 
 
+class TrimMeter:
+    """Where a recording that arrives in blocks sounds: see `trim_bounds`."""
+
+    def __init__(self) -> None:
+        self._frame_power = FramePower(np.ones(4 * _TRIM_HOP))
+        self.push = self._frame_power.push
+
+    def finish(self, n_samples: int) -> tuple[int, int]:
+        """End the recording, which has so many samples."""
+        powers = self._frame_power.finish()
+        loud = np.flatnonzero(powers > powers.max() * 10 ** (-TRIM_RANGE_DB / 10))
+        if len(loud) == 0:
+            return 0, 0
+        return int(loud[0]) * _TRIM_HOP, min(n_samples, (int(loud[-1]) + 1) * _TRIM_HOP)
+
+
 def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     """First sample, and one past the last, of what is louder than 30 dB below the loudest frame; (0, 0) for silence.
 
@@ -235,13 +292,9 @@ def trim_bounds(wave: NDArray[np.floating]) -> tuple[int, int]:
     Reference: the rule of `librosa.effects.trim(top_db=30)`, restated because importing librosa takes longer than
         preparing an hour of speech.
     """
-    meter = FramePower(np.ones(4 * _TRIM_HOP))
+    meter = TrimMeter()
     meter.push(wave)
-    powers = meter.finish()
-    loud = np.flatnonzero(powers > powers.max() * 10 ** (-TRIM_RANGE_DB / 10))
-    if len(loud) == 0:
-        return 0, 0
-    return int(loud[0]) * _TRIM_HOP, min(wave.shape[-1], (int(loud[-1]) + 1) * _TRIM_HOP)
+    return meter.finish(wave.shape[-1])
 
 
 def spectrogram_level(

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -114,7 +115,10 @@ def temporary_path(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Take away what dead processes left in a folder: temporary files and locks. Done once a process and folder."""
+    """Take away what dead processes left in a folder: temporary files and folders, and locks.
+
+    Done once a process and folder.
+    """
     key = os.getpid(), folder
     if key in _swept:
         return
@@ -123,7 +127,8 @@ def sweep(folder: Path) -> None:
             if parts := _TEMPORARY.fullmatch(entry.name):
                 machine, boot, *numbers = parts.groups()
                 if Owner(machine, boot, *map(int, numbers)).is_dead:
-                    os.unlink(entry.path)
+                    with contextlib.suppress(OSError):  # another user's
+                        shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
             elif _LOCK.fullmatch(entry.name):
                 with contextlib.suppress(LockedError):
                     _take(Path(entry.path))
@@ -139,14 +144,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
         LockedError: another process has it, and is alive as far as is known here.
         PathError: the folder cannot be written.
     """
-    with _locked(folder / _FOLDER_LOCK, folder):
+    with _locked(folder / _FOLDER_LOCK, folder, folder_stays=True):
         yield
 
 
 @contextmanager
 def locked_file(file: Path) -> Iterator[None]:
-    """The same for a file to be written; its folder is created, and goes again after an error if it is empty."""
-    with _locked(_lock_of(file), file):
+    """The same for a file to be written; its folder is created, and goes again if it is empty at the end."""
+    with _locked(_lock_of(file), file, folder_stays=False):
         yield
 
 
@@ -164,7 +169,7 @@ def _lock_of(file: Path) -> Path:
 
 
 @contextmanager
-def _locked(lock: Path, what: Path) -> Iterator[None]:
+def _locked(lock: Path, what: Path, folder_stays: bool) -> Iterator[None]:
     created = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
         try:
@@ -180,16 +185,15 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
         raise PathError(
             what, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
+    stays = False
     try:
         yield
-    except Exception:
-        _release(lock)
-        with contextlib.suppress(OSError):
-            for folder in created:
-                folder.rmdir()
-        raise
+        stays = folder_stays
     finally:
         _release(lock)
+        with contextlib.suppress(OSError):
+            for folder in [] if stays else created:
+                folder.rmdir()
 
 
 def _take(lock: Path) -> None:

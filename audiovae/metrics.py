@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audiovae.audio import resample
-from audiovae.level import trim_bounds, without_rumble
+from audiovae.level import TrimMeter, split_blocks, trim_bounds, without_rumble
 from audiovae.pool import WorkerError, in_processes
 from audiovae.quiet import quiet
 
@@ -278,21 +278,66 @@ def normalise(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32
     Raises:
         NotScored: it is silent.
     """
-    heard, above = without_rumble(wave, sample_rate)
-    start, end = trim_bounds(above)
-    trimmed = heard[:, start:end]
+    heard = without_rumble(wave, sample_rate)
+    start, end = trim_bounds(heard.above)
+    trimmed = heard.wave[:, start:end]
     rms = _rms_of_sound(trimmed)
-    if rms == 0 or not math.isfinite(rms):
-        raise NotScored("silent" if rms == 0 else "beyond all scale")
     return np.ascontiguousarray(trimmed / np.float32(rms))
 
 
+def normalised(
+    pieces: Callable[[], Iterator[NDArray[np.float32]]], sample_rate: int, n_channels: int
+) -> Callable[[], Iterator[NDArray[np.float32]]]:
+    """The same for a recording in pieces of any length, whose loud rumble was turned down already.
+
+    Raises:
+        NotScored: it is silent.
+    """
+    meter = TrimMeter()
+    energies: list[NDArray[np.float64]] = []  # of each channel's blocks, those at which it may be trimmed
+    counts: list[NDArray[np.int64]] = []
+    n_samples, rest = 0, np.zeros((n_channels, 0), np.float32)
+
+    def count(wave: NDArray[np.float32]) -> None:
+        blocks = wave.reshape(n_channels, -1, _ZEROS)
+        energies.append(np.square(blocks, dtype=np.float64).sum((0, 2)))
+        counts.append(blocks.any(2).sum(0) * _ZEROS)
+
+    for wave, rumble in split_blocks(pieces(), sample_rate, n_channels):
+        meter.push(wave - rumble)
+        n_samples += wave.shape[1]
+        rest = np.concatenate([rest, wave], axis=1)
+        whole = rest.shape[1] // _ZEROS * _ZEROS
+        count(rest[:, :whole])
+        rest = rest[:, whole:]
+    energies.append(np.square(rest, dtype=np.float64).sum(keepdims=True)[0])
+    counts.append(rest.any(1).sum(keepdims=True) * rest.shape[1])
+    start, end = meter.finish(n_samples)
+    kept = slice(start // _ZEROS, -(-end // _ZEROS))
+    rms = _root(float(np.concatenate(energies)[kept].sum()), int(np.concatenate(counts)[kept].sum()))
+
+    def scaled() -> Iterator[NDArray[np.float32]]:
+        place = 0
+        for piece in pieces():
+            yield piece[:, max(0, start - place) : max(0, end - place)] / np.float32(rms)
+            place += piece.shape[1]
+
+    return scaled
+
+
+def _root(energy: float, n_samples: int) -> float:
+    rms = math.sqrt(energy / n_samples) if n_samples else 0.0
+    if rms == 0 or not math.isfinite(rms):
+        raise NotScored("silent" if rms == 0 else "beyond all scale")
+    return rms
+
+
 def _rms_of_sound(wave: NDArray[np.float32]) -> float:
-    """RMS of all blocks of a channel that hold anything but zeros; 0 if there are none."""
+    """RMS of all blocks of a channel that hold anything but zeros."""
     energies, n_samples = 0.0, 0
     for start in range(0, wave.shape[1], _ZEROS):
         block = wave[:, start : start + _ZEROS]
         sounding = block[block.any(axis=1)]
         energies += float(np.square(sounding, dtype=np.float64).sum())
         n_samples += sounding.size
-    return math.sqrt(energies / n_samples) if n_samples else 0.0
+    return _root(energies, n_samples)

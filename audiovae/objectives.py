@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
@@ -67,6 +67,17 @@ def kl(inference: Inference) -> Float[Tensor, "*batch frame"]:
     return total
 
 
+def sounding(power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+    """Frames that hold anything but exact zeros: digital silence says nothing of sound, and no mean counts it."""
+    return power.sum(-1) > 0
+
+
+def _counted(power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+    """Frames that count in the bound of a sequence: those that sound, and all where none does."""
+    sound = sounding(power)
+    return sound | ~sound.any(-1, keepdim=True)
+
+
 def _check_power(power: Tensor) -> None:
     if power.is_complex():
         raise ValueError(
@@ -83,7 +94,7 @@ def importance_weighted_bound(
     """Log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x) with K = `n_samples`, `[..., frame]`, in nats.
 
     A lower bound of log p(x_t) that rises with K in expectation. Where frames are independent the weights are per
-    frame; else they are per sequence, and every frame gets an equal share of its bound.
+    frame; else they are per sequence, and every frame gets an equal share of the bound of those that sound.
 
     Raises:
         ValueError: n_samples < 1, a model without a prior, or a complex spectrogram instead of its power.
@@ -104,7 +115,7 @@ def importance_weighted_bound(
         inference = vae.infer(drawn, y) if encoded is None else _drawn_anew(vae, encoded, drawn, y)
         log_weights.append(_log_weight(vae, inference, inference, drawn, y))
     bound = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(n_samples)
-    return bound if vae.frames_are_independent else _spread(bound, power.shape[-2])
+    return bound if vae.frames_are_independent else _spread(bound, power)
 
 
 def importance_weighted_surrogate(
@@ -133,7 +144,7 @@ def importance_weighted_surrogate(
     bound = torch.logsumexp(log_weights.detach(), dim=0) - math.log(n_samples)
     surrogate = (weights * log_weights).sum(0)
     bound = bound + surrogate - surrogate.detach()  # the value of the bound, the gradient of the surrogate
-    return bound if vae.frames_are_independent else _spread(bound, power.shape[-2])
+    return bound if vae.frames_are_independent else _spread(bound, power)
 
 
 def check_importance_training(vae: VAE) -> None:
@@ -162,7 +173,7 @@ def _log_weight(vae: VAE, inference: Inference, proposal: Inference, power: Tens
             log_weight = log_weight + log_prior - log_posterior
         else:
             of_sequence += [log_prior, -log_posterior]
-    return log_weight if vae.frames_are_independent else sum(of_sequence, log_weight.sum(-1))
+    return log_weight if vae.frames_are_independent else sum(of_sequence, (log_weight * _counted(power)).sum(-1))
 
 
 def _drawn_anew(vae: VAE, encoded: Inference, power: Tensor, condition: Tensor | None) -> Inference:
@@ -190,8 +201,8 @@ def _repeated(condition: Tensor | None, n_samples: int) -> Tensor | None:
     return condition if condition is None or condition.ndim == 1 else condition.expand(n_samples, *condition.shape)
 
 
-def _spread(total: Tensor, n_frames: int) -> Tensor:
-    return (total / n_frames).unsqueeze(-1).expand(*total.shape, n_frames)
+def _spread(total: Float[Tensor, "*batch"], power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:
+    return (total / _counted(power).sum(-1)).unsqueeze(-1).expand(power.shape[:-1])
 
 
 # What training minimises
@@ -217,20 +228,28 @@ class Objective:
 def training_loss(
     vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
 ) -> Float[Tensor, 2]:
-    """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over frames, in nats."""
+    """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over the frames that
+    sound, in nats; 0 where none does.
+    """
+    counted = sounding(power)
     if vae.own_past is not None:
         vae.own_past = objective.own_past
     if objective.importance_samples > 1:
-        bound = importance_weighted_surrogate(vae, power, objective.importance_samples, condition).mean()
+        bound = _mean(importance_weighted_surrogate(vae, power, objective.importance_samples, condition), counted)
         return torch.stack([-bound, torch.zeros_like(bound)])
     inference = vae.infer(power, condition)
-    log_likelihood = vae.log_likelihood(inference.latents, power, condition).mean()
-    information = kl(inference).mean()
-    cost = free_bits(inference, objective.free_bits) if objective.free_bits else information
+    log_likelihood = _mean(vae.log_likelihood(inference.latents, power, condition), counted)
+    information = _mean(kl(inference), counted)
+    cost = free_bits(inference, objective.free_bits, counted) if objective.free_bits else information
     return torch.stack([objective.beta * cost - log_likelihood, information])
 
 
-def free_bits(inference: Inference, nats: float) -> Float[Tensor, ""]:
+def _mean(values: Float[Tensor, "*batch frame"], counted: Bool[Tensor, "*batch frame"]) -> Float[Tensor, ""]:
+    """Where all count, that of `values.mean()` to the last bit."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)
+
+
+def free_bits(inference: Inference, nats: float, counted: Bool[Tensor, "*batch frame"]) -> Float[Tensor, ""]:
     """The KL, averaged over frames, with a floor: what it costs when no dimension costs less than `nats`.
 
     Where the KL does not split into dimensions the floor is that of all of them together.
@@ -238,19 +257,22 @@ def free_bits(inference: Inference, nats: float) -> Float[Tensor, ""]:
     Reference: D. Kingma et al., "Improved variational inference with inverse autoregressive flow", NeurIPS 2016, eq.
         15.
     """
-    of_dimensions = kl_by_dimension(inference)
+    of_dimensions = kl_by_dimension(inference, counted)
     if of_dimensions is None:
-        return kl(inference).mean().clamp(min=nats * inference.latents.shape[-1])
+        return _mean(kl(inference), counted).clamp(min=nats * inference.latents.shape[-1])
     return of_dimensions.clamp(min=nats).sum()
 
 
 # Information in the latents
 
 
-def kl_by_dimension(inference: Inference) -> Float[Tensor, " latent"] | None:
-    """KL of each latent dimension, averaged over all frames, in nats; None where it does not split into dimensions.
+def kl_by_dimension(inference: Inference, counted: Bool[Tensor, "*batch frame"]) -> Float[Tensor, " latent"] | None:
+    """KL of each latent dimension, averaged over frames, in nats; None where it does not split into dimensions.
 
     Dimensions of a whole sequence have their share of a frame.
+
+    Args:
+        counted: the frames; a sequence counts by its share of them.
     """
     n_frames = inference.latents.shape[-2]
     of_dimensions = []
@@ -259,7 +281,9 @@ def kl_by_dimension(inference: Inference) -> Float[Tensor, " latent"] | None:
         if not (isinstance(posterior, Independent) and isinstance(prior, Independent)):
             return None
         divergence = kl_divergence(posterior.base_dist, prior.base_dist)
-        mean = divergence.reshape(divergence.shape[:-1].numel(), divergence.shape[-1]).mean(0)
+        weights = (counted if factor.per_frame else counted.to(divergence.dtype).mean(-1)).unsqueeze(-1)
+        weighted = (divergence * weights).reshape(divergence.shape[:-1].numel(), divergence.shape[-1])
+        mean = weighted.sum(0) / weights.sum().clamp(min=torch.finfo(divergence.dtype).tiny)
         of_dimensions.append(mean if factor.per_frame else mean / n_frames)
     return torch.cat(of_dimensions)
 
@@ -267,10 +291,12 @@ def kl_by_dimension(inference: Inference) -> Float[Tensor, " latent"] | None:
 def kl_per_dimension(
     vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None
 ) -> Float[Tensor, " latent"]:
-    """`kl_by_dimension` of a spectrogram; one number, the whole KL per frame, where it does not split."""
-    inference = vae.infer(power, condition)
-    of_dimensions = kl_by_dimension(inference)
-    return kl(inference).mean().reshape(1) if of_dimensions is None else of_dimensions
+    """`kl_by_dimension` of a spectrogram's frames that sound; one number, the whole KL per frame, where it does not
+    split.
+    """
+    inference, counted = vae.infer(power, condition), sounding(power)
+    of_dimensions = kl_by_dimension(inference, counted)
+    return _mean(kl(inference), counted).reshape(1) if of_dimensions is None else of_dimensions
 
 
 def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from audiovae import saved
 from audiovae.errors import AudiovaeError, TrainingError
-from audiovae.level import active_level
+from audiovae.level import without_rumble
 from audiovae.models import VAE, Inference, build
 from audiovae.objectives import (
     ELBO,
@@ -25,6 +25,7 @@ from audiovae.objectives import (
     elbo,
     importance_weighted_bound,
     kl_per_dimension,
+    sounding,
     training_loss,
 )
 from audiovae.phase import griffin_lim
@@ -65,6 +66,9 @@ class AudioVAE(Trainable):
     Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided
     by its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is
     that of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
+
+    A wave is heard as a file is, see `audiovae.level`: an offset or rumble below 50 Hz that is too loud is turned down
+    first, and `resynthesize` puts it back. A wave whose level is given is taken as it is.
 
     Args:
         stft: the front end.
@@ -150,16 +154,14 @@ class AudioVAE(Trainable):
 
     def measure_level(self, wave: Float[Tensor, "*batch sample"], channels: bool = False) -> Float[Tensor, "*batch"]:
         """Level of each wave alone, or the one that the channels of each recording share: see `analyse`."""
-        whole = wave.detach().flatten(0, -3 if channels else -2) if wave.ndim > 1 + channels else wave.detach()[None]
-        levels = np.array([active_level(one, self.sample_rate) for one in whole.numpy(force=True)])
-        shape = wave.shape[: -2 if channels else -1]
-        level = torch.from_numpy(levels).to(wave.device, wave.dtype).reshape(shape)
-        return level.unsqueeze(-1).expand(wave.shape[:-1]) if channels else level
+        return self._heard(wave, None, channels).level
 
     def analyse(
         self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, channels: bool = False
     ) -> tuple[Complex[Tensor, "*batch frame freq"], Float[Tensor, "*batch"]]:
         """STFT of wave / level, and the level (measured where none is given; silence is divided by 1).
+
+        Where the level is measured, loud rumble is turned down; see the class.
 
         Args:
             channels: the dimension before the samples is that of a recording's channels. They share one level, that of
@@ -168,15 +170,28 @@ class AudioVAE(Trainable):
         Raises:
             ValueError: no sample, or `channels` of a wave without that dimension.
         """
+        heard = self._heard(wave, level, channels)
+        return self.stft(heard.wave / _divisor(heard.level).unsqueeze(-1)), heard.level
+
+    def _heard(self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None, channels: bool) -> _Heard:
+        """The first pass over waves, each alone or all channels of a recording together: see `analyse`."""
         if wave.shape[-1] == 0:
             raise ValueError("a wave needs at least one sample, got shape " + str(list(wave.shape)))
         if channels and wave.ndim < 2:
             raise ValueError(f"channels stand before the samples, and the wave has shape {list(wave.shape)}")
         wave = wave.to(next(self.vae.parameters()).dtype)
-        if level is None:
-            level = self.measure_level(wave, channels)
-        level = torch.as_tensor(level, dtype=wave.dtype, device=wave.device).expand(wave.shape[:-1])
-        return self.stft(wave / _divisor(level).unsqueeze(-1)), level
+        if level is not None:
+            given = torch.as_tensor(level, dtype=wave.dtype, device=wave.device)
+            return _Heard(wave, None, given.expand(wave.shape[:-1]))
+        together = wave.shape[-2] if channels else 1
+        whole = wave.detach().reshape(-1, together, wave.shape[-1]).numpy(force=True)
+        heard = [without_rumble(one, self.sample_rate) for one in whole]
+        levels = torch.tensor([one.level for one in heard], dtype=torch.float64).to(wave.device, wave.dtype)
+        each = levels.repeat_interleave(together).reshape(wave.shape[:-1])
+        if not any(one.excess.any() for one in heard):
+            return _Heard(wave, None, each)
+        excess = torch.from_numpy(np.stack([one.excess for one in heard])).to(wave).reshape(wave.shape)
+        return _Heard(wave - excess, excess, each)
 
     def encode(
         self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None
@@ -223,13 +238,17 @@ class AudioVAE(Trainable):
         if phase not in ("original", "griffin-lim"):
             raise ValueError(f"phase must be 'original' or 'griffin-lim', got {phase!r}")
         check_choice(latents)
-        spectrogram, level = self.analyse(wave, level)
+        heard = self._heard(wave, level, channels=False)
+        spectrogram, level = self.analyse(heard.wave, heard.level)
         frame_power = power(spectrogram)
         z = self.vae.infer(frame_power, condition, mean=latents == "mean").latents
         magnitude = self.psd(z, condition, frame_power if teacher_forcing and self.vae.needs_past else None).sqrt()
         if phase == "griffin-lim":
-            return griffin_lim(self.stft, magnitude, wave.shape[-1]) * level.unsqueeze(-1)
-        return self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1]) * level.unsqueeze(-1)
+            again = griffin_lim(self.stft, magnitude, wave.shape[-1])
+        else:
+            again = self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1])
+        again = again * level.unsqueeze(-1)
+        return again if heard.excess is None else again + heard.excess
 
     def log_likelihood(
         self,
@@ -242,7 +261,7 @@ class AudioVAE(Trainable):
 
         The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log
         pi included): dividing by the level adds -2 n_freqs log(level), so scaling a wave by 10 moves it by exactly
-        -2 n_freqs log 10. Digital silence is scored at level 1.
+        -2 n_freqs log 10. Digital silence is scored at level 1; rumble that is turned down is not scored.
 
         Args:
             n_samples: 1 for the ELBO, more for the importance-weighted bound.
@@ -313,7 +332,7 @@ class AudioVAE(Trainable):
         return frame_power.to(next(self.vae.parameters()).dtype)
 
     def calibrate(self, observed: Float[Tensor, "segment frame freq"]) -> None:
-        self.vae.calibrate(observed.flatten(0, 1))
+        self.vae.calibrate(observed[sounding(observed)])
 
     def loss(
         self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
@@ -321,7 +340,9 @@ class AudioVAE(Trainable):
         return training_loss(self.vae, observed, condition, objective)
 
     def elbo(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
-        return elbo(self.vae, observed, condition)
+        """Of the frames that sound, `[frame]`."""
+        terms, counted = elbo(self.vae, observed, condition), sounding(observed)
+        return ELBO(terms.log_likelihood[counted], terms.kl[counted])
 
     def check(self, settings: TrainingSettings) -> None:
         if settings.scheduled_sampling and self.vae.own_past is None:
@@ -349,6 +370,15 @@ class AudioVAE(Trainable):
             "original": wave,
             "resynthesis": self.resynthesize(wave, condition=condition),
         }
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Waves as a prior hears them, `[..., sample]`; what was taken away of their rumble, if anything; their levels."""
+
+    wave: Tensor
+    excess: Tensor | None
+    level: Float[Tensor, "*batch"]
 
 
 def _divisor(level: Tensor) -> Tensor:

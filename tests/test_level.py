@@ -290,15 +290,18 @@ def test_neither_level_nor_trimming_hears_dc_and_rumble(rate: int) -> None:
     for added in (0.5, -0.05, 0.01 * tone(20, rate, 2), 0.02 * tone(3, rate, 2)):
         dirty = (wave + added).astype(np.float32)
         assert active_level(dirty, rate) == pytest.approx(expected, rel=0.05)
-        heard, rest = without_rumble(dirty[None], rate)
-        assert np.abs(np.subtract(trim_bounds(rest[0]), trim_bounds(above))).max() <= 2048
-        left = np.sqrt(np.mean(split_rumble(heard, rate) ** 2))
+        heard = without_rumble(dirty[None], rate)
+        assert np.abs(np.subtract(trim_bounds(heard.above[0]), trim_bounds(above))).max() <= 2048
+        np.testing.assert_allclose(heard.wave + heard.excess, dirty[None], atol=1e-7)
+        left = np.sqrt(np.mean(split_rumble(heard.wave, rate) ** 2))
         assert left < 1.1 * 10 ** (-15 / 20) * expected
 
 
 def test_quiet_rumble_is_left_to_the_last_bit() -> None:
     wave = (0.05 * speech_like(2, 120) + 1e-4)[None].astype(np.float32)
-    assert np.array_equal(without_rumble(wave, RATE)[0], wave)
+    heard = without_rumble(wave, RATE)
+    assert np.array_equal(heard.wave, wave)
+    assert not heard.excess.any()
 
 
 @pytest.mark.parametrize("value", [1.0, 1e-3, 0.1234567, 1e-30])

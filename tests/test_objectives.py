@@ -724,14 +724,15 @@ def test_free_bits_by_hand() -> None:
     divergences = torch.tensor([0.1, 0.5, 2.0])
     loc = (2 * divergences).sqrt()[None].requires_grad_()  # KL of N(loc, 1) from N(0, 1)
     normals = [Independent(Normal(mean, torch.ones(1, 3)), 1) for mean in (loc, torch.zeros(1, 3))]
-    cost = free_bits(Inference(loc, (Factor(*normals),)), 0.3)
+    counted = torch.ones(1, dtype=torch.bool)
+    cost = free_bits(Inference(loc, (Factor(*normals),)), 0.3, counted)
     assert float(cost.detach()) == pytest.approx(2.8)
     torch.testing.assert_close(torch.autograd.grad(cost, loc)[0], loc.detach() * torch.tensor([[0.0, 1.0, 1.0]]))
     for total, expected in ((0.5, 0.9), (0.9, 0.9), (1.7, 1.7)):
         joint = [
             MultivariateNormal(torch.tensor([[mean, 0.0, 0.0]]), torch.eye(3)) for mean in (math.sqrt(2 * total), 0.0)
         ]
-        assert float(free_bits(Inference(loc, (Factor(*joint),)), 0.3)) == pytest.approx(expected)
+        assert float(free_bits(Inference(loc, (Factor(*joint),)), 0.3, counted)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["FrameVAE", "DynamicVAE", "SequenceVAE", "DSAE", "RVAE"])
@@ -753,6 +754,52 @@ def test_the_loss_is_likelihood_and_weighted_divergence_and_a_tiny_floor_changes
     assert expected[1] > 0.01
     torch.testing.assert_close(losses[0], expected)
     torch.testing.assert_close(losses[1], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["FrameVAE", "DynamicVAE", "SequenceVAE", "DSAE", "RVAE"])
+def test_frames_of_exact_zeros_weigh_nothing_in_the_loss(name: str) -> None:
+    torch.manual_seed(0)
+    model_class, _ = MODELS[name]
+    vae, x = model_class(5), torch.rand(3, 8, 5) + 0.1
+    x[0, 2:5], x[1] = 0.0, 0.0  # a pause, and a segment that is nothing else
+    losses = []
+    for nats in (0.0, 1e-7):
+        torch.manual_seed(1)
+        losses.append(training_loss(vae, x, None, Objective(beta=0.7, free_bits=nats)).detach())
+    torch.manual_seed(1)
+    terms, sounds = elbo(vae, x), x.any(-1)
+    kl, log_likelihood = terms.kl[sounds].mean(), terms.log_likelihood[sounds].mean()
+    expected = torch.stack([0.7 * kl - log_likelihood, kl]).detach()
+    torch.testing.assert_close(losses[0], expected)
+    torch.testing.assert_close(losses[1], expected, atol=1e-4, rtol=1e-4)
+    assert terms.log_likelihood.mean().item() > 1 + log_likelihood.item()  # what it would be otherwise
+    silence = training_loss(vae, torch.zeros(2, 8, 5), None, Objective(free_bits=1e-7))
+    assert silence.tolist() == pytest.approx([0, 0], abs=1e-5)
+    silence[0].backward()
+    assert all(torch.isfinite(p.grad).all() for p in vae.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["FrameVAE", "ContextVAE", "DynamicVAE"])
+def test_frames_of_exact_zeros_count_in_no_importance_weighted_bound(name: str) -> None:
+    """By one sample, whose weight is p(x, z) / q(z | x)."""
+    torch.manual_seed(0)
+    model_class, _ = MODELS[name]
+    vae, x = model_class(5), torch.rand(2, 8, 5) + 0.1
+    x[0, 2:5] = 0.0
+    sounds = x.any(-1)
+    torch.manual_seed(1)
+    found = importance_weighted_surrogate(vae, x, 1)[sounds].mean()
+    torch.manual_seed(1)
+    (factor,) = (inference := vae.infer(x.expand(1, *x.shape))).factors
+    z = inference.latents
+    assert factor.prior is not None
+    weights = vae.log_likelihood(z, x[None]) + factor.prior.log_prob(z) - factor.posterior.log_prob(z)
+    torch.testing.assert_close(found, weights[0][sounds].mean())
+    torch.manual_seed(1)
+    loss = training_loss(vae, x, None, Objective(importance_samples=2))
+    torch.manual_seed(1)
+    torch.testing.assert_close(loss[0], -importance_weighted_surrogate(vae, x, 2)[sounds].mean())
+    assert (importance_weighted_bound(vae, x, 64)[sounds].mean() - found).abs() < 1  # nats; a zero frame has 60
 
 
 def test_dimensions_below_the_floor_have_no_gradient_of_divergence() -> None:

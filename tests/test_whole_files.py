@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +59,9 @@ def test_joined_mp3_files_are_read_whole(between: bytes, with_headers: bool, tmp
     path = tmp_path / "x.mp3"
     whole, bare, n_coded = mp3(path, 44100, 1, "VARIABLE")
     one = whole if with_headers else bare
+    n_one = audio.read(path)[1].n_samples if with_headers else n_coded
     path.write_bytes(one + between + one)
-    assert audio.read(path)[0].shape == (1, 2 * n_coded - DECODER_DELAY)
+    assert audio.read(path)[0].shape == (1, 2 * n_one if with_headers else 2 * n_one - DECODER_DELAY)
     path.write_bytes(one + between + one[:-1])
     with pytest.raises(AudioError, match="is truncated"):
         audio.inspect(path)
@@ -71,11 +74,111 @@ def test_an_intact_mp3_file_is_left_to_its_decoder(tmp_path: Path) -> None:
         assert streams(tmp_path / "x.mp3") == []
 
 
-def test_joined_mp3_files_of_two_rates_are_refused(tmp_path: Path) -> None:
-    first, second = (mp3(tmp_path / f"{rate}.mp3", rate, 1, "CONSTANT")[0] for rate in (44100, 48000))
-    (tmp_path / "x.mp3").write_bytes(first + second)
-    with pytest.raises(AudioError, match=r"x\.mp3: changes its rate or its number of channels in the middle; split"):
+@pytest.mark.parametrize("rates", [(44100, 44100), (22050, 22050, 22050)])
+@pytest.mark.parametrize("encoder", ["ffmpeg", "libsndfile"])
+def test_every_link_of_joined_mp3_files_loses_what_its_encoder_put_around_it(
+    encoder: str, rates: tuple[int, ...], tmp_path: Path
+) -> None:
+    contents, waves = [], []
+    for i, rate in enumerate(rates):
+        wave = sound(0.4 + 0.3 * i, 1, rate)
+        soundfile.write(tmp_path / "x.wav", wave, rate)
+        if encoder == "ffmpeg":
+            if shutil.which("ffmpeg") is None:
+                pytest.skip("no ffmpeg")
+            command = ["ffmpeg", "-v", "error", "-y", "-i", tmp_path / "x.wav", "-b:a", "64k", tmp_path / "x.mp3"]
+            subprocess.run(command, check=True)
+        else:
+            soundfile.write(tmp_path / "x.mp3", wave, rate)
+        contents.append((tmp_path / "x.mp3").read_bytes())
+        waves.append(wave[:, 0])
+    (tmp_path / "x.mp3").write_bytes(b"".join(contents))
+    found, _ = audio.read(tmp_path / "x.mp3")
+    expected = np.concatenate(waves)
+    assert found.shape == (1, len(expected))
+    assert np.square(found[0] - expected).mean() < 0.05 * np.square(expected).mean()  # in place to the sample
+
+
+def test_a_joined_mp3_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    whole, _, _ = mp3(tmp_path / "a.mp3", 44100, 1, "CONSTANT")
+    starts = frame_starts(whole, 44100)
+    (tmp_path / "x.mp3").write_bytes(whole[: starts[-20]] + whole)
+    with pytest.raises(AudioError, match=r"x\.mp3: is truncated"):
         audio.inspect(tmp_path / "x.mp3")
+
+
+@pytest.mark.parametrize("place", [0, 7, 11])  # its name, its flags, its number of frames
+def test_a_damaged_header_of_an_mp3_file_is_refused(place: int, tmp_path: Path) -> None:
+    """But not where nothing but its table of places is."""
+    whole, _, _ = mp3(tmp_path / "x.mp3", 44100, 1, "CONSTANT")
+    at = whole.index(b"Info")
+    for byte, message in ((at + place, "is (damaged: its header does not count its frames|truncated)"), (at + 50, "")):
+        content = bytearray(whole)
+        content[byte] -= 1
+        (tmp_path / "x.mp3").write_bytes(content)
+        if message:
+            with pytest.raises(AudioError, match=message):
+                audio.inspect(tmp_path / "x.mp3")
+        else:
+            assert audio.read(tmp_path / "x.mp3")[0].shape == (1, 3 * 44100)
+
+
+def test_the_first_header_of_joined_mp3_files_may_speak_of_all(tmp_path: Path) -> None:
+    whole, _, n_coded = mp3(tmp_path / "x.mp3", 44100, 1, "CONSTANT")
+    n_frames = len(frame_starts(whole, 44100)) - 1
+    at = whole.index(b"Info") + 8
+    first = whole[:at] + struct.pack(">II", 2 * n_frames, 2 * len(whole)) + whole[at + 8 :]
+    (tmp_path / "x.mp3").write_bytes(first + whole)
+    n_second = 3 * 44100
+    assert audio.read(tmp_path / "x.mp3")[0].shape == (1, n_coded - DECODER_DELAY + n_second)
+
+
+@pytest.mark.parametrize("with_headers", [True, False])
+def test_joined_mp3_files_of_two_rates_are_refused(with_headers: bool, tmp_path: Path) -> None:
+    files = [mp3(tmp_path / f"{rate}.mp3", rate, 1, "CONSTANT") for rate in (44100, 48000)]
+    (tmp_path / "x.mp3").write_bytes(b"".join(file[0 if with_headers else 1] for file in files))
+    with pytest.raises(AudioError, match=r"x\.mp3: (changes its|is a chain .* different) rate.* channels.*; split"):
+        audio.inspect(tmp_path / "x.mp3")
+
+
+# FLAC ----------------------------------------------------------------------------------------------------------------
+
+
+def without_length(content: bytes) -> bytes:
+    """STREAMINFO ends with 36 bits of length and an MD5: a program that writes into a pipe leaves both at 0."""
+    return content[:21] + bytes([content[21] & 0xF0]) + bytes(20) + content[42:]
+
+
+@pytest.mark.parametrize(("rate", "n_channels"), [(16000, 1), (44100, 2), (12345, 1), (255000, 1)])
+@pytest.mark.parametrize("seconds", [0.001, 0.3, 12])
+def test_a_flac_file_without_its_length_is_read_whole(
+    seconds: float, rate: int, n_channels: int, tmp_path: Path
+) -> None:
+    wave = sound(seconds, n_channels, rate)
+    soundfile.write(tmp_path / "x.flac", wave, rate)
+    expected, _ = audio.read(tmp_path / "x.flac")
+    (tmp_path / "x.flac").write_bytes(without_length((tmp_path / "x.flac").read_bytes()))
+    found, info = audio.read(tmp_path / "x.flac")
+    assert np.array_equal(found, expected)
+    assert info.n_samples == len(wave)
+
+
+@pytest.mark.parametrize("options", [[], ["-frame_size", "512"], ["-strict", "-2", "-ch_mode", "mid_side"]])
+def test_a_flac_file_of_a_pipe_is_read_whole(options: list[str], tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg")
+    soundfile.write(tmp_path / "x.wav", sound(3, 2), RATE)
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", *options, "-f", "flac", "-"]
+    (tmp_path / "x.flac").write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert np.array_equal(audio.read(tmp_path / "x.flac")[0], audio.read(tmp_path / "x.wav")[0])
+
+
+@pytest.mark.parametrize("n_lost", [1, 3000])
+def test_a_flac_file_without_its_length_that_ends_in_a_frame_is_refused(n_lost: int, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.flac", sound(3), RATE)
+    (tmp_path / "x.flac").write_bytes(without_length((tmp_path / "x.flac").read_bytes())[:-n_lost])
+    with pytest.raises(AudioError, match=r"x\.flac: is (truncated|damaged)"):
+        audio.read(tmp_path / "x.flac")
 
 
 # Ogg -----------------------------------------------------------------------------------------------------------------

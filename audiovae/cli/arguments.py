@@ -16,7 +16,7 @@ import jsonargparse
 from audiovae.audio import FOREIGN_SUFFIXES, SUFFIXES, find
 from audiovae.batch import Item
 from audiovae.batch import resolve_device as resolve_device  # what --device names
-from audiovae.errors import AudiovaeError, PathError
+from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import LARGEST_SEED
 
 DEFAULT_MODEL = "speech-16k"
@@ -76,12 +76,17 @@ def path(text: str) -> str:
 
 def add_inputs(parser: jsonargparse.ArgumentParser, what: str = "sound files") -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="F", help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'"
+        "inputs",
+        nargs="+",
+        metavar="F",
+        help=f"{what}, folders of them, or quoted patterns such as 'dir/**/*.wav'; - is the standard input",
     )
 
 
 def add_output(parser: jsonargparse.ArgumentParser, required: bool = True, files: bool = True) -> None:
-    text = "a folder that mirrors the input tree" + ("; for one input it may be a file" if files else "")
+    text = "a folder that mirrors the input tree" + (
+        "; for one input it may be a file, or - for the standard output" if files else ""
+    )
     parser.add_argument("-o", "--output", type=path, metavar="OUT", required=required, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
     add_break_lock(parser)
@@ -128,9 +133,10 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
     """Files as named; all files with one of the suffixes below a folder; all matches of a pattern; each once.
 
     Raises:
-        PathError: a folder without such a file, or a pattern without a match.
+        PathError: a folder without such a file, a pattern without a match, or a file that is named twice.
     """
     items: list[Item] = []
+    named: set[str] = set()
     for text in inputs:
         path = Path(text)
         if os.path.isdir(path):  # unlike pathlib, does not mind a folder that cannot be read
@@ -144,6 +150,9 @@ def find_inputs(inputs: list[str], suffixes: frozenset[str] = SUFFIXES | FOREIGN
                     path, f"is a folder without any file to work on ({', '.join(sorted(suffixes)[:8])}, ...)"
                 )
         elif os.path.exists(path) or not glob.has_magic(text):
+            if _identity(path) in named:
+                raise PathError(path, "is named twice; name each file once")
+            named.add(_identity(path))
             found = [Item(path, path.name)]  # a missing file is reported in its turn, like any other bad one
         else:
             root = Path(*parts_before_magic(path))
@@ -176,8 +185,11 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
 
     Raises:
         PathError: two inputs have the same output, or an output is an input.
+        AudiovaeError: several inputs, and the standard output.
     """
     folder = Path(output)
+    if len(items) > 1 and named(folder) != output:
+        raise AudiovaeError(f"-o - takes one file, got {len(items)}; give a folder")
     if len(items) == 1 and folder.suffix and not os.path.isdir(folder) and not output.endswith("/"):
         targets = [folder]
     else:
@@ -245,9 +257,9 @@ def report_peak(writer: Any, quiet: bool, model_rate: int | None = None) -> dict
         model_rate: in Hz, that the sound was resampled to, if it had another one.
     """
     if writer.clips and not quiet:
-        excess_db = 20 * math.log10(writer.peak)
+        excess = f"{20 * math.log10(writer.peak):.1f} dB above full scale"
         print(
-            f"audiovae: {writer.path}: peaks {excess_db:.1f} dB above full scale were clipped; a float WAV keeps them",
+            f"audiovae: {named(writer.path)}: peaks {excess} were clipped; a float WAV keeps them",
             file=sys.stderr,
         )
     row = {"peak": writer.peak, "clipped": writer.clips, **resampling(writer.sample_rate, model_rate)}

@@ -8,6 +8,7 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
+from audiovae.cli.streams import standard_streams
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -18,6 +19,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
+@standard_streams(".wav")
 def run(options: Any) -> int:
     from audiovae.cli.batch import print_json, run_batch
 

@@ -8,6 +8,7 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
+from audiovae.cli.streams import standard_streams
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "jobs")
 
 
+@standard_streams(".npz")
 def run(options: Any) -> int:
     from audiovae.cli.batch import print_json, run_batch
 
@@ -29,17 +31,15 @@ def run(options: Any) -> int:
 
 
 def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
-    from audiovae.files import encode_file
+    from audiovae.files import write_latents
 
-    latents = encode_file(prior, item.source, arguments.condition(prior, options))
     assert item.target is not None
-    latents.save(item.target)
-    n_channels, n_frames, latent_dim = latents.latents.shape
+    recording, n_frames = write_latents(prior, item.source, item.target, arguments.condition(prior, options))
     return {
         "output": str(item.target),
-        "channels": n_channels,
+        "channels": recording.info.n_channels,
         "frames": n_frames,
-        "latent_dim": latent_dim,
-        "level": latents.level,
-        **arguments.resampling(latents.sample_rate, prior.sample_rate),
+        "latent_dim": prior.vae.latent_dim,
+        "level": recording.level,
+        **arguments.resampling(recording.info.sample_rate, prior.sample_rate),
     }

@@ -14,7 +14,8 @@ from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
-from audiovae.errors import AudiovaeError, PathError
+from audiovae.cli.streams import standard_streams
+from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import MethodName, NoiseName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -32,7 +33,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped"
+        "--resume",
+        action="store_true",
+        help="make only what is missing of the output, after a run that was stopped; and anew what cannot tell how it "
+        "was made (AU, W64, NIST, VOC)",
     )
     parser.add_argument(
         "--method",
@@ -79,6 +83,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
+@standard_streams(".wav")
 def run(options: Any) -> int:
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
@@ -97,8 +102,8 @@ def run(options: Any) -> int:
     _check_distinct(items, options)
     arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
     options.made = _made_by(options)
-    if options.resume:
-        check_same_options([item.target for item in items if item.target], options.made, _MADE_BY)
+    targets = [item.target for item in items if item.target]
+    options.anew = check_same_options(targets, options, _MADE_BY) if options.resume else set()
     batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
     groups = groups_by_length([item.source for item in items], batch)
     options.alone = len(groups) == 1
@@ -200,6 +205,14 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: 
     }
     if done.labels:
         row["labels"] = done.labels
+    if done.rumble_db > 0:
+        row["rumble_db"] = done.rumble_db
+        if not options.quiet:
+            print(
+                f"audiovae: {item.source}: what lies below 50 Hz is {done.rumble_db:.0f} dB above the level of the "
+                "rest, and was counted as noise",
+                file=sys.stderr,
+            )
     if done.residual is None:
         return row
     arguments.report_peak(done.residual, options.quiet)
@@ -219,7 +232,10 @@ def _with_report(item: Item, result: Result, first: FirstBlock | None, separate:
             if first is None:
                 first = first_block(separate, item.source, options.seed)
                 if not options.quiet:
-                    print(f"audiovae: {item.source}: inferred anew for its page, which was missing", file=sys.stderr)
+                    print(
+                        f"audiovae: {named(item.source)}: inferred anew for its page, which was missing",
+                        file=sys.stderr,
+                    )
             write_enhancement_report(report, first, separate)
         except AudiovaeError as error:
             return error

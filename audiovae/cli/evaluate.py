@@ -13,6 +13,7 @@ from audiovae.audio import SUFFIXES
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.errors import AudiovaeError, PathError
+from audiovae.locks import break_lock, locked_file
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -53,13 +54,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="also write a self-contained HTML page with pictures and sound",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    arguments.add_break_lock(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
 def run(options: Any) -> int:
-    from audiovae.cli.batch import run_batch
-    from audiovae.cli.scores import print_scores
-
     if (options.clean is None) != (options.estimate is None):
         raise AudiovaeError("evaluate: --clean and --estimate belong together")
     if options.noisy and not options.clean:
@@ -68,10 +67,23 @@ def run(options: Any) -> int:
         raise AudiovaeError("evaluate: with --clean and --estimate no other files and no --report can be given")
     if not options.clean and not options.inputs:
         raise AudiovaeError("evaluate: give sound files, or --clean DIR --estimate DIR")
-    if options.report:
-        arguments.refuse_existing(Path(options.report), options)
-        if any(os.path.isfile(parent) for parent in Path(options.report).parents):
-            raise PathError(options.report, "cannot be written (not a folder); check where it shall stand")
+    if not options.report:
+        return _run(options)
+    report = Path(options.report)
+    arguments.refuse_existing(report, options)
+    if any(os.path.isfile(parent) for parent in report.parents):
+        raise PathError(report, "cannot be written (not a folder); check where it shall stand")
+    if options.break_lock:
+        break_lock(report)
+    with locked_file(report):
+        arguments.refuse_existing(report, options)  # another process may have made it meanwhile
+        return _run(options)
+
+
+def _run(options: Any) -> int:
+    from audiovae.cli.batch import run_batch
+    from audiovae.cli.scores import print_scores
+
     if options.clean:
         rows, status = run_batch(
             _pairs(options.clean, options.estimate), compare, options, load_model=False, writes=False

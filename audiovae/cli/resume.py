@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from audiovae.audio import read_comment
 from audiovae.batch import Result, Row
-from audiovae.cli.arguments import refuse_existing
+from audiovae.cli.arguments import rank, refuse_existing
 from audiovae.errors import PathError
 from audiovae.locks import LockedError, break_lock, locked_file, sweep
 
@@ -53,7 +54,7 @@ def claimed(outputs: Outputs, options: Any, locks: ExitStack) -> Result | None:
 def _settled(outputs: Outputs, options: Any) -> Result | None:
     """Of what is not to be written, that it is there, or why not; else None."""
     if options.resume:
-        if not os.path.exists(outputs.main):
+        if outputs.main in options.anew or not os.path.exists(outputs.main):
             return None  # what stands beside it is left from the run that was stopped
         for path in outputs.others:
             if not os.path.exists(path):
@@ -67,14 +68,27 @@ def _settled(outputs: Outputs, options: Any) -> Result | None:
     return None
 
 
-def check_same_options(paths: Iterable[Path], made: str, verb: str) -> None:
-    """Raises PathError where a file that is to stay was made with other options, so far as its tags tell.
+def check_same_options(paths: Iterable[Path], options: Any, verb: str) -> set[Path]:
+    """Outputs in formats without tags, which do not tell how they were made: they are made anew, and that is said.
 
     Args:
-        made: what they would be now.
+        options: `made` is what made them if they were made now.
         verb: with which all that it made begins.
+
+    Raises:
+        PathError: an output that is to stay was made with other options, so far as it tells.
     """
+    untold = []
     for path in paths:
         before = read_comment(path) if os.path.exists(path) else ""
-        if before.startswith(verb) and before != made:
+        if before is None:
+            untold.append(path)
+        elif before.startswith(verb) and before != options.made:
             raise PathError(path, f"was made by {before}; give the same options, --overwrite or another output")
+    if untold and not options.quiet and rank("LOCAL_RANK") == 0:
+        others = f" and {len(untold) - 1} more" if len(untold) > 1 else ""
+        print(
+            f"audiovae: {untold[0]}{others}: made anew, as the format has no tags that tell how it was made",
+            file=sys.stderr,
+        )
+    return set(untold)

@@ -9,6 +9,7 @@ from typing import Any
 import jsonargparse
 
 from audiovae.cli import arguments
+from audiovae.cli.streams import standard_streams
 from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock, locked_file
 
@@ -28,6 +29,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "seed")
 
 
+@standard_streams(".wav")
 def run(options: Any) -> int:
     import torch
 

@@ -8,6 +8,7 @@ import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
+from audiovae.cli.streams import standard_streams
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
+@standard_streams()
 def run(options: Any) -> int:
     from audiovae.cli.batch import run_batch
     from audiovae.cli.scores import print_scores
@@ -34,18 +36,13 @@ def run(options: Any) -> int:
 
 def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae import audio
-    from audiovae.evaluation import bound
-    from audiovae.metrics import NotScored, normalise
+    from audiovae.evaluation import score_file
+    from audiovae.metrics import NotScored
 
-    wave, info = audio.read_heard(item.source, prior.sample_rate)
-    resampled = arguments.resampling(info.sample_rate, prior.sample_rate)
+    condition = arguments.condition(prior, options)
+    resampled = arguments.resampling(audio.inspect(item.source).sample_rate, prior.sample_rate)
     try:
-        return {
-            "values": bound(
-                prior, normalise(wave, prior.sample_rate), options.samples, arguments.condition(prior, options)
-            ),
-            "reasons": {},
-            **resampled,
-        }
+        values = score_file(prior, item.source, options.samples, condition)
+        return {"values": values, "reasons": {}, **resampled}
     except NotScored as reason:
         return {"values": {}, "reasons": {"bound": str(reason)}, **resampled}

@@ -20,6 +20,7 @@ from audiovae.cli import arguments
 from audiovae.cli.arguments import Item, parts_before_magic
 from audiovae.cli.batch import Result, Row, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
+from audiovae.cli.streams import standard_streams
 from audiovae.errors import AudiovaeError, PathError
 from audiovae.settings import RoomMethodName
 
@@ -84,6 +85,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
+@standard_streams()
 def run(options: Any) -> int:
     from audiovae.separation import ROOM_METHODS
 
@@ -103,8 +105,7 @@ def run(options: Any) -> int:
     microphones = [Item(path, path.name) for paths in options.microphones.values() for path in paths]
     targets = [path for item in items for path in _targets(item, options)]
     arguments.refuse_inputs([*targets, *options.reports.values()], [*items, *microphones])
-    if options.resume:
-        check_same_options(targets, options.made, _MADE_BY)
+    options.anew = check_same_options(targets, options, _MADE_BY) if options.resume else set()
     groups = _groups(items, options)
     options.alone = len(groups) == 1
     rows, status = run_groups([[items[i] for i in group] for group in groups], separate, options)

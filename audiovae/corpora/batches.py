@@ -23,7 +23,8 @@ class SegmentSampler:
     Args:
         corpus: the packed recordings.
         split: "train", "validation" or "test".
-        segment_samples: length of a segment. A recording too short for that is followed by zeros.
+        segment_samples: length of a segment. A recording too short for that is followed by zeros,
+            which weigh nothing in the loss of a prior.
         device: where the batches are wanted.
 
     Raises:

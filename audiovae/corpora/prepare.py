@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from audiovae import audio
 from audiovae.corpora import packed
 from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
 from audiovae.corpora.packed import Header, LeftOut, Utterance
+from audiovae.corpora.signal import Signal
 from audiovae.errors import AudioError, CorpusError
-from audiovae.level import active_level, split_rumble, trim_bounds, without_rumble
 from audiovae.locks import locked_folder
 from audiovae.pool import WorkerError, in_processes
 from audiovae.settings import PrepareSettings
 
-SHORTEST_SECONDS = 0.1
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
 _FILES_PER_TASK = 8
-_FAINTEST = 1e-20  # level, that single precision can divide by
-_CANCELLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,6 @@ class Prepared:
     n_new: int
     seconds_new: float
     n_resampled: int
-
-
-@dataclass(frozen=True)
-class _Processed:
-    samples: NDArray[np.int16]
-    scale: float
-    level: float
-    seconds: float
-    resampled: bool
 
 
 def prepare(
@@ -129,16 +116,16 @@ def _prepare(
             file.seek(2 * end)
             committed = 2 * end
             for done, (source, result) in enumerate(_process_all(new, settings, jobs), start=1):
-                origin = _size_and_time(source.path)
-                if isinstance(result, _Processed):
-                    digest = hashlib.sha256(result.samples.tobytes()).hexdigest()
-                    place = (file.tell() // 2, len(result.samples))
+                origin, start = _size_and_time(source.path), file.tell()
+                result, digest = _written(result, file)
+                if isinstance(result, Signal):
                     utterances.append(
                         Utterance(
                             source.id,
                             source.speaker,
                             str(source.split),
-                            *place,
+                            start // 2,
+                            result.n_samples,
                             result.scale,
                             result.level,
                             *origin,
@@ -146,9 +133,8 @@ def _prepare(
                             source.labels,
                         )
                     )
-                    file.write(result.samples.tobytes())
-                    seconds_new += result.seconds
-                    n_resampled += result.resampled
+                    seconds_new += result.info.seconds
+                    n_resampled += result.info.sample_rate != settings.sample_rate
                 else:
                     left_out.append(LeftOut(source.id, result, True, *origin))
                 progress(done, len(new))
@@ -224,8 +210,25 @@ def _commit(file: object, target: Path, header: Header, utterances: list[Utteran
     return int(file.tell())  # type: ignore[attr-defined]
 
 
-def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Iterator[tuple[Source, _Processed | str]]:
-    """Yield every source with its samples, or with the reason why there are none, in order."""
+def _written(result: Signal | str, file: BinaryIO) -> tuple[Signal | str, str]:
+    """The SHA-256 of the samples that were appended; in place of the signal the reason why there are none after all."""
+    start, digest = file.tell(), hashlib.sha256()
+    if isinstance(result, str):
+        return result, ""
+    try:
+        for block in result.packed():
+            content = block.tobytes()
+            digest.update(content)
+            file.write(content)
+    except AudioError as error:
+        file.seek(start)
+        file.truncate()
+        return error.reason, ""
+    return result, digest.hexdigest()
+
+
+def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Iterator[tuple[Source, Signal | str]]:
+    """Yield every source as it is packed, or with the reason why it is not, in order."""
     tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
     if jobs == 1:
         for task in tasks:
@@ -236,38 +239,14 @@ def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Ite
         yield from zip(task, [str(r) if isinstance(r, WorkerError) else r for r in results], strict=True)
 
 
-def _process(task: list[Source], settings: PrepareSettings) -> list[_Processed | str]:
-    results: list[_Processed | str] = []
+def _process(task: list[Source], settings: PrepareSettings) -> list[Signal | str]:
+    results: list[Signal | str] = []
     for source in task:
         try:
-            results.append(_process_one(source.path, source.speed, settings))
+            results.append(Signal.of(source.path, source.speed, settings))
         except AudioError as error:
             results.append(error.reason)
     return results
-
-
-def _process_one(path: Path, speed: float, settings: PrepareSettings) -> _Processed:
-    channels, info = audio.read(path)
-    mono = channels.mean(axis=0, keepdims=True)
-    if np.abs(mono).max() < _CANCELLED * np.abs(channels).max():
-        mono = channels[:1]  # a cable with its wires swapped: the channels cancel each other
-    heard, above = without_rumble(mono, info.sample_rate)
-    rate = round(speed * info.sample_rate)
-    if rate != settings.sample_rate:
-        heard = audio.resample(heard, rate, settings.sample_rate)
-        above = heard - split_rumble(heard, settings.sample_rate)
-    start, end = trim_bounds(above) if settings.trim else (0, above.shape[1])
-    wave, above = heard[0, start:end], above[0, start:end]
-    level = active_level(above, settings.sample_rate, rumble=False) if len(wave) else 0.0
-    if level < _FAINTEST:
-        raise AudioError(path, "is silent")
-    if not math.isfinite(level):
-        raise AudioError(path, "is beyond all scale; turn it down")
-    if len(wave) < SHORTEST_SECONDS * settings.sample_rate:
-        raise AudioError(path, f"is shorter than {SHORTEST_SECONDS} s")
-    scale = float(np.abs(wave).max()) / 32767
-    samples = np.rint(wave / np.float32(scale)).astype("<i2")
-    return _Processed(samples, scale, level, info.seconds, info.sample_rate != settings.sample_rate)
 
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from audiovae.atomic import atomic_path
@@ -29,6 +33,7 @@ from audiovae.stft import power
 LATENTS_FORMAT_VERSION = 2
 LARGEST_LEVEL = 1e38  # as of a float sound file
 _FIELDS = {"latents", "level", "sample_rate", "n_samples", "n_channels", "n_arrays", "model", "format_version"}
+_POSTERIOR, _SEQUENCE = "posterior.", "sequence."
 _KINDS = {"level": "f", "model": "U"}  # of numpy's, else integers
 
 
@@ -57,20 +62,12 @@ class LatentsFile:
     def save(self, path: str | Path) -> None:
         """Write an .npz file without pickle."""
         arrays = {"latents": self.latents}
-        arrays |= {f"posterior.{name}": tensor for name, tensor in self.posterior.items()}
-        arrays |= {f"sequence.{name}": tensor for name, tensor in self.sequence.items()}
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(
-                file,
-                level=self.level,
-                sample_rate=self.sample_rate,
-                n_samples=self.n_samples,
-                n_channels=self.latents.shape[0],
-                n_arrays=len(arrays),
-                model=np.array(self.model),
-                format_version=LATENTS_FORMAT_VERSION,
-                **{name: tensor.numpy(force=True) for name, tensor in arrays.items()},  # type: ignore[arg-type]
-            )
+        arrays |= {_POSTERIOR + name: tensor for name, tensor in self.posterior.items()}
+        arrays |= {_SEQUENCE + name: tensor for name, tensor in self.sequence.items()}
+        whole = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
+        facts = _facts(self.level, self.sample_rate, self.n_samples, len(self.latents), self.model)
+        with atomic_path(path) as temporary:
+            _write(temporary, facts, whole)
 
     @classmethod
     def load(cls, path: str | Path) -> LatentsFile:
@@ -128,6 +125,52 @@ class LatentsFile:
         return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
 
 
+def _facts(level: float, sample_rate: int, n_samples: int, n_channels: int, model: str) -> dict[str, Any]:
+    return {
+        "level": level,
+        "sample_rate": sample_rate,
+        "n_samples": n_samples,
+        "n_channels": n_channels,
+        "model": np.array(model),
+        "format_version": LATENTS_FORMAT_VERSION,
+    }
+
+
+class _Rows:
+    """An array `[channel, frame, ...]` that grows along its frames, in a nameless file in place of memory."""
+
+    def __init__(self, file: IO[bytes], n_frames: int) -> None:
+        self._file = file
+        self._n_frames, self._n_there = n_frames, 0
+        self._shape: tuple[int, ...] = ()
+
+    def append(self, rows: NDArray[np.float32]) -> None:
+        self._shape = (len(rows), self._n_frames, *rows.shape[2:])
+        n_bytes = rows.itemsize * math.prod(rows.shape[2:])
+        for channel, of_channel in enumerate(rows):
+            self._file.seek((channel * self._n_frames + self._n_there) * n_bytes)
+            self._file.write(of_channel.tobytes())
+        self._n_there += rows.shape[1]
+
+    def write(self, target: Any) -> None:
+        """As an .npy file."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": self._shape}
+        np.lib.format.write_array_header_1_0(target, header)  # type: ignore[arg-type]
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, target)
+
+
+def _write(path: Path, facts: dict[str, Any], arrays: Mapping[str, NDArray[np.float32] | _Rows]) -> None:
+    """An .npz file as of `numpy.savez`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in {**facts, "n_arrays": len(arrays), **arrays}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if isinstance(value, _Rows):
+                    value.write(member)
+                else:
+                    np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
+
+
 def _check_archive(file: BinaryIO) -> None:
     """Raises ValueError where reading the arrays of an .npz file would take more memory than the file is long."""
     with zipfile.ZipFile(file) as archive:
@@ -154,31 +197,68 @@ def encode_file(prior: AudioVAE, source: str | Path, condition: Tensor | None = 
         AudioError: the source cannot be read.
     """
     recording = Recording.open(prior.front, source)
-    latents: list[Tensor] = []
-    posterior: dict[str, list[Tensor]] = {}
-    sequence: dict[str, Tensor] = {}
-    tensors = prior.vae.latents.tensors
-    for stretch in stretches((block.spectrogram for block in recording.blocks()), prior.vae.context):
-        inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
-        latents.append(inference.latents[:, stretch.kept].cpu())
-        first = not sequence
-        for factor in inference.factors:
-            for name, tensor in tensors(factor.posterior).items():
-                if factor.per_frame:
-                    posterior.setdefault(name, []).append(tensor[:, stretch.kept].cpu())
-                elif first:
-                    sequence[name] = tensor.cpu()
-    joined = {name: torch.cat(parts, dim=1) for name, parts in posterior.items()}
+    parts: dict[str, list[Tensor]] = {}
+    for stretch in _inferred(prior, recording, condition):
+        for name, tensor in stretch.items():
+            parts.setdefault(name, []).append(tensor)
+    joined = {name: torch.cat(tensors, dim=1) for name, tensors in parts.items() if not name.startswith(_SEQUENCE)}
     info = recording.info
     return LatentsFile(
-        torch.cat(latents, dim=1),
-        joined,
-        sequence,
+        joined.pop("latents"),
+        {name.removeprefix(_POSTERIOR): tensor for name, tensor in joined.items()},
+        {name.removeprefix(_SEQUENCE): first for name, (first, *_) in parts.items() if name.startswith(_SEQUENCE)},
         recording.level,
         info.sample_rate,
         info.n_samples,
         prior.model_hash(),
     )
+
+
+@torch.no_grad()
+def write_latents(
+    prior: AudioVAE, source: str | Path, target: str | Path, condition: Tensor | None = None
+) -> tuple[Recording, int]:
+    """`encode_file` and `LatentsFile.save` in constant memory.
+
+    Returns:
+        the recording, and its number of frames.
+
+    Raises:
+        AudioError: the source cannot be read.
+        PathError: the target cannot be written.
+    """
+    recording = Recording.open(prior.front, source)
+    info, n_frames = recording.info, prior.stft.n_frames(recording.n_samples)
+    with atomic_path(target) as temporary, ExitStack() as opened:
+        rows: dict[str, _Rows] = {}
+        sequence: dict[str, NDArray[np.float32]] = {}
+        for stretch in _inferred(prior, recording, condition):
+            for name, tensor in stretch.items():
+                array = tensor.numpy()
+                if name.startswith(_SEQUENCE):
+                    sequence.setdefault(name, array)
+                    continue
+                if name not in rows:
+                    rows[name] = _Rows(opened.enter_context(tempfile.TemporaryFile(dir=temporary.parent)), n_frames)
+                rows[name].append(array)
+        facts = _facts(recording.level, info.sample_rate, info.n_samples, info.n_channels, prior.model_hash())
+        _write(temporary, facts, {**rows, **sequence})
+    return recording, n_frames
+
+
+def _inferred(prior: AudioVAE, recording: Recording, condition: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    """What a latents file holds of one stretch after another, by its names there."""
+    tensors = prior.vae.latents.tensors
+    for stretch in stretches((block.spectrogram for block in recording.blocks()), prior.vae.context):
+        inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
+        found = {"latents": inference.latents[:, stretch.kept].cpu()}
+        for factor in inference.factors:
+            for name, tensor in tensors(factor.posterior).items():
+                if factor.per_frame:
+                    found[_POSTERIOR + name] = tensor[:, stretch.kept].cpu()
+                else:
+                    found[_SEQUENCE + name] = tensor.cpu()
+        yield found
 
 
 @torch.no_grad()

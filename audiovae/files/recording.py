@@ -13,9 +13,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae import audio
-from audiovae.audio import AudioInfo, Resampler, Writer, resampled_length
+from audiovae.audio import AudioInfo, Resampler, Writer, resample_blocks, resampled_length
 from audiovae.errors import AudioError
-from audiovae.level import LevelMeter, RumbleSplitter, level_beside, rumble_share
+from audiovae.level import RUMBLE_DB, LevelMeter, level_beside, rumble_share, split_blocks
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
 
@@ -93,6 +93,11 @@ class Recording:
         """Per channel, at the front's rate."""
         return resampled_length(self.info.n_samples, self.info.sample_rate, self.front.sample_rate)
 
+    @property
+    def rumble_db(self) -> float:
+        """Of what lies below 50 Hz, above the level; no less than what is left alone, and -inf in silence."""
+        return RUMBLE_DB - 20 * math.log10(1 - self.rumble_share) if self.level else -math.inf
+
     def blocks(self) -> Iterator[Block]:
         """About 20 s at a time, one or more in all, the last perhaps of few frames: the second pass.
 
@@ -117,7 +122,7 @@ class Recording:
         Raises:
             AudioError: the file cannot be read.
         """
-        for piece in _at_rate(self._heard(), self.info, self.front.sample_rate):
+        for piece in self.heard():
             if piece.shape[1]:
                 yield torch.from_numpy(piece).to(self.front.device) / (self.level or 1.0)
 
@@ -154,6 +159,14 @@ class Recording:
         for piece in resampled():
             yield piece[:, :n_left]
             n_left -= min(n_left, piece.shape[1])
+
+    def heard(self) -> Iterator[audio.Wave]:
+        """What the blocks are made of, at the file's level and the front's rate, `[channel, sample]` in pieces.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        return _at_rate(self._heard(), self.info, self.front.sample_rate)
 
     def _heard(self) -> Iterator[audio.Wave]:
         """The file without its rumble, at its own rate."""
@@ -197,14 +210,8 @@ class Recording:
 
 def _split(info: AudioInfo) -> Iterator[tuple[audio.Wave, audio.Wave]]:
     """Pieces of the file, and what of them lies below 50 Hz."""
-    splitter = RumbleSplitter(info.sample_rate, info.n_channels)
-    for block in audio.blocks(info):
-        yield splitter.push(block)
-    yield splitter.finish()
+    return split_blocks(audio.blocks(info), info.sample_rate, info.n_channels)
 
 
 def _at_rate(waves: Iterator[audio.Wave], info: AudioInfo, rate: int) -> Iterator[audio.Wave]:
-    resampler = Resampler(info.sample_rate, rate, info.n_channels)
-    for block in waves:
-        yield resampler.push(block)
-    yield resampler.finish(resampled_length(info.n_samples, info.sample_rate, rate))
+    return resample_blocks(waves, info.sample_rate, rate, info.n_channels, info.n_samples)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from audiovae.audio import AudioInfo
+from audiovae.errors import named
 from audiovae.report import plots
 from audiovae.report.markup import image, number, players, write_page
 from audiovae.separation import FirstBlock, Separation, Separator
@@ -76,7 +77,9 @@ def write_enhancement_report(
         + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in numbers.items())
         + "</table>"
     )
-    write_page(target, title or f"{info.path.name}, enhanced", _note(info, front.sample_rate, seconds), body)
+    write_page(
+        target, title or f"{Path(named(info.path)).name}, enhanced", _note(info, front.sample_rate, seconds), body
+    )
 
 
 def _inference(separation: Separation, limit: int) -> dict[str, str]:
@@ -101,7 +104,7 @@ def _decibels(energy: float, reference: float, of_what: str = "") -> str:
 
 def _note(info: AudioInfo, sample_rate: int, seconds: float) -> str:
     """What of the file is shown."""
-    sentences = [str(info.path) + "."]
+    sentences = [named(info.path) + "."]
     if seconds < info.seconds - 1 / sample_rate:
         sentences.append(
             f"Its first {number(seconds)} s of {number(info.seconds)} s are shown: what was inferred at once."

@@ -207,7 +207,8 @@ class Separator:
         """Take recordings apart.
 
         Args:
-            mixtures: the front's STFT of each, `[frame, freq]` or `[frame, freq, channel]`, at any level.
+            mixtures: the front's STFT of each, `[frame, freq]` or `[frame, freq, channel]`, at any level; as of
+                `AudioVAE.analyse`, which turns an offset and loud rumble down.
             seeds: of each one's random numbers; default 0 for all.
             levels: of each; measured where not given.
             states: `Finding.state` of the sources of each at the end of the block before; None for a recording that

@@ -77,6 +77,7 @@ class Enhanced:
         objective: of every iteration of the first block, in nats per frame.
         labels: of the speech in the first block, given or inferred; none for a prior without.
         first: the first block, where that was to be kept.
+        rumble_db: of what lies below 50 Hz, which counts as noise, above the recording's level: see `Recording`.
     """
 
     speech: Writer
@@ -84,6 +85,7 @@ class Enhanced:
     objective: list[float]
     labels: dict[str, str]
     first: FirstBlock | None
+    rumble_db: float
 
 
 def enhance_file(
@@ -268,7 +270,7 @@ def _enhance(
             write(next(pieces))
         for wave in pieces:
             write(wave)
-    return None if speech is None else Enhanced(speech, residual, objective, labels, first)
+    return None if speech is None else Enhanced(speech, residual, objective, labels, first, recording.rumble_db)
 
 
 def popped(ready: list[Tensor]) -> Iterator[Tensor]:

@@ -116,6 +116,8 @@ def enhance(
 ) -> Float[Tensor, "*channel sample"]:
     """The speech of a noisy wave by a method and its own shipped prior; channels share one gain.
 
+    It comes out as of `enhance_file`: an offset and loud rumble are no speech, see `AudioVAE.analyse`.
+
     Raises:
         AudiovaeError: another rate than the prior's.
     """
@@ -124,7 +126,7 @@ def enhance(
         raise AudiovaeError(f"the prior hears {prior.sample_rate} Hz, and the wave has {sample_rate} Hz; resample it")
     channels = torch.atleast_2d(wave)
     spectrogram, level = prior.analyse(channels, channels=True)
-    (found,) = enhancer(prior, method)([spectrogram.movedim(0, -1)], [seed], [float(level[0] > 0)], waves=[channels])
+    (found,) = enhancer(prior, method)([spectrogram.movedim(0, -1)], [seed], [float(level[0] > 0)])
     speech = prior.stft.inverse(found.images[0].movedim(-1, 0), wave.shape[-1]) * level.unsqueeze(-1)
     return speech.reshape(wave.shape)
 

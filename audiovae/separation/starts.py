@@ -23,6 +23,8 @@ _WINDOW_FRAMES, _STRIDE_FRAMES = 256, 64  # four seconds, in which every bin is 
 
 _FAR_DB, _NEARLY_ALL = 10.0, 0.8  # a pause is so much quieter than the noise around it, at this share of the bands
 _SURELY_SOUNDING, _SILENT_DB = 0.25, 60.0  # share of a window that is no pause, but for frames so far below its loudest
+_RUN_FRAMES, _RUN_STRIDE = 96, 8  # a second and a half, in which noise may show that the windows around it pass over
+_STEADY_DB, _RAISED_DB = 3.0, 6.0  # between quantiles of a run that holds noise alone; above the track around it
 _N_BANDS, _HEARD_DB = 32, 70.0  # in which pauses are looked for; weaker than the loudest by more: not heard
 
 
@@ -82,11 +84,9 @@ def quiet_track(
         first: the spectrum at the beginning, where that is known; only for frames that are about as loud.
     """
     n_frames, averages = len(power), _averaged(power)
-    centres = range(0, n_frames + _STRIDE_FRAMES - 1, _STRIDE_FRAMES)
+    centres = range(0, n_frames + _STRIDE_FRAMES, _STRIDE_FRAMES)  # the last at or beyond the end
     starts = [max(0, min(centre - _WINDOW_FRAMES // 2, n_frames - _WINDOW_FRAMES)) for centre in centres]
     of_window = {start: _quiet_of_frames(averages[start : start + _WINDOW_FRAMES]) for start in set(starts)}
-    if n_frames == 1:
-        return of_window[0] if first is None else _told(of_window[0], first)
     track = torch.empty_like(averages)
     for centre, left, right in zip(centres, starts, starts[1:], strict=False):
         end = min(centre + _STRIDE_FRAMES, n_frames)
@@ -95,7 +95,7 @@ def quiet_track(
             before = _told(before, first)
         share = torch.arange(end - centre, device=power.device, dtype=power.dtype) / _STRIDE_FRAMES
         track[centre:end] = torch.lerp(before, after, share.unsqueeze(-1))
-    return track
+    return _raised(track, averages)
 
 
 def quiet_spectrum(power: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
@@ -117,6 +117,29 @@ def _quiet_of_frames(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, "fr
     if pause.any():
         quiet[pause] = _quiet_of_frames(averages[pause])
     return quiet
+
+
+def _raised(track: Float[Tensor, "frame freq"], averages: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]:
+    """The track with noise that begins or ends within its windows, as under speech that is clean elsewhere.
+
+    Noise alone is steady for a good part of a run in a band: low quantiles of its level lie near each other, and those
+    of speech do not. Where such bands are far above the track, and as a whole above all of it, they are raised.
+    """
+    n = min(_RUN_FRAMES, len(track))
+    width = max(1, track.shape[-1] // _N_BANDS)
+    runs = functional.avg_pool1d(averages, width, width).unfold(0, n, _RUN_STRIDE)  # [run, band, frame]
+    around = functional.avg_pool1d(track, width, width).unfold(0, n, _RUN_STRIDE).mean(-1)
+    lowest = runs.topk(1 + int(0.2 * (n - 1)), largest=False).values
+    low, level, high = lowest[..., int(0.05 * (n - 1))], lowest[..., int(_QUANTILE * (n - 1))], lowest[..., -1]
+    found = (high < low * 10 ** (_STEADY_DB / 10)) & (level > around * 10 ** (_RAISED_DB / 10))
+    found &= ((level * found).sum(-1) > around.sum(-1) * 10 ** (_RAISED_DB / 10)).unsqueeze(-1)
+    raised = track.clone()
+    for i in found.any(-1).nonzero().flatten().tolist():
+        run = slice(i * _RUN_STRIDE, i * _RUN_STRIDE + n)
+        where = functional.pad(found[i].repeat_interleave(width), (0, track.shape[-1] - width * found.shape[-1]))
+        quiet = _quiet_of_averages(averages[run])
+        raised[run] = torch.where(where, torch.maximum(raised[run], quiet), raised[run])
+    return raised
 
 
 def _told(quiet: Float[Tensor, "frame freq"], first: Float[Tensor, " freq"]) -> Float[Tensor, "frame freq"]:
@@ -154,7 +177,9 @@ def _in_bands(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame band"]
 
 
 def _far_below(bands: Float[Tensor, "_ band"], low: Float[Tensor, "*_ band"]) -> Bool[Tensor, " frame"]:
-    return (bands < low - _FAR_DB).double().mean(-1) >= _NEARLY_ALL
+    """In nearly all bands, and in their sum: where the loudest go on, the rest is no measure of the noise's pauses."""
+    as_a_whole = 10 * torch.log10((10 ** (bands / 10)).sum(-1) / (10 ** (low / 10)).sum(-1))
+    return ((bands < low - _FAR_DB).double().mean(-1) >= _NEARLY_ALL) & (as_a_whole < -_FAR_DB)
 
 
 def _averaged(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]:
@@ -166,5 +191,7 @@ def _averaged(power: Float[Tensor, "frame freq"]) -> Float[Tensor, "frame freq"]
 def _quiet_of_averages(averages: Float[Tensor, "frame freq"]) -> Float[Tensor, " freq"]:
     from scipy.stats import gamma
 
-    n = _QUANTILE_FRAMES / 2
-    return torch.quantile(averages.mT, _QUANTILE, dim=-1) / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR
+    place, n = _QUANTILE * (len(averages) - 1), _QUANTILE_FRAMES / 2
+    lowest = averages.mT.topk(min(len(averages), int(place) + 2), largest=False).values  # faster than torch.quantile
+    quantile = torch.lerp(lowest[:, int(place)], lowest[:, -1], place - int(place))
+    return quantile / float(gamma.ppf(_QUANTILE, n, scale=1 / n)) + VARIANCE_FLOOR

@@ -98,6 +98,8 @@ class TrainingState:
             if type(checkpoint[name]) is not type(getattr(self, name)):
                 raise TypeError(name)
             setattr(self, name, checkpoint[name])
+        if not 0 <= self.best_step <= self.step == self.saved_step:
+            raise ValueError(f"step {self.step}")
         self._model.load_state_dict(checkpoint["model"])
         self._optimizer.load_state_dict(checkpoint["optimizer"])
         for average, saved in zip(self._average, checkpoint["average"], strict=True):

@@ -27,6 +27,7 @@ from conftest import build_prior
 from audiovae import AudioVAE, ComplexNormal, PackedCorpus, metrics
 from audiovae.cli.main import VERBS, main
 from audiovae.evaluation import bound
+from audiovae.level import active_level
 from audiovae.settings import MODEL_SETTINGS
 
 RATE = 16000
@@ -346,6 +347,11 @@ BAD: dict[str, tuple[Callable[[], None], str, str]] = {  # what is wrong: (how i
         two_of_one_stem,
         "encode in -o out {m}",
         r"out/x\.npz: would be the output of both in/x\.flac and in/x\.wav; give",
+    ),
+    "one input twice": (
+        nothing,
+        "resynthesize good.wav ./good.wav -o out {m}",
+        r"good\.wav: is named twice; name each file once",
     ),
     # options
     "unknown verb": (nothing, "evalute good.wav", r"unknown verb 'evalute'; did you mean 'evaluate'\?"),
@@ -749,6 +755,21 @@ def test_odd_input_gives_finite_sound_of_the_same_rate_length_and_channels(
         given.format,
         "PCM_16" if "ADPCM" in given.subtype else given.subtype,
     )
+
+
+def test_rumble_that_counts_as_noise_is_said_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 25 Hz, twice and half as loud as the rest."""
+    wave, _ = soundfile.read("good.wav", dtype="float32")
+    rumble = np.sin(2 * np.pi * 25 * np.arange(len(wave)) / RATE).astype(np.float32)
+    loudness = active_level(wave, RATE) * 2**0.5
+    for name, gain in (("loud.wav", 2), ("faint.wav", 0.5)):
+        soundfile.write(name, wave + gain * loudness * rumble, RATE, subtype="FLOAT")
+        assert audiovae(f"enhance {name} -o out-{name} --model model --method fast --json") == 0
+        output = capsys.readouterr()
+        said = "loud.wav: what lies below 50 Hz is 6 dB above the level of the rest, and was counted as noise"
+        assert (said in output.err) == (gain == 2)
+        (row,) = strict_json(output.out)
+        assert row.get("rumble_db", 0) == pytest.approx(6 if gain == 2 else 0, abs=0.5)
 
 
 def test_clipped_peaks_are_reported_with_their_excess(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,28 @@ def test_what_was_made_with_other_options_is_not_resumed(here: Path, capsys: pyt
     assert sorted(os.listdir("out")) == ["good.wav", "more.wav"]
 
 
+@pytest.mark.parametrize("suffix", ["au", "w64", "nist", "voc"])
+def test_what_cannot_tell_how_it_was_made_is_made_anew(
+    suffix: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of three outputs are there, by another method; no format has tags, so --resume takes none of them over."""
+    run = "enhance {} --noise stationary --model model"
+    for name in "abc":
+        soundfile.write(here / f"{name}.{suffix}", 0.1 * np.random.default_rng(0).standard_normal(4000), 16000)
+    files = [f"{name}.{suffix}" for name in "abc"]
+    assert audiovae(run.format(" ".join(files)) + " -o expected --method fast") == 0
+    assert audiovae(run.format(" ".join(files[:2])) + " -o out --method vem") == 0
+    assert (here / "out" / files[0]).read_bytes() != (here / "expected" / files[0]).read_bytes()
+    capsys.readouterr()
+    assert audiovae(run.format(" ".join(files)) + " -o out --method fast --resume --jobs 1") == 0
+    told = capsys.readouterr().err
+    line = f"audiovae: out/a.{suffix} and 1 more: made anew, as the format has no tags that tell how it was made\n"
+    assert told.startswith(line)
+    assert told.count("made anew") == 1
+    for file in files:
+        assert (here / "out" / file).read_bytes() == (here / "expected" / file).read_bytes()
+
+
 def test_one_unreadable_file_does_not_stop_the_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("loop.wav").symlink_to("loop.wav")
     Path("r.raw").write_bytes(bytes(range(256)) * 10)

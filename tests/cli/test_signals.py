@@ -156,6 +156,30 @@ def test_machines_that_fill_one_folder_leave_each_other_their_files(short: Path,
     assert (status, names(out)) == (0, ["a.wav", "b.wav"])
 
 
+def test_a_report_that_another_process_writes_is_left_to_it(short: Path, tmp_path: Path) -> None:
+    report = tmp_path / "pages" / "r.html"
+    with locked_file(report):
+        status, _, error = run("evaluate", short, "--report", report, "--quiet")
+        assert status == 2
+        assert f"r.html: process {os.getpid()} on " in error
+        assert len(error.splitlines()) == 1
+    assert not report.parent.exists()
+    with locked_file(report):
+        (lock,) = report.parent.iterdir()
+        fields = json.loads(lock.read_text())
+    report.parent.mkdir()
+    lock.write_text(json.dumps({**fields, "machine": "0" * 8, "host": "far"}))
+    assert "r.html: process" in run("evaluate", short, "--report", report)[2]
+    assert run("evaluate", short / "a.wav", "--report", report, "--break-lock", "--quiet")[0] == 0
+    assert names(report.parent) == ["r.html"]
+
+
+def test_a_report_on_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    assert run("evaluate", tmp_path / "a.wav", "--report", tmp_path / "pages" / "r.html")[0] == 2
+    assert names(tmp_path) == ["a.wav"]
+
+
 def test_a_foreign_lock_is_broken_on_demand(short: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     with locked_folder(out):

@@ -67,6 +67,28 @@ def test_several_pauses_a_fade_and_levels_of_them_are_told_from_the_noise() -> N
         assert middle < 2 * gain**2 * 512 + 1e-4
 
 
+def test_what_goes_on_in_the_loudest_band_is_no_pause_of_the_noise() -> None:
+    """A hum over all of it, and a faint hiss that ends: what is there all along is the noise."""
+    hum = 0.3 * torch.sin(2 * torch.pi * 100 * torch.arange(6 * RATE) / RATE)
+    hiss = 1e-2 * white(6 * RATE)
+    hiss[5 * RATE :] *= 1e-2
+    track = quiet_track(spectrum_of(hum + hiss))
+    assert track[250:, 100:].mean() < 0.1 * 512 * 1e-4  # whose windows reach the end
+
+
+@pytest.mark.parametrize("begins", [2, 4])
+def test_noise_that_begins_under_speech_is_found_where_it_is(begins: int) -> None:
+    """White noise of 0.05 from then on, under tones that are clean before it."""
+    wave = torch.from_numpy(speech_like(6.0, 120, 1))
+    late = 0.05 * white(len(wave))
+    late[: begins * RATE] = 0
+    track = quiet_track(spectrum_of(wave + late))[:, 1:-1]
+    edge = begins * RATE // 256
+    expected = torch.tensor(512 * 0.05**2)
+    assert track[edge + 8 :].median() == pytest.approx(float(expected), rel=0.3)
+    assert track[: edge - 100].mean(0).median() < 0.1 * expected
+
+
 @pytest.mark.parametrize("floor_db", [-50, -40, -30])
 def test_faint_noise_between_words_is_the_noise_and_no_pause(floor_db: int) -> None:
     """Bursts of tones with gaps between them over a steady floor: the quiet spectrum is the floor's all along."""
@@ -82,6 +104,13 @@ def test_the_noise_at_the_end_of_a_block_is_not_handed_on_where_that_was_a_pause
     plain = quiet_track(p)
     assert torch.equal(quiet_track(p, torch.full_like(p[0], 1e-4)), plain)
     assert torch.equal(quiet_track(p, plain[0] / 2)[0], plain[0] / 2)
+
+
+@pytest.mark.parametrize("n_frames", [1, 64, 65, 66, 128, 129, 257])
+def test_the_track_of_a_constant_power_is_constant_to_its_last_frame(n_frames: int) -> None:
+    track = quiet_track(torch.full((n_frames, 40), 3.0))
+    assert torch.equal(track, track[:1].expand_as(track))
+    assert track[0, 0] > 3
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 18, 300])

@@ -274,6 +274,9 @@ REFUSED = [
     ("FrameVAE", {"likelihood": "squared-error"}, "the likelihood 'squared-error' is no density"),
     ("Autoencoder", {}, "the likelihood 'squared-error' is no density"),
     ("Autoencoder", {"likelihood": "complex-gaussian"}, "Autoencoder has no prior on its latents"),
+    ("FrameVAE", {"latent": "von-mises-fisher"}, "FrameVAE has von-mises-fisher latents.*use a prior with gaussian"),
+    ("FrameVAE", {"latent": "power-spherical"}, "FrameVAE has power-spherical latents.*use a prior with gaussian"),
+    ("ContextVAE", {"latent": "dirichlet"}, "ContextVAE has dirichlet latents.*use a prior with gaussian"),
 ]
 
 

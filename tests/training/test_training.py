@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 
@@ -927,6 +928,27 @@ def test_a_recording_without_a_label_of_the_model_is_named(packed: Path, tmp_pat
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Digital silence
+
+
+def test_digital_silence_in_a_corpus_changes_neither_constants_nor_bound(tmp_path: Path) -> None:
+    """Half of every recording is zeros: the model is one of the other half, and its ELBO is that of it."""
+    fitted: dict[str, Fitted] = {}
+    priors = {"sound": build(), "silence": build()}
+    for name, prior in priors.items():
+        for i in range(8):
+            wave = 0.1 * np.random.default_rng(i).standard_normal(16000)
+            parts = [wave[:8000], np.zeros(16000 if name == "silence" else 0), wave[8000:]]
+            path = tmp_path / name / f"speaker{i}" / "a.wav"
+            path.parent.mkdir(parents=True)
+            soundfile.write(path, np.concatenate(parts), 16000)
+        prepare(tmp_path / name, tmp_path / f"{name}-packed", PrepareSettings(validation=0.25))
+        fitted[name] = run(tmp_path / f"{name}-packed", tmp_path / f"{name}-model", prior=prior)
+    means = [prior.vae.log_power.mean for prior in priors.values()]
+    torch.testing.assert_close(means[0], means[1], atol=0.2, rtol=0)
+    assert fitted["silence"].elbo == pytest.approx(fitted["sound"].elbo, rel=0.05)
+
+
 # Anything that keeps the contract
 
 

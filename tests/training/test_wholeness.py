@@ -91,7 +91,13 @@ def test_a_checkpoint_with_another_content_is_refused(packed: Path, tmp_path: Pa
     state = load_checkpoint(folder / "training")
     assert state is not None
     (folder / "training" / PREVIOUS).unlink()
-    for change in ({"step": "x"}, {"trace": ["x"]}, {"optimizer": {}}, {"average": state["average"][:-1]}):
+    for change in (
+        {"step": "x"},
+        {"step": 10**9},
+        {"trace": ["x"]},
+        {"optimizer": {}},
+        {"average": state["average"][:-1]},
+    ):
         save_checkpoint(folder / "training", {**state, **change})
         with pytest.raises(TrainingError, match=r"its checkpoint is not of this run .*; --overwrite starts anew"):
             run(packed, folder)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiovae.errors import AudiovaeError
+from audiovae.models.latents import Gaussian
 from audiovae.models.vae import EVERYTHING
 from audiovae.prior import AudioVAE
 from audiovae.separation.inference.e_step import Draws, EStep
@@ -195,3 +196,8 @@ def check_prior(prior: AudioVAE) -> None:
         )
     if not vae.has_prior:
         raise AudiovaeError(f"{name} has no prior on its latents, so nothing tells speech from noise")
+    if not isinstance(vae.latents, Gaussian):
+        raise AudiovaeError(
+            f"{name} has {vae.latents.name} latents, which inference would move off the sphere or simplex where they "
+            "lie; use a prior with gaussian latents"
+        )

@@ -18,8 +18,8 @@ from audiovae.separation.spatial.diagonal import DiagonalView, Row
 class NMF(ShallowSource):
     """lambda_ft = sum_k W_fk H_kt, W and H non-negative.
 
-    Starts near the mean of `first` over time: every component is that, a share each, times random numbers from 0.5 to
-    1.5.
+    Starts near the mean of `first` over the frames in which it sounds, within 10 dB of its loudest: every component is
+    that, a share each, times random numbers from 0.5 to 1.5.
 
     Args:
         mixture: the recordings.
@@ -53,7 +53,9 @@ class NMF(ShallowSource):
         self._together = together
         shape = (first.shape[-1], rank)
         start = [torch.rand(shape, generator=g, device=first.device, dtype=first.dtype) for g in mixture.generators]
-        mean = mixture.mean_over_frames(first.movedim(-1, 0)).mT
+        loudness = torch.where(mixture.inside, first.sum(-1), 0.0)
+        sounding = (loudness >= 0.1 * loudness.amax(-1, keepdim=True)).to(first.dtype)
+        mean = ((sounding / sounding.sum(-1, keepdim=True)).unsqueeze(1) @ first).squeeze(1)
         self.spectra = mean.unsqueeze(-1) * (0.5 + torch.stack(start)) / rank
         self.activations = 0.8 + 0.4 * mixture.random(rank, uniform=True)
         alone = DiagonalView([Row(first, 0.0)], mixture.told)
