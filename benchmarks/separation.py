@@ -44,8 +44,9 @@ from audiovae.errors import AudiovaeError
 from audiovae.metrics import NotScored, estoi, pesq, resample, si_sdr
 from audiovae.separation.filters import least_squares, wiener
 from audiovae.separation.iva import iva
-from audiovae.separation.methods import ROOM_METHODS, separator
 from audiovae.separation.mixture import Mixture
+from audiovae.separation.rooms import ROOM_METHODS, separator
+from audiovae.stft import Front
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -165,9 +166,9 @@ def iva_and_filters(windows: Sequence[int], case: Case, seed: int) -> Wave:
     """Independent vector analysis at the longest window, then the filters of the prototype without a prior."""
     wave = torch.from_numpy(case.mixture)
     level = wave.square().mean().sqrt()
-    stft = hann(windows[-1])
+    stft = hann(windows[-1]).float()
     mixture = Mixture.of([stft(wave).movedim(0, -1)], level[None], [seed], waves=[wave])
-    images = iva(windows[-1], len(case.images))(mixture)
+    images = iva(Front(stft, case.sample_rate), len(case.images))(mixture)
     for better in (least_squares(windows[1], 3), wiener(windows[-1]), least_squares(windows[-2], 2)):
         images = better(mixture, images)
     return (images[:, 0, 0] * level).numpy()
@@ -175,7 +176,7 @@ def iva_and_filters(windows: Sequence[int], case: Case, seed: int) -> Wave:
 
 @cache
 def hann(window: int) -> STFT:
-    return STFT(window, window // 4, "hann").double()
+    return STFT(window, window // 4, "hann")
 
 
 def by_library(
@@ -184,7 +185,7 @@ def by_library(
     """A library on our STFT, `[frame, freq, channel]` at unit power; its rows take the scale of microphone 0's least
     squares.
     """
-    stft, n_sources = hann(window), len(case.images)
+    stft, n_sources = hann(window).double(), len(case.images)
     x = stft(torch.from_numpy(case.mixture).double()).permute(1, 2, 0).numpy()
     scale = math.sqrt(np.mean(np.abs(x) ** 2))
     seen = x / scale

@@ -15,9 +15,10 @@ from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPri
 from audiovae.separation.inference.markov_chain import MarkovChain
 from audiovae.separation.inference.point_estimate import PointEstimate
 from audiovae.separation.inference.variational import FreePosterior
-from audiovae.separation.methods import METHODS, ROOM_METHODS, enhance, enhancer, fast_mnmf2, separate, separator
+from audiovae.separation.methods import METHODS, enhance, enhancer
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.room_files import FirstRoomBlock, RoomFile, TakenApart, separate_file, separate_files
+from audiovae.separation.rooms import ROOM_METHODS, fast_mnmf2, separate, separator
 from audiovae.separation.separation import Separation
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
 from audiovae.separation.sources.nmf import NMF

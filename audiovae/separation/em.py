@@ -45,6 +45,8 @@ class EMSettings:
         padding: frames beyond the end of the longest recording, so that a model with context sees the same of every
             recording.
         spatial_steps: updates of the spatial model in each iteration.
+        audition: iterations after which the best of several starts is chosen, which then begins anew; 0: all of them,
+            and the best at the end counts.
         warm_up: rounds of shallow updates and one of the spatial model before the first E-step: space is fitted to the
             first guesses.
 
@@ -58,6 +60,7 @@ class EMSettings:
     padding: int = 0
     spatial_steps: int = 1
     warm_up: int = 0
+    audition: int = 0
 
     def __post_init__(self) -> None:
         if self.n_iterations < 1:
@@ -167,7 +170,7 @@ class Separator:
     One iteration: the E-step of every source; the M-steps of shallow sources, each its own number; those of deep ones;
     that of the spatial model. Recordings run side by side, each as it would alone. Deep sources whose labels are not
     known try all their combinations for a few iterations, one source after another, and go on with those of the lowest
-    objective. Where there are several starts, that of the lowest objective at the end counts.
+    objective. Where there are several starts, that of the lowest objective counts.
 
     Args:
         front: the STFT and sample rate of the mixtures.
@@ -221,7 +224,10 @@ class Separator:
         with torch.autocast(whole[0].device.type, enabled=False):  # within, a prior's own calls alone may differ
             at_levels = self._levels(whole, levels)
             mixture = Mixture.of(whole, at_levels, seeds or [0] * len(whole), self.settings.padding, states, waves)
-            tried = [self._from(mixture, start(mixture)) for start in self.starts]
+            beginnings = [start(mixture) for start in self.starts]
+            if len(beginnings) > 1 and self.settings.audition:
+                beginnings = [self._best(mixture, beginnings)]
+            tried = [self._from(mixture, beginning, self.settings.n_iterations) for beginning in beginnings]
             found = [min(runs, key=_final) for runs in zip(*tried, strict=True)]
             found = found if self.finish is None else self._finished(self.finish, mixture, found)
         return [
@@ -235,7 +241,13 @@ class Separator:
         window = self.front.stft.window
         return torch.stack([spectrogram_level(power(x).mean(-1), window, self.front.sample_rate) for x in mixtures])
 
-    def _from(self, mixture: Mixture, beginning: Beginning) -> list[Separation]:
+    def _best(self, mixture: Mixture, beginnings: list[Beginning]) -> Beginning:
+        """For every recording the start of the lowest objective after a few iterations."""
+        trials = [self._from(mixture, beginning, self.settings.audition) for beginning in beginnings]
+        best = torch.tensor([[_final(one) for one in trial] for trial in trials]).argmin(0).tolist()
+        return Beginning.of_recordings([beginnings[place] for place in best])
+
+    def _from(self, mixture: Mixture, beginning: Beginning, n_iterations: int) -> list[Separation]:
         """From one start, with the labels that explain each recording best."""
 
         def made(chosen: dict[int, Tensor]) -> list[Source]:
@@ -263,7 +275,7 @@ class Separator:
                 trials = [run(made({**chosen, n: condition}), _AUDITION_ITERATIONS) for condition in every]
                 objectives = torch.tensor([[float(one.objective[-1]) for one in trial] for trial in trials])
                 chosen[n] = torch.stack(list(source.candidates))[objectives.argmin(0)]
-        return run(made(chosen) if chosen else sources, self.settings.n_iterations)
+        return run(made(chosen) if chosen else sources, n_iterations)
 
     def _finished(self, finish: Finish, mixture: Mixture, found: list[Separation]) -> list[Separation]:
         images = mixture.spectrogram.new_zeros(len(self.sources), *mixture.spectrogram.shape)

@@ -11,31 +11,34 @@ from torch import Tensor
 from audiovae.level import spectrogram_level
 from audiovae.separation.em import Separator
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.sources.envelope import Envelope, EnvelopeName
+from audiovae.separation.sources.envelope import Envelope
 from audiovae.separation.spatial.demixing import Demixing
 from audiovae.separation.starts import Beginning, Start
-from audiovae.stft import STFT, Front, power
+from audiovae.stft import Front, power
 
+HIGHEST_HZ = 3200.0
 _TINY = 1e-6
 
 Images = Callable[[Mixture], Float[Tensor, "source recording channel sample"]]
 """Takes mixtures apart, as waves at unit level."""
 
 
-def iva(window: int, n_sources: int, n_iterations: int = 40, density: EnvelopeName = "gauss") -> Images:
+def iva(front: Front, n_sources: int, highest_hz: float = HIGHEST_HZ, n_iterations: int = 40) -> Images:
     """Independent vector analysis: each source sounds at all frequencies at once, from one direction.
 
     Args:
-        window: of a Hann STFT, in samples, with a hop of a quarter: longer than most of the reverberation.
+        front: its window is longer than most of the reverberation.
+        highest_hz: above, speech is faint beside the microphones' own noise, and does not count in the mean that ties
+            frequencies together.
 
     Reference: see `Envelope` and `Demixing`.
     """
 
     def images(mixture: Mixture) -> Float[Tensor, "source recording channel sample"]:
-        stft = STFT(window, window // 4, "hann").to(mixture.power)
+        stft = front.stft.to(mixture.power)
         seen = mixture.through(stft)
         space = Demixing(seen, n_sources=n_sources)
-        sources = [Envelope(seen, seen.power, density) for _ in range(n_sources)]
+        sources = [Envelope(seen, seen.power, n_counted=bins_below(front, highest_hz)) for _ in range(n_sources)]
         for _ in range(n_iterations):
             for n, source in enumerate(sources):
                 source.update(space.view([], n), 1.0)
@@ -44,6 +47,11 @@ def iva(window: int, n_sources: int, n_iterations: int = 40, density: EnvelopeNa
         return mixture.sound(stft, found[:n_sources])
 
     return images
+
+
+def bins_below(front: Front, hz: float) -> int:
+    """How many of the front's frequencies are no higher."""
+    return 1 + int(hz * front.stft.n_fft / front.sample_rate)
 
 
 def image_start(front: Front, images: Images, n_more: int = 0) -> Start:

@@ -43,6 +43,21 @@ class Beginning:
     space: Any = None
     levels: Float[Tensor, "source recording"] | None = None
 
+    @classmethod
+    def of_recordings(cls, beginnings: Sequence[Beginning]) -> Beginning:
+        """Side by side, the first recording of the first one, the second of the second, and so on.
+
+        Raises:
+            ValueError: one begins with a space of its own, whose recordings cannot be told apart.
+        """
+        if any(beginning.space is not None for beginning in beginnings):
+            raise ValueError("starts with a space of their own cannot be put side by side")
+        of_sources = zip(*(beginning.psds for beginning in beginnings), strict=True)
+        psds = [torch.stack([psd[i] for i, psd in enumerate(parts)]) for parts in of_sources]
+        levels = [beginning.levels for beginning in beginnings]
+        known = [level[:, i] for i, level in enumerate(levels) if level is not None]
+        return cls(psds, levels=torch.stack(known, 1) if known else None)
+
 
 Start = Callable[[Mixture], Beginning]
 

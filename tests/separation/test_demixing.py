@@ -160,7 +160,7 @@ def with_waves(waves: list[Tensor]) -> Mixture:
 def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
     """Through another window, whose frames at an end see what stands beyond it in the batch."""
     waves = [reverberant(0.2, 3), reverberant(0.131, 3, seed=5)]
-    find = iva(256, 2, 10)
+    find = iva(Front(STFT(256, 64, "hann"), RATE), 2, RATE, 10)
     together = find(with_waves(waves))
     for i, wave in enumerate(waves):
         torch.testing.assert_close(together[:, i, :, : wave.shape[-1]], find(with_waves([wave]))[:, 0])
@@ -172,7 +172,7 @@ def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
 @pytest.mark.parametrize("name", MORE_DAMAGE)
 def test_damaged_recordings_give_a_finite_start(name: str, dtype: torch.dtype) -> None:
     wave = MORE_DAMAGE[name](reverberant(0.2, 3)).to(dtype)
-    found = iva(256, 2, 10)(with_waves([wave]))
+    found = iva(Front(STFT(256, 64, "hann"), RATE), 2, RATE, 10)(with_waves([wave]))
     assert found.dtype == dtype
     assert torch.isfinite(found).all()
     assert found.abs().max() <= 100 * wave.abs().max()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from audiovae import STFT
 from audiovae.separation import NMF, EMSettings, JointDiagonal, Mixture, Separator, even_start
-from audiovae.separation.methods import ROOM_METHODS
-from audiovae.separation.methods import separator as room_separator
+from audiovae.separation.rooms import ROOM_METHODS
+from audiovae.separation.rooms import separator as room_separator
 from audiovae.separation.sources.floor import Floor
 from audiovae.separation.spatial import full_rank as module
 from audiovae.separation.spatial.demixing import Demixing

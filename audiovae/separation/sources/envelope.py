@@ -27,6 +27,7 @@ class Envelope(ShallowSource):
         mixture: the recordings.
         first: a guess of lambda.
         density: "gauss" or "laplace".
+        n_counted: so many of the lowest frequencies make the mean; None: all.
 
     Reference: N. Ono, "Stable and fast update rules for independent vector analysis based on auxiliary function
         technique", WASPAA 2011; the Gaussian: N. Ono, "Auxiliary-function-based independent vector analysis with power
@@ -34,9 +35,14 @@ class Envelope(ShallowSource):
     """
 
     def __init__(
-        self, mixture: Mixture, first: Float[Tensor, "recording frame freq"], density: EnvelopeName = "gauss"
+        self,
+        mixture: Mixture,
+        first: Float[Tensor, "recording frame freq"],
+        density: EnvelopeName = "gauss",
+        n_counted: int | None = None,
     ) -> None:
         super().__init__(mixture)
+        self._counted = slice(n_counted)
         self._power = 1.0 if density == "gauss" else 0.5
         self._r = first.mean(-1, keepdim=True).clamp(min=_LEAST)
 
@@ -44,6 +50,6 @@ class Envelope(ShallowSource):
         return self._r.expand_as(self._mixture.power)
 
     def update_factors(self, statistics: Callable[[], Statistics]) -> None:
-        numerator, denominator = (part.sum(-1, keepdim=True) for part in statistics())
+        numerator, denominator = (part[..., self._counted].sum(-1, keepdim=True) for part in statistics())
         mean = self._r * numerator / denominator.clamp(min=torch.finfo(numerator.dtype).tiny)
         self._r = torch.where(self._mixture.inside.unsqueeze(-1), mean.pow(self._power).clamp(min=_LEAST), self._r)
