@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import RATE
 from mixtures import random_spectrogram, reverberant
 from spaces import LENGTHS, MORE_DAMAGE, mixture_of, normal, psds_of
 from torch import Tensor
@@ -13,6 +14,7 @@ from audiovae.separation import Mixture
 from audiovae.separation.iva import iva
 from audiovae.separation.sources.envelope import Envelope, EnvelopeName
 from audiovae.separation.spatial.demixing import Demixing
+from audiovae.stft import Front
 
 
 def of(x: Tensor) -> Mixture:
@@ -160,7 +162,7 @@ def with_waves(waves: list[Tensor]) -> Mixture:
 def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
     """Through another window, whose frames at an end see what stands beyond it in the batch."""
     waves = [reverberant(0.2, 3), reverberant(0.131, 3, seed=5)]
-    find = iva(Front(STFT(256, 64, "hann"), RATE), 2, RATE, 10)
+    find = iva(Front(STFT(256, 64, "hann"), RATE), 2, n_iterations=10)
     together = find(with_waves(waves))
     for i, wave in enumerate(waves):
         torch.testing.assert_close(together[:, i, :, : wave.shape[-1]], find(with_waves([wave]))[:, 0])
@@ -172,7 +174,7 @@ def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
 @pytest.mark.parametrize("name", MORE_DAMAGE)
 def test_damaged_recordings_give_a_finite_start(name: str, dtype: torch.dtype) -> None:
     wave = MORE_DAMAGE[name](reverberant(0.2, 3)).to(dtype)
-    found = iva(Front(STFT(256, 64, "hann"), RATE), 2, RATE, 10)(with_waves([wave]))
+    found = iva(Front(STFT(256, 64, "hann"), RATE), 2, n_iterations=10)(with_waves([wave]))
     assert found.dtype == dtype
     assert torch.isfinite(found).all()
     assert found.abs().max() <= 100 * wave.abs().max()

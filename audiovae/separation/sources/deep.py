@@ -106,6 +106,7 @@ class DeepSource(Source):
     def choose(self, condition: Float[Tensor, "recording label"] | None) -> None:
         """Say what the source is, before the first E-step."""
         self.condition = condition
+        self._speech = None
         self._prior = LatentPrior(self._vae, self._mixture, condition, self._settings.mixed_precision)
 
     def infer(self, view: View, heat: float) -> None:
@@ -122,10 +123,9 @@ class DeepSource(Source):
         return self._scale
 
     def psd(self) -> Float[Tensor, "sample recording frame freq"]:
-        speech = self._speech
-        if speech is None:  # before the first E-step, for the others' sake
-            speech = self._prior.variance(self._prior.encoded(self._first)).unsqueeze(0)
-        return speech * self._factor()
+        if self._speech is None:  # before the first E-step, for the others' sake
+            self._speech = self._prior.variance(self._prior.encoded(self._first)).unsqueeze(0)
+        return self._speech * self._factor()
 
     def update(self, view: View, heat: float) -> None:
         """Gain, then colour, each with the others fixed.
