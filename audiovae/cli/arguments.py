@@ -188,7 +188,7 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
         AudiovaeError: several inputs, and the standard output.
     """
     folder = Path(output)
-    if len(items) > 1 and named(folder) != output:
+    if len(items) > 1 and named(folder) != str(folder):
         raise AudiovaeError(f"-o - takes one file, got {len(items)}; give a folder")
     if len(items) == 1 and folder.suffix and not os.path.isdir(folder) and not output.endswith("/"):
         targets = [folder]

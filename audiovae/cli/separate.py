@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -30,13 +31,16 @@ if TYPE_CHECKING:  # torch takes long to load, and help needs none
 _MADE_BY = "audiovae separate"
 _GPU_BATCH = 8
 _LONG_SECONDS = 60  # of sound, from which on they are what progress counts where no files can be counted
+_AUTO, _COUNTED_SECONDS = "auto", 60
 _NUMBER = "{}"  # stands for that of a microphone
 
 
-def _n_sources(text: str | int) -> int:
+def _n_sources(text: str | int) -> int | str:
     """What --sources says."""
+    if text == _AUTO:
+        return _AUTO
     if not re.fullmatch(r"[1-9][0-9]?", str(text)):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 99, got {str(text)[:40]}")
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 99 or {_AUTO}, got {str(text)[:40]}")
     return int(text)
 
 
@@ -55,7 +59,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--sources",
         type=_n_sources,
         default=2,
-        help="how many speakers there are; NAME-1.wav is the loudest, NAME-noise.wav the rest, and all sum to NAME.wav",
+        help="how many speakers there are, or auto: up to three are counted; NAME-1.wav is the loudest, NAME-noise.wav "
+        "the rest, and all sum to NAME.wav",
     )
     parser.add_argument(
         "--method",
@@ -98,6 +103,7 @@ def run(options: Any) -> int:
         raise AudiovaeError("separate: --resume keeps what --overwrite replaces; give one of them")
     options.made = _made_by(options)
     items = _find(options)
+    options.counts = {item.source: _counted(item, options) for item in items} if options.sources == _AUTO else {}
     items = arguments.with_targets(items, options.output.rstrip("/") + "/")
     options.reports = arguments.beside(items, options.report, ".html")
     options.positions = _geometry(options.geometry, items)
@@ -202,8 +208,38 @@ def _check_geometry(items: list[Item], options: Any) -> None:
 def _targets(item: Item, options: Any) -> list[Path]:
     """NAME-1.wav, NAME-2.wav, ..., and NAME-noise.wav for NAME.wav."""
     assert item.target is not None
-    names = [*map(str, range(1, options.sources + 1)), "noise"]
+    names = [*map(str, range(1, _sources_of(item, options) + 1)), "noise"]
     return [item.target.with_stem(f"{item.target.stem}-{name}") for name in names]
+
+
+def _sources_of(item: Item, options: Any) -> int:
+    return int(options.counts.get(item.source, options.sources))
+
+
+def _counted(item: Item, options: Any) -> int:
+    """How many speak in the first minute of a recording; what cannot be read, or has one channel, is refused later."""
+    import torch
+
+    from audiovae import audio
+    from audiovae.separation.counting import count_sources
+
+    info = _inspected(item, options)
+    if info is None or info.n_channels == 1:
+        return 1
+    waves, n_samples = [], 0
+    try:
+        for block in audio.blocks(info):
+            waves.append(block)
+            n_samples += block.shape[1]
+            if n_samples >= _COUNTED_SECONDS * info.sample_rate:
+                break
+    except AudiovaeError:
+        return 1
+    wave = np.concatenate(waves, axis=1)[:, : _COUNTED_SECONDS * info.sample_rate]
+    n_sources = count_sources(torch.from_numpy(wave), info.sample_rate)
+    if not options.quiet:
+        print(f"audiovae: {item.source}: --sources {n_sources} are counted", file=sys.stderr)
+    return n_sources
 
 
 def _made_by(options: Any) -> str:
@@ -218,16 +254,19 @@ def _made_by(options: Any) -> str:
 
 
 def _groups(items: list[Item], options: Any) -> list[list[int]]:
-    """The places of recordings that run side by side: of one number of channels, one rate and about one length."""
+    """The places of recordings that run side by side: of one number of channels and sources, one
+    rate and about one length.
+    """
     from audiovae.separation.files import groups_by_length
 
     batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else _GPU_BATCH)
     if batch == 1:
         return [[i] for i in range(len(items))]
-    alike: dict[tuple[int, int] | None, list[int]] = {}
+    alike: dict[tuple[int, int, int] | None, list[int]] = {}
     for i, item in enumerate(items):
         info = _inspected(item, options)
-        alike.setdefault((info.n_channels, info.sample_rate) if info else None, []).append(i)
+        kind = (info.n_channels, info.sample_rate, _sources_of(item, options)) if info else None
+        alike.setdefault(kind, []).append(i)
     groups = []
     for places in alike.values():
         sources = [next(iter(options.microphones.get(items[i].source, [])), items[i].source) for i in places]
@@ -275,12 +314,13 @@ def _separate(prior: Any, items: list[Item], results: dict[Item, Result], option
         infos = [info for item in items if (info := _inspected(item, options))]
         rate = infos[0].sample_rate if infos else 16000
         condition = arguments.condition(prior, options) if options.label else None
-        run = separator(options.sources, options.method, prior, rate, condition)
+        n_sources = _sources_of(items[0], options)
+        run = separator(n_sources, options.method, prior, rate, condition)
         files = [_file(item, options, _targets(item, options) if item in missing else None) for item in items]
         seconds = sum(info.seconds for info in infos)
         hidden = options.quiet or not options.alone or seconds < _LONG_SECONDS
         with bar(int(seconds), hidden, what="seconds") as advance:
-            least = ROOM_METHODS[options.method].least_channels(options.sources)
+            least = ROOM_METHODS[options.method].least_channels(n_sources)
             done = dict(zip(items, separate_files(run, files, least, advance), strict=True))
         results |= {item: _row(item, done[item], run, options) for item in missing}
     return [results[item] for item in items]

@@ -179,6 +179,10 @@ class Separator:
         spatial: makes the spatial model for a mixture and the state that a start gives it.
         settings: how long.
         finish: makes the images better at the end.
+        n_noises: so many of the last sources are parts of one noise, whose images and PSDs are added up in the end.
+
+    Attributes:
+        n_targets: how many sources are none of them.
 
     Raises:
         ValueError: no source, or no start.
@@ -192,11 +196,13 @@ class Separator:
         spatial: MakeSpatial = SingleChannel,
         settings: EMSettings = EMSettings(),
         finish: Finish | None = None,
+        n_noises: int = 1,
     ) -> None:
         if not sources or not starts:
             raise ValueError(f"at least one source and one start are needed, got {len(sources)} and {len(starts)}")
         self.front, self.sources, self.starts = front, sources, starts
         self.spatial, self.settings, self.finish = spatial, settings, finish
+        self.n_targets = len(sources) - n_noises
 
     @torch.no_grad()
     def __call__(
@@ -230,6 +236,7 @@ class Separator:
             tried = [self._from(mixture, beginning, self.settings.n_iterations) for beginning in beginnings]
             found = [min(runs, key=_final) for runs in zip(*tried, strict=True)]
             found = found if self.finish is None else self._finished(self.finish, mixture, found)
+        found = [self._with_one_noise(run) for run in found]
         return [
             replace(run, images=run.images[..., : x.shape[-1]] if x.ndim == 3 else run.images[..., 0])
             for run, x in zip(found, mixtures, strict=True)
@@ -276,6 +283,13 @@ class Separator:
                 objectives = torch.tensor([[float(one.objective[-1]) for one in trial] for trial in trials])
                 chosen[n] = torch.stack(list(source.candidates))[objectives.argmin(0)]
         return run(made(chosen) if chosen else sources, n_iterations)
+
+    def _with_one_noise(self, run: Separation) -> Separation:
+        n = self.n_targets
+        images, psds = (torch.cat([part[:n], part[n:].sum(0, keepdim=True)]) for part in (run.images, run.psds))
+        return (
+            run if len(run.sources) <= n + 1 else replace(run, images=images, psds=psds, sources=run.sources[: n + 1])
+        )
 
     def _finished(self, finish: Finish, mixture: Mixture, found: list[Separation]) -> list[Separation]:
         images = mixture.spectrogram.new_zeros(len(self.sources), *mixture.spectrogram.shape)

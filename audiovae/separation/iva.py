@@ -55,15 +55,14 @@ def bins_below(front: Front, hz: float) -> int:
 
 
 def image_start(front: Front, images: Images, n_more: int = 0) -> Start:
-    """PSDs from images: those of each at the first microphone, at unit level, and these levels.
+    """PSDs from images: the mean over microphones of each one's, at unit level, and these levels.
 
     Args:
         n_more: sources beyond, such as a floor, which know by themselves where they begin.
     """
 
     def start(mixture: Mixture) -> Beginning:
-        waves = images(mixture)[:, :, 0]
-        psds = power(front.stft(waves))
+        psds = power(front.stft(images(mixture))).mean(2)
         short = mixture.power.shape[1] - psds.shape[2]
         psds = torch.nn.functional.pad(psds, (0, 0, 0, short)) * mixture.inside.unsqueeze(-1)
         levels = torch.stack(

@@ -174,7 +174,7 @@ def _separate(
     info = file.inspect()
     _check_channels(info, info.n_channels, least_channels)
     recording = Recording.measured(separator.front, info)
-    n_sources = len(separator.sources) - 1
+    n_sources = separator.n_targets
     chain = Chain(separator.front.sample_rate)
     begun, objective, labels = False, list[float](), list[dict[str, str]]()
     first: FirstRoomBlock | None = None

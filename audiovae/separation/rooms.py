@@ -16,8 +16,8 @@ from audiovae.separation.em import EMSettings, MakeSpatial, Separator
 from audiovae.separation.filters import Filters, least_squares
 from audiovae.separation.inference.e_step import EStep
 from audiovae.separation.inference.point_estimate import PointEstimate
-from audiovae.separation.iva import HIGHEST_HZ, bins_below, image_start, iva
-from audiovae.separation.methods import GAIN_DEVIATION, LONGEST_PADDING, multiplies_bfloat16
+from audiovae.separation.iva import HIGHEST_HZ, Images, bins_below, image_start, iva, told_by
+from audiovae.separation.methods import GAIN_DEVIATION, LONGEST_PADDING, METHODS, enhancer, multiplies_bfloat16
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
 from audiovae.separation.sources.envelope import Envelope
 from audiovae.separation.sources.floor import Floor
@@ -104,14 +104,21 @@ def _nmf(rank: int) -> Callable[[Front], MakeSource]:
 
 
 ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
-    "deep": RoomMethod(_joint, filters=((0.256, 3),), prior_weight=9.0, prior="speech-16k-rooms"),
+    "deep": RoomMethod(
+        _joint,
+        settings=EMSettings(12, 2.0, spatial_steps=2, warm_up=3, audition=2),
+        starts=((0.512, HIGHEST_HZ), (0.256, 5000.0), (1.024, 8000.0)),
+        filters=((0.256, 3),),
+        prior_weight=6.0,
+        prior="speech-16k-rooms",
+    ),
     "fast": RoomMethod(
         _joint,
         settings=EMSettings(4, 2.0, spatial_steps=2, warm_up=3),
         starts=((0.512, HIGHEST_HZ),),
         filters=((0.256, 3),),
         e_step=partial(PointEstimate, step=0.5, momentum=0.6, refresh=8),
-        prior_weight=9.0,
+        prior_weight=6.0,
         prior="speech-16k-rooms",
     ),
     "iva": RoomMethod(_demixing, _envelope, EMSettings(40), starts=(), window=0.512),
@@ -132,6 +139,8 @@ def separator(
     condition: Tensor | None = None,
 ) -> Separator:
     """Speakers out of a room; the last source of what it finds is the noise.
+
+    A lone speaker stands beside a noise that comes from somewhere, by NMF, and what is as strong everywhere.
 
     Args:
         n_sources: how many speakers there are.
@@ -156,20 +165,28 @@ def separator(
         deep = DeepSettings(chosen.prior_weight, GAIN_DEVIATION, mixed_precision=multiplies_bfloat16(prior.device))
         source, front = DeepSource.of(prior, chosen.e_step, deep, condition), prior.front
         settings = replace(chosen.settings, padding=min(prior.vae.lookahead, LONGEST_PADDING))
-    rate = front.sample_rate
-    starts = [
-        image_start(front, iva(_hann(seconds, rate), n_sources, highest_hz), n_more=1)
-        for seconds, highest_hz in chosen.starts
-    ]
+    rate, alone = front.sample_rate, n_sources == 1
+    n_directions = 2 if alone else n_sources  # a noise comes from somewhere too
+    found = [iva(_hann(seconds, rate), n_directions, highest_hz) for seconds, highest_hz in chosen.starts]
+    if alone:
+        found = _speech_first(prior, found[0]) if prior is not None else found
     filters = [least_squares(_samples(seconds, rate), n_taps) for seconds, n_taps in chosen.filters]
     return Separator(
         front,
-        [*[source] * n_sources, Floor],
-        starts or [even_start(n_sources + 1)],
-        chosen.spatial(n_sources + 1),
+        [*[source] * n_sources, *[_nmf(ROOM_RANK)(front)] * alone, Floor],
+        [image_start(front, images, n_more=1) for images in found] or [even_start(n_directions + 1)],
+        chosen.spatial(n_directions + 1),
         settings,
         Filters(front, filters) if filters else None,
+        n_noises=1 + alone,
     )
+
+
+def _speech_first(prior: AudioVAE, found: Images) -> list[Images]:
+    """Starts of a speaker and a noise from one place: told by one microphone, and by directions in either order."""
+    shipped = METHODS["fast"].prior
+    one_microphone = AudioVAE.from_pretrained(shipped, prior.device) if prior.sample_rate == 16000 else prior
+    return [told_by(enhancer(one_microphone, "fast")), found, lambda mixture: found(mixture).flip(0)]
 
 
 def _hann(seconds: float, sample_rate: int) -> Front:
@@ -195,12 +212,10 @@ def separate(
     it.
 
     Raises:
-        AudiovaeError: a single channel, fewer than two sources, or another rate than the prior's.
+        AudiovaeError: a single channel, or another rate than the prior's.
     """
-    if len(wave) < 2 or n_sources < 2:
-        raise AudiovaeError(
-            f"separation in space needs at least two channels and two sources, got {len(wave)} and {n_sources}"
-        )
+    if len(wave) < 2:
+        raise AudiovaeError("separation in space needs at least two channels, got one; enhance() takes one")
     name = ROOM_METHODS[method].prior
     prior = None if name is None else AudioVAE.from_pretrained(name, wave.device)
     if prior is not None and sample_rate != prior.sample_rate:

@@ -80,7 +80,7 @@ BELOW_ONE = """beta {beta} buys sound with bits: a KL weight below 1 lets the po
 from the prior. Bound and sound in the table are of the same weights.
 """
 
-ABOVE_ONE = """beta {beta} keeps in the latents what is worth it: made for `audiovae enhance`, where a prior must refuse
+ABOVE_ONE = """beta {beta} keeps in the latents what is worth it: made for `audiovae enhance` and `separate`, where a prior must refuse
 noise. It has neither the best bound nor the best sound of the shipped ones.
 """
 

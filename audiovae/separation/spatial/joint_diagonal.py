@@ -25,7 +25,7 @@ from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws
 
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
-_ROUNDING = {torch.float32: 1e-6, torch.float64: 0.0}  # of V_m, as a share of its mean diagonal
+_ROUNDING = {torch.float32: 2e-6, torch.float64: 0.0}  # of V_m, as a share of its mean diagonal
 _LEAST_SHARE = 1e-3  # of a row, that is any source's at the start, where covariances tell the others' to be all of it
 
 _SWEEPS = {"ip": projected, "iss": steered}
@@ -99,7 +99,7 @@ class JointDiagonal(Spatial):
         told = covariances[[n for n in range(len(covariances)) if n not in self._white]]
         q = diagonaliser(told)
         gains = diagonal_of(q, told).to(self._dither.dtype)
-        gains = (gains / gains.sum(0)).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
+        gains = (gains / gains.sum(0).clamp(min=torch.finfo(gains.dtype).tiny)).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
         if not self._per_frequency:
             gains = gains.mean(2, keepdim=True).expand_as(gains)
         white = gains.new_ones(len(self._white), *gains.shape[1:])
