@@ -407,7 +407,7 @@ def test_a_numbered_process_without_a_number_is_named(
 def test_an_error_that_nobody_foresaw_is_one_line_and_its_place_is_shown_on_demand(here: Path, asked: str) -> None:
     program = (
         "import sys; from audiovae import audio; from audiovae.cli.main import main\n"
-        "audio.read = lambda *given: [][1]\n"
+        "audio.inspect = lambda *given: [][1]\n"
         "sys.exit(main(['score', 'good.wav', '--model', 'model', '--quiet']))"
     )
     environment = {**os.environ, "AUDIOVAE_TRACEBACK": asked}
