@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Complex, Float
@@ -131,3 +132,24 @@ def steered(
         step[..., k] = 1 - of_own[..., k].rsqrt()
         q = q - step.unsqueeze(-1) * own.unsqueeze(-2)
     return q
+
+
+def outer_products(vectors: Complex[Tensor, "*batch channel"]) -> Float[Tensor, "*batch square"]:
+    """Outer products x x' as M^2 real numbers whose inner product is tr(A B): a sum over frames of them is one real
+    product of matrices.
+    """
+    i, j = torch.triu_indices(vectors.shape[-1], vectors.shape[-1], 1)
+    pairs = 2**0.5 * vectors[..., i] * vectors[..., j].conj()
+    return torch.cat([vectors.real.square() + vectors.imag.square(), pairs.real, pairs.imag], dim=-1)
+
+
+def hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batch channel channel"]:
+    """The matrix of such numbers."""
+    n = round(numbers.shape[-1] ** 0.5)
+    i, j = torch.triu_indices(n, n, 1)
+    diagonal, real, imaginary = numbers.split([n, len(i), len(i)], dim=-1)
+    pairs = torch.complex(real, imaginary) / 2**0.5
+    out = torch.diag_embed(diagonal).to(pairs.dtype)
+    out[..., i, j] = pairs
+    out[..., j, i] = pairs.conj()
+    return cast(Tensor, out)

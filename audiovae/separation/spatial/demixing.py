@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.spatial.covariances import projected, ridged
+from audiovae.separation.spatial.covariances import hermitian, outer_products, projected, ridged
 from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
 
@@ -50,6 +50,7 @@ class Demixing(Spatial):
         whitener = (directions[..., largest] * power[..., largest].rsqrt().unsqueeze(-2)).mH.flip(-2)
         self._x = whitener.to(x.dtype) @ x  # principal components, [recording, freq, row, frame]
         self._pca = whitener
+        self._outer = outer_products(self._x.mT)  # [recording, freq, frame, row^2]
         eye = torch.eye(n_sources, dtype=torch.complex128, device=x.device)
         self.w = eye.expand(*self._x.shape[:2], n_sources, n_sources)
         self._rotate()
@@ -66,12 +67,10 @@ class Demixing(Spatial):
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         """Rows in turn, with V_n = mean_t x x' / lambda_n."""
-        v = []
-        for psd in psds[: self.n_sources]:
-            weighted = self._x * (self._mixture.share / without_draws(psd)).mT.unsqueeze(2)
-            v.append((weighted @ self._x.mH).to(torch.complex128))
+        weights = torch.stack([self._mixture.share / without_draws(psd) for psd in psds[: self.n_sources]])
+        v = hermitian((weights.permute(1, 3, 0, 2) @ self._outer).double())
         ridge = _ROUNDING if self._x.dtype == torch.complex64 else _RIDGE
-        self.w = projected(self.w, ridged(torch.stack(v, 2), ridge))
+        self.w = projected(self.w, ridged(v, ridge))
         self._rotate()
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
@@ -16,6 +16,8 @@ from audiovae.separation.spatial.covariances import (
     diagonal_of,
     diagonaliser,
     first_gains,
+    hermitian,
+    outer_products,
     projected,
     ridged,
     steered,
@@ -113,7 +115,7 @@ class JointDiagonal(Spatial):
     @cached_property
     def _outer(self) -> Float[Tensor, "recording freq frame square"]:
         """The products x x'."""
-        return _real(self._x.mT)
+        return outer_products(self._x.mT)
 
     def _rotate(self) -> None:
         """What follows from Q: |Q x|^2, `[row, recording, frame, freq]`; log |det Q Q'|; the gains of white sources."""
@@ -175,7 +177,7 @@ class JointDiagonal(Spatial):
         share = self._mixture.share
         weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))]).permute(1, 3, 0, 2)
         v = ridged(
-            _hermitian((weights @ self._outer).double()), _ROUNDING[weights.dtype]
+            hermitian((weights @ self._outer).double()), _ROUNDING[weights.dtype]
         )  # [recording, freq, row, channel, channel]
         eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
         v = v + (self._dither.unsqueeze(-1) * weights.sum(-1))[..., None, None] * eye
@@ -207,24 +209,3 @@ class JointDiagonal(Spatial):
         back = torch.linalg.inv(self.q[where].to(torch.complex128)).abs().square().mean(-2)  # [chosen, freq, row]
         traces = (self.gains[:, where] * back.to(self.gains.dtype)).sum(-1)  # tr(H) / M, [source, chosen, freq]
         return torch.stack([without_draws(psd) * trace.unsqueeze(1) for psd, trace in zip(psds, traces, strict=True)])
-
-
-def _real(vectors: Complex[Tensor, "*batch channel"]) -> Float[Tensor, "*batch square"]:
-    """Outer products x x' as M^2 real numbers whose inner product is tr(A B): a sum over frames of them is one real
-    product of matrices.
-    """
-    i, j = torch.triu_indices(vectors.shape[-1], vectors.shape[-1], 1)
-    pairs = 2**0.5 * vectors[..., i] * vectors[..., j].conj()
-    return torch.cat([vectors.real.square() + vectors.imag.square(), pairs.real, pairs.imag], dim=-1)
-
-
-def _hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batch channel channel"]:
-    """The matrix of such numbers."""
-    n = round(numbers.shape[-1] ** 0.5)
-    i, j = torch.triu_indices(n, n, 1)
-    diagonal, real, imaginary = numbers.split([n, len(i), len(i)], dim=-1)
-    pairs = torch.complex(real, imaginary) / 2**0.5
-    out = torch.diag_embed(diagonal).to(pairs.dtype)
-    out[..., i, j] = pairs
-    out[..., j, i] = pairs.conj()
-    return cast(Tensor, out)
