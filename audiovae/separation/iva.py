@@ -23,7 +23,7 @@ Images = Callable[[Mixture], Float[Tensor, "source recording channel sample"]]
 """Takes mixtures apart, as waves at unit level."""
 
 
-def iva(front: Front, n_sources: int, highest_hz: float = HIGHEST_HZ, n_iterations: int = 40) -> Images:
+def iva(front: Front, n_sources: int, highest_hz: float = HIGHEST_HZ, n_iterations: int = 30) -> Images:
     """Independent vector analysis: each source sounds at all frequencies at once, from one direction.
 
     Args:

@@ -106,8 +106,8 @@ def _nmf(rank: int) -> Callable[[Front], MakeSource]:
 ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
     "deep": RoomMethod(
         _joint,
-        settings=EMSettings(12, 2.0, spatial_steps=2, warm_up=3, audition=2),
-        starts=((0.512, HIGHEST_HZ), (0.256, 5000.0), (1.024, 8000.0)),
+        settings=EMSettings(10, 2.0, spatial_steps=2, warm_up=3, audition=3),
+        starts=((0.512, HIGHEST_HZ), (0.512, 8000.0), (0.256, _HIGHER_HZ)),
         filters=((0.256, 3),),
         prior_weight=6.0,
         prior="speech-16k-rooms",
