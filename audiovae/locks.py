@@ -150,7 +150,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_file(file: Path) -> Iterator[None]:
-    """The same for a file to be written; its folder is created, and goes again if it is empty at the end."""
+    """The same for a file to be written; its folder is created, and goes again if it is empty at the end, unless a
+    signal ended it.
+    """
     with _locked(_lock_of(file), file, folder_stays=False):
         yield
 
@@ -185,10 +187,13 @@ def _locked(lock: Path, what: Path, folder_stays: bool) -> Iterator[None]:
         raise PathError(
             what, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
-    stays = False
+    stays = True  # where a signal ends it
     try:
         yield
         stays = folder_stays
+    except Exception:
+        stays = False
+        raise
     finally:
         _release(lock)
         with contextlib.suppress(OSError):
