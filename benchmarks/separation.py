@@ -100,7 +100,7 @@ def main() -> None:
         if "files" not in rows.get(name, {}):
             try:
                 rows[name] = {"files": measure(make(), cases, options.seeds)}
-            except (AudiovaeError, ImportError) as reason:
+            except (AudiovaeError, ImportError, NotScored) as reason:  # the last: a library that ends in NaN
                 rows[name] = {"left_out": str(reason)}
             write(path, json.dumps(rows, indent=1))
             print(name, flush=True)
