@@ -382,9 +382,13 @@ def streams(path: str | Path) -> list[View]:
             if magic.startswith(prefixes):
                 try:
                     return [View(path, parts) for parts in know(file, size)]
-                except NotImplementedError as error:
+                except _UncountedError as error:
                     raise AudioError(path, str(error)) from error
     return []
+
+
+class _UncountedError(Exception):
+    """A file whose frames cannot be counted, and why."""
 
 
 class View(io.RawIOBase):
@@ -587,9 +591,9 @@ def _know_mpeg(file: BinaryIO, size: int) -> list[list[_Part]]:
     if len(links) == 1 and links[0].knows_its_count:
         return []
     if any(link.changes for link in links):
-        raise NotImplementedError("changes its rate or its number of channels in the middle; split it there")
+        raise _UncountedError("changes its rate or its number of channels in the middle; split it there")
     if any(link.is_damaged and not (link.knows_its_count or link.speaks_of_all) for link in links):
-        raise NotImplementedError("is damaged: its header does not count its frames; restore the whole file")
+        raise _UncountedError("is damaged: its header does not count its frames; restore the whole file")
     headers = [link.info if link.knows_its_count else _xing_frame(link.first, link.count) for link in links]
     return [[*header, *link.places] for header, link in zip(headers, links, strict=True)] if all(headers) else []
 

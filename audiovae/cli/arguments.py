@@ -104,6 +104,24 @@ def add_latents(parser: jsonargparse.ArgumentParser) -> None:
     )
 
 
+def add_resume(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="make only what is missing of the output, after a run that was stopped; and anew what cannot tell how it "
+        "was made (AU, W64, NIST, VOC)",
+    )
+
+
+def add_report(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report",
+        type=path,
+        metavar="PATH",
+        help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
+    )
+
+
 def add_labels(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label",

@@ -32,12 +32,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     positive = jsonargparse.typing.PositiveInt
     arguments.add_inputs(parser)
     arguments.add_output(parser)
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="make only what is missing of the output, after a run that was stopped; and anew what cannot tell how it "
-        "was made (AU, W64, NIST, VOC)",
-    )
+    arguments.add_resume(parser)
     parser.add_argument(
         "--method",
         choices=get_args(MethodName),
@@ -58,12 +53,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         metavar="DIR",
         help="also write what was taken away, by the same names; with it the speech sums to the input",
     )
-    parser.add_argument(
-        "--report",
-        type=arguments.path,
-        metavar="PATH",
-        help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
-    )
+    arguments.add_report(parser)
     parser.add_argument(
         "--precision",
         choices=["auto", "32-true", "bf16-mixed"],

@@ -52,9 +52,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "meeting_CH{}.wav or 'dir/*_CH{}.wav'",
     )
     arguments.add_output(parser, files=False)
-    parser.add_argument(
-        "--resume", action="store_true", help="make only what is missing of the output, after a run that was stopped"
-    )
+    arguments.add_resume(parser)
     parser.add_argument(
         "--sources",
         type=_n_sources,
@@ -68,12 +66,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         default="deep",
         help="deep is the best; iva, ilrma and fastmnmf2 need no prior, and hear any rate",
     )
-    parser.add_argument(
-        "--report",
-        type=arguments.path,
-        metavar="PATH",
-        help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
-    )
+    arguments.add_report(parser)
     parser.add_argument(
         "--geometry",
         type=arguments.path,

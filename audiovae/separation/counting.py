@@ -12,7 +12,6 @@ _WINDOW_SECONDS = 1.024  # most of what a room adds to a speaker is then one dir
 _LOWEST_HZ, _HIGHEST_HZ = 300.0, 6000.0  # a small array is blind below, and speech is faint above
 _HEARD = 1e-5  # of the loudest frequency's power
 _SHARES_DB = (-15.6, -19.8)  # of the second and third direction in the power, above which they are speakers'
-MOST = 1 + len(_SHARES_DB)
 
 
 def count_sources(wave: Float[Tensor, "channel sample"], sample_rate: int) -> int:

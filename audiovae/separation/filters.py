@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.spatial.covariances import masked_covariances
+from audiovae.separation.spatial.covariances import masked_covariances, ridged
 from audiovae.separation.spatial.joint_diagonal import JointDiagonal
 from audiovae.stft import STFT, Front, power
 
@@ -55,10 +55,7 @@ def least_squares(window: int, n_taps: int) -> Filter:
         delayed = [torch.nn.functional.pad(x, (k, 0))[..., : x.shape[-1]] for k in range(n_taps)]
         x = torch.cat(delayed, 2) * seen.inside[:, None, None]
         target = stft(waves).permute(1, 4, 0, 2, 3).flatten(2, 3)  # [recording, freq, source x channel, frame]
-        own = (x @ x.mH).to(torch.complex128)
-        mean = torch.einsum("rfii->rf", own).real / own.shape[-1]
-        eye = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
-        own = own + (_RIDGE * mean + torch.finfo(torch.float32).tiny)[..., None, None] * eye
+        own = ridged((x @ x.mH).to(torch.complex128), _RIDGE)
         filters = torch.linalg.solve(own, (x @ target.mH).to(own.dtype)).mH.to(x.dtype)
         found = (filters @ x).unflatten(2, (len(waves), waves.shape[2])).permute(2, 0, 4, 1, 3)
         return mixture.sound(stft, found)
