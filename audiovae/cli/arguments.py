@@ -284,6 +284,16 @@ def report_peak(writer: Any, quiet: bool, model_rate: int | None = None) -> dict
     return {**row, "recoded": True} if writer.recoded else row
 
 
+def report_rumble(source: Path, rumble_db: float, quiet: bool) -> None:
+    """One line on the error stream of rumble that went to the noise."""
+    if not quiet:
+        print(
+            f"audiovae: {named(source)}: what lies below 50 Hz is {rumble_db:.0f} dB above the level of the rest, and "
+            "was counted as noise",
+            file=sys.stderr,
+        )
+
+
 def resampling(rate: int, model_rate: int | None) -> dict[str, Any]:
     """What a row says of sound that was resampled; nothing if it was not."""
     return {} if model_rate in (None, rate) else {"resampled": [rate, model_rate]}

@@ -197,12 +197,7 @@ def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: 
         row["labels"] = done.labels
     if done.rumble_db > 0:
         row["rumble_db"] = done.rumble_db
-        if not options.quiet:
-            print(
-                f"audiovae: {item.source}: what lies below 50 Hz is {done.rumble_db:.0f} dB above the level of the "
-                "rest, and was counted as noise",
-                file=sys.stderr,
-            )
+        arguments.report_rumble(item.source, done.rumble_db, options.quiet)
     if done.residual is None:
         return row
     arguments.report_peak(done.residual, options.quiet)

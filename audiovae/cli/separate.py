@@ -22,7 +22,7 @@ from audiovae.cli.arguments import Item, parts_before_magic
 from audiovae.cli.batch import Result, Row, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
 from audiovae.cli.streams import standard_streams
-from audiovae.errors import AudiovaeError, PathError
+from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import RoomMethodName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -231,7 +231,7 @@ def _counted(item: Item, options: Any) -> int:
     wave = np.concatenate(waves, axis=1)[:, : _COUNTED_SECONDS * info.sample_rate]
     n_sources = count_sources(torch.from_numpy(wave), info.sample_rate)
     if not options.quiet:
-        print(f"audiovae: {item.source}: --sources {n_sources} are counted", file=sys.stderr)
+        print(f"audiovae: {named(item.source)}: sources counted: {n_sources}", file=sys.stderr)
     return n_sources
 
 
@@ -309,6 +309,7 @@ def _separate(prior: Any, items: list[Item], results: dict[Item, Result], option
         condition = arguments.condition(prior, options) if options.label else None
         n_sources = _sources_of(items[0], options)
         run = separator(n_sources, options.method, prior, rate, condition)
+        run.front.stft.to(arguments.resolve_device(options.device))  # of a method without a prior, which has a device
         files = [_file(item, options, _targets(item, options) if item in missing else None) for item in items]
         seconds = sum(info.seconds for info in infos)
         hidden = options.quiet or not options.alone or seconds < _LONG_SECONDS
@@ -335,6 +336,14 @@ def _row(item: Item, done: TakenApart | AudiovaeError | None, run: Separator, op
     }
     if done.labels:
         row["labels"] = list(done.labels)
+    if done.rumble_db > 0:
+        row["rumble_db"] = done.rumble_db
+        arguments.report_rumble(item.source, done.rumble_db, options.quiet)
+    if done.without_sound:
+        row["without_sound"] = list(done.without_sound)
+        if not options.quiet:
+            numbers = ", ".join(map(str, done.without_sound))
+            print(f"audiovae: {named(item.source)}: no sound from microphone {numbers}: left out", file=sys.stderr)
     directions = None
     if done.first is not None and item.source in options.positions:
         from audiovae.separation.directions import steered

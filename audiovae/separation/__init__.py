@@ -1,5 +1,6 @@
 """Mixtures taken apart: sources with a spatial model, fitted to each recording alone by expectation maximisation."""
 
+from audiovae.separation.counting import count_sources
 from audiovae.separation.em import EMSettings, Separator
 from audiovae.separation.files import (
     Enhanced,
@@ -10,21 +11,27 @@ from audiovae.separation.files import (
     first_block,
     groups_by_length,
 )
+from audiovae.separation.filters import Filters, least_squares, wiener
 from audiovae.separation.inference.e_step import Draws, EStep
 from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPrior
 from audiovae.separation.inference.markov_chain import MarkovChain
 from audiovae.separation.inference.point_estimate import PointEstimate
 from audiovae.separation.inference.variational import FreePosterior
+from audiovae.separation.iva import image_start, iva, told_by
 from audiovae.separation.methods import METHODS, enhance, enhancer
 from audiovae.separation.mixture import Mixture
 from audiovae.separation.room_files import FirstRoomBlock, RoomFile, TakenApart, separate_file, separate_files
 from audiovae.separation.rooms import ROOM_METHODS, fast_mnmf2, separate, separator
 from audiovae.separation.separation import Separation
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
+from audiovae.separation.sources.envelope import Envelope
+from audiovae.separation.sources.floor import Floor
 from audiovae.separation.sources.nmf import NMF
 from audiovae.separation.sources.slow import SlowBands
 from audiovae.separation.sources.source import Finding, ShallowSource, Source
 from audiovae.separation.sources.stationary import Stationary
+from audiovae.separation.spatial.demixing import Demixing
+from audiovae.separation.spatial.full_rank import FullRank, FullRankPair, full_rank
 from audiovae.separation.spatial.joint_diagonal import JointDiagonal
 from audiovae.separation.spatial.single_channel import SingleChannel
 from audiovae.separation.spatial.spatial import Spatial, View
@@ -37,15 +44,21 @@ __all__ = [
     "Beginning",
     "DeepSettings",
     "DeepSource",
+    "Demixing",
     "Draws",
     "EMSettings",
     "EStep",
     "Energy",
     "Enhanced",
+    "Envelope",
+    "Filters",
     "Finding",
     "FirstBlock",
     "FirstRoomBlock",
+    "Floor",
     "FreePosterior",
+    "FullRank",
+    "FullRankPair",
     "JointDiagonal",
     "LatentEnergy",
     "LatentPrior",
@@ -64,6 +77,7 @@ __all__ = [
     "Stationary",
     "TakenApart",
     "View",
+    "count_sources",
     "enhance",
     "enhance_file",
     "enhance_files",
@@ -71,10 +85,16 @@ __all__ = [
     "even_start",
     "fast_mnmf2",
     "first_block",
+    "full_rank",
     "groups_by_length",
+    "image_start",
+    "iva",
+    "least_squares",
     "quiet_start",
     "separate",
     "separate_file",
     "separate_files",
     "separator",
+    "told_by",
+    "wiener",
 ]

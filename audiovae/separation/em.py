@@ -51,7 +51,7 @@ class EMSettings:
             first guesses.
 
     Raises:
-        ValueError: no iteration, or no update of the spatial model.
+        ValueError: no iteration, no update of the spatial model, or a negative number.
     """
 
     n_iterations: int = 20
@@ -65,9 +65,9 @@ class EMSettings:
     def __post_init__(self) -> None:
         if self.n_iterations < 1:
             raise ValueError(f"n_iterations must be at least 1, got {self.n_iterations}")
-        if self.spatial_steps < 1 or self.warm_up < 0:
-            steps = f"{self.spatial_steps} and {self.warm_up}"
-            raise ValueError(f"spatial_steps must be at least 1 and warm_up not negative, got {steps}")
+        if self.spatial_steps < 1 or min(self.warm_up, self.audition) < 0:
+            steps = f"{self.spatial_steps}, {self.warm_up} and {self.audition}"
+            raise ValueError(f"spatial_steps must be at least 1, warm_up and audition not negative, got {steps}")
 
     def heat(self, iteration: int) -> float:
         """What the priors' weight is multiplied by."""

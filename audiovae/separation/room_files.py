@@ -88,6 +88,8 @@ class TakenApart:
         objective: of every iteration of the first block, in nats per frame; empty for silence.
         labels: of the sources but the noise in the first block, given or inferred; none for a prior without.
         first: the first block, where that was to be kept.
+        rumble_db: of what lies below 50 Hz, above the level of the rest; see `Recording`.
+        without_sound: the microphones, counted from 1, that took no part; none in silence.
     """
 
     sources: tuple[Writer, ...]
@@ -95,6 +97,8 @@ class TakenApart:
     objective: list[float]
     labels: tuple[dict[str, str], ...]
     first: FirstRoomBlock | None
+    rumble_db: float
+    without_sound: tuple[int, ...]
 
 
 def separate_file(separator: Separator, source: str | Path, targets: Sequence[str | Path], seed: int = 0) -> TakenApart:
@@ -176,6 +180,7 @@ def _separate(
     recording = Recording.measured(separator.front, info)
     n_sources = separator.n_targets
     chain = Chain(separator.front.sample_rate)
+    sounded = torch.zeros(info.n_channels, dtype=torch.bool)
     begun, objective, labels = False, list[float](), list[dict[str, str]]()
     first: FirstRoomBlock | None = None
     ready: list[Tensor] = []  # the samples that are resampled next; they end where there are none
@@ -184,6 +189,7 @@ def _separate(
         parts = _Parts(recording, file, n_sources, opened)
         for wave, last in overlapping_waves(recording.sound(), separator.front.sample_rate):
             live = wave.abs().amax(1) > 0
+            sounded |= live.cpu()
             images = wave.new_zeros(n_sources, *wave.shape)
             separation, seconds = None, 0.0
             if recording.level and live.any():
@@ -214,6 +220,8 @@ def _separate(
         objective,
         sorted_labels,
         first,
+        recording.rumble_db,
+        tuple(n + 1 for n, sound in enumerate(sounded.tolist()) if sounded.any() and not sound),
     )
 
 

@@ -197,3 +197,29 @@ def test_one_source_of_several_microphones_is_speech_beside_noise(room: np.ndarr
     assert separate("mix.wav -o out --sources 1 --quiet") == 0
     assert {path.name for path in Path("out").iterdir()} == {"mix-1.wav", "mix-noise.wav"}
     assert np.abs(read("out/mix-1.wav") + read("out/mix-noise.wav") - read("mix.wav")).max() <= 2
+
+
+@pytest.mark.parametrize(("recording", "name"), [("mix.wav", "mix"), ("ch/mix_CH{}.wav", "mix_CH")])
+def test_counted_sources_have_a_file_each_and_the_number_is_said(
+    room: np.ndarray, recording: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert separate(f"{recording} -o out --sources auto") == 0
+    assert f"audiovae: {recording}: sources counted: 2" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("out").iterdir()) == [f"{name}-{n}.wav" for n in (1, 2, "noise")]
+    soundfile.write("mono.wav", soundfile.read("mix.wav")[0][:, 0], RATE)
+    assert separate("mono.wav -o out --sources auto") == 2
+    assert "audiovae enhance" in capsys.readouterr().err
+
+
+def test_what_takes_no_part_is_said(room: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    wave = soundfile.read("mix.wav")[0]
+    wave[:, 1] = 0
+    soundfile.write("dead.wav", wave, RATE)
+    assert separate("dead.wav -o out --json") == 0
+    told = capsys.readouterr()
+    assert "audiovae: dead.wav: no sound from microphone 2: left out" in told.err
+    assert json.loads(told.out)[0]["without_sound"] == [2]
+    times = np.arange(len(wave)) / RATE
+    soundfile.write("rumble.wav", 0.1 * wave[:, [0, 2]] + 0.5 * np.sin(2 * np.pi * 20 * times)[:, None], RATE)
+    assert separate("rumble.wav -o out") == 0
+    assert "rumble.wav: what lies below 50 Hz is" in capsys.readouterr().err
