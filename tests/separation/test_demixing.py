@@ -178,3 +178,12 @@ def test_damaged_recordings_give_a_finite_start(name: str, dtype: torch.dtype) -
     assert found.dtype == dtype
     assert torch.isfinite(found).all()
     assert found.abs().max() <= 100 * wave.abs().max()
+
+
+def test_an_envelope_counts_the_lowest_frequencies_alone() -> None:
+    mixture = mixture_of(2)
+    space, source = Demixing(mixture, n_sources=2), Envelope(mixture, mixture.power, n_counted=3)
+    source.update(space.view([], 1), 1.0)
+    rows = (space.w @ (space._pca @ mixture.spectrogram.permute(0, 2, 3, 1)))[:, :3, 1].abs().square()
+    for i, n_frames in enumerate(LENGTHS):
+        torch.testing.assert_close(source.variance()[i, :n_frames, 0], rows[i, :, :n_frames].mean(0))

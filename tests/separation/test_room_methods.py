@@ -14,9 +14,18 @@ from torch import Tensor
 
 from audiovae import STFT, AudioVAE
 from audiovae.metrics import si_sdr
-from audiovae.separation import NMF, Beginning, EMSettings, JointDiagonal, Mixture, Separator, separator
-from audiovae.separation.counting import count_sources
-from audiovae.separation.sources.floor import Floor
+from audiovae.separation import (
+    NMF,
+    Beginning,
+    EMSettings,
+    Floor,
+    JointDiagonal,
+    Mixture,
+    Separator,
+    count_sources,
+    image_start,
+    separator,
+)
 from audiovae.separation.starts import Start
 from audiovae.stft import Front, power
 
@@ -101,6 +110,28 @@ def test_every_recording_goes_on_from_the_start_that_is_best_for_it() -> None:
 def test_starts_with_a_space_of_their_own_cannot_be_put_side_by_side() -> None:
     with pytest.raises(ValueError, match="space of their own"):
         Beginning.of_recordings([Beginning([], space=1), Beginning([])])
+
+
+def test_of_recordings_takes_each_from_its_own_beginning() -> None:
+    levels = torch.arange(6.0).view(3, 2)
+    psds = [[torch.full((2, 1, 1), 10.0 * k + n) for n in range(3)] for k in range(2)]
+    beginnings = [Beginning(of_one, levels=levels + 100 * k) for k, of_one in enumerate(psds)]
+    both = Beginning.of_recordings(beginnings)
+    assert [psd.flatten().tolist() for psd in both.psds] == [[n, 10 + n] for n in range(3)]
+    assert both.levels is not None
+    assert both.levels.tolist() == [[2 * n, 101 + 2 * n] for n in range(3)]
+
+
+def test_images_tell_psds_at_unit_level_though_the_first_microphone_is_dead() -> None:
+    wave = torch.stack([torch.zeros(RATE), white(RATE, 1), 2 * white(RATE, 2)])
+    mixture = Mixture.of([STFT_OF_TESTS(wave).movedim(0, -1)], torch.ones(1), [0], waves=[wave])
+    images = torch.stack([0.8 * wave, 0.2 * wave]).unsqueeze(1)  # [source, recording, channel, sample]
+    begun = image_start(Front(STFT_OF_TESTS, RATE), lambda seen: images, n_more=1)(mixture)
+    assert begun.levels is not None
+    expected = (wave.square().sum(0).mean() / 3).sqrt()  # but for what lies below 50 Hz: 0.6 % of white noise
+    torch.testing.assert_close(begun.levels[:2, 0] / expected, torch.tensor([0.8, 0.2]), rtol=0.03, atol=0)
+    torch.testing.assert_close(begun.psds[0], begun.psds[1])
+    torch.testing.assert_close(begun.psds[0] * begun.levels[0].square(), 0.64 * mixture.power)
 
 
 # One speaker ---------------------------------------------------------------------------------------------------------
