@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiovae.errors import AudiovaeError, named, unexpected
+from audiovae.locks import sweep
 from audiovae.pool import WorkerError, in_processes
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
@@ -168,11 +170,16 @@ def _start(work: GroupWork, workers: Workers, threads: int | None = None) -> Non
 def _in_processes(groups: list[list[Item]], work: GroupWork, workers: Workers) -> Iterator[list[Result]]:
     threads = max(1, (os.cpu_count() or 1) // (workers.jobs * workers.devices))
     together = partial(_first_started, work, workers, threads)
-    for group, results in zip(groups, in_processes(together, groups, workers.jobs, _patience), strict=True):
-        yield [
-            AudiovaeError(f"{named(item.source)}: {result}") if isinstance(result, WorkerError) else result
-            for item, result in zip(group, results, strict=True)
-        ]
+    try:
+        with closing(in_processes(together, groups, workers.jobs, _patience)) as of_groups:
+            for group, results in zip(groups, of_groups, strict=True):
+                yield [
+                    AudiovaeError(f"{named(item.source)}: {result}") if isinstance(result, WorkerError) else result
+                    for item, result in zip(group, results, strict=True)
+                ]
+    finally:  # a process that did not hear that it shall end was killed
+        for folder in {item.target.parent for group in groups for item in group if item.target is not None}:
+            sweep(folder, again=True)
 
 
 def _patience(items: list[Item]) -> float:

@@ -114,13 +114,13 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(name)
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, again: bool = False) -> None:
     """Take away what dead processes left in a folder: temporary files and folders, and locks.
 
-    Done once a process and folder.
+    Done once a process and folder, unless `again`.
     """
     key = os.getpid(), folder
-    if key in _swept:
+    if key in _swept and not again:
         return
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):

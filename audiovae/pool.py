@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.popen_spawn_posix import Popen
@@ -38,7 +38,7 @@ def in_processes(
     tasks: Sequence[list[Item]],
     jobs: int,
     seconds: Callable[[list[Item]], float] = lambda task: 86400.0,
-) -> Iterator[list[Result | WorkerError]]:
+) -> Generator[list[Result | WorkerError], None, None]:
     """Call a function for every task in `jobs` processes; yields the results in the order of the tasks.
 
     Every process has a pool of its own, so that one that dies takes nothing of the others' along. A task whose process

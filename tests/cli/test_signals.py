@@ -74,6 +74,22 @@ def test_at_work_it_leaves_one_line_its_status_and_nothing_else(
     wait_for_the_end_of(process.pid)
 
 
+def test_what_a_worker_leaves_that_hears_nothing_is_swept(sounds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [*COMMAND, "resynthesize", str(sounds), "-o", str(out), "--jobs", "2", "--quiet"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    begun(out, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(int(worker), signal.SIGSTOP)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert names(out) == []
+    wait_for_the_end_of(process.pid)
+
+
 def test_after_a_kill_the_workers_end_and_the_next_run_sweeps(sounds: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [*COMMAND, "resynthesize", str(sounds), "-o", str(out), "--jobs", "2", "--quiet"]
