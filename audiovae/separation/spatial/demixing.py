@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.spatial.covariances import hermitian, outer_products, projected, ridged
+from audiovae.separation.spatial.covariances import Covariances, hermitian, outer_products, projected, ridged
 from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
 
 _RIDGE = 1e-9
+_OTHERS, _FIRST_SWEEPS = 1e-2, 3  # share of all covariances beside those of the others, at the start
 _ROUNDING = 1e-6  # of V_n in single precision, as a share of its mean diagonal
 
 
@@ -27,7 +26,8 @@ class Demixing(Spatial):
 
     Args:
         mixture: recordings of several channels.
-        space: covariances to begin with, of which only the number is looked at; W begins as the identity.
+        space: covariances of the sources to begin with: each row hears as little as can be of the others; None: W is
+            the identity.
         n_sources: how many there are, noise not counted.
 
     Raises:
@@ -38,7 +38,7 @@ class Demixing(Spatial):
         IEEE/ACM TASLP 24(9), 2016.
     """
 
-    def __init__(self, mixture: Mixture, space: Any = None, n_sources: int = 2) -> None:
+    def __init__(self, mixture: Mixture, space: Covariances | None = None, n_sources: int = 2) -> None:
         n_channels = mixture.common_channels()
         if n_channels < n_sources:
             raise ValueError(f"a demixing matrix needs as many channels as sources, got {n_channels} and {n_sources}")
@@ -53,7 +53,21 @@ class Demixing(Spatial):
         self._outer = outer_products(self._x.mT)  # [recording, freq, frame, row^2]
         eye = torch.eye(n_sources, dtype=torch.complex128, device=x.device)
         self.w = eye.expand(*self._x.shape[:2], n_sources, n_sources)
+        if space is not None:
+            of_sources = whitener @ space[:n_sources].to(whitener.dtype) @ whitener.mH
+            others = of_sources.sum(0) - of_sources + _OTHERS * of_sources.sum(0)
+            for _ in range(_FIRST_SWEEPS):
+                self.w = projected(self.w, ridged(others.permute(1, 2, 0, 3, 4), _RIDGE))
         self._rotate()
+
+    def reorder(self, order: Int[Tensor, "recording freq source"]) -> None:
+        """Give each source another row, at every frequency."""
+        self.w = self.w.gather(-2, order.unsqueeze(-1).expand_as(self.w))
+        self._rotate()
+
+    def columns(self) -> Complex[Tensor, "recording freq channel source"]:
+        """The ways to the microphones: least squares of x on the rows."""
+        return self._columns(list(range(len(self._x))))
 
     def _rotate(self) -> None:
         rows = self.w.to(self._x.dtype) @ self._x
