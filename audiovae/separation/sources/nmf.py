@@ -63,13 +63,19 @@ class NMF(ShallowSource):
             self.update(alone, 1.0)
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
-        return self.activations @ self.spectra.mT + VARIANCE_FLOOR
+        return (self.spectra @ self.activations.mT).add_(VARIANCE_FLOOR).mT  # frames of a frequency side by side
 
     def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         numerator, denominator = statistics()
-        self.spectra = self.spectra * root(numerator.mT @ self.activations, denominator.mT @ self.activations)
+        self.spectra = self.spectra * self._root(self.activations, numerator, denominator)
         if not self._together:
             numerator, denominator = statistics()
-        factor = root(numerator @ self.spectra, denominator @ self.spectra)
+        factor = self._root(self.spectra, numerator.mT, denominator.mT)
         self.activations = torch.where(self._mixture.inside.unsqueeze(-1), self.activations * factor, self.activations)
         self.spectra, self.activations = sum_to_one(self.spectra, self.activations)
+
+    @staticmethod
+    def _root(other: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """What a factor is multiplied by, from the `other` one; in this order the products are twice as fast."""
+        up, down = other.mT @ numerator, other.mT @ denominator  # [recording, component, frame or freq]
+        return root(up, down).mT
