@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
@@ -21,7 +22,7 @@ from audiovae.separation.spatial.covariances import (
     ridged,
     steered,
 )
-from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, without_draws
+from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
 
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
@@ -35,55 +36,56 @@ State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "sour
 
 
 class JointView:
-    """A `View` of rows of variance V = rest + gain lambda.
+    """A `View` of the rows of `JointDiagonal`, of variance Y = rest + gain lambda, for as long as that is not updated.
 
     Args:
-        power: P, of the rows.
-        rest: what the other sources contribute to V.
-        gain: of the own source.
-        told: do these bins tell anything of the source? Others count in no statistics.
-        constant: that the rows' joint density adds to the nll of every frame.
+        space: whose rows they are.
+        others: the other sources' PSDs, side by side.
+        n: the source's place among them.
     """
 
     def __init__(
-        self,
-        power: Float[Tensor, "row recording freq frame"],
-        rest: Float[Tensor, "*draw row recording freq frame"],
-        gain: Float[Tensor, "row recording _ 1"],
-        told: Bool[Tensor, "recording freq frame"],
-        constant: Float[Tensor, "recording 1"],
+        self, space: JointDiagonal, others: Sequence[Float[Tensor, "*draw recording frame freq"]], n: int
     ) -> None:
-        self._power, self._rest, self._gain, self._told, self._constant = power, rest, gain, told, constant
+        self._space, self._others, self._n = space, others, n
+        self._gain = space.gains[n].movedim(-1, 0).unsqueeze(-1)  # [row, recording, _, 1]
+
+    @cached_property
+    def _rest(self) -> Float[Tensor, "*draw row recording freq frame"]:
+        if not self._others:
+            return torch.zeros_like(self._space.power)
+        places = [i for i in range(len(self._others) + 1) if i != self._n]
+        return _mixed(self._space.gains[places], _by_frequency(self._others))
 
     def nll(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame"]:
-        return self._constant + mean_over_draws(_misfit(self._power, self._variance(psd)), psd.ndim - 1)
+        return self._space.misfit(self._precision(psd), psd.ndim - 1)
 
     def statistics(
         self, psd: Float[Tensor, "*sample recording frame freq"]
     ) -> tuple[Float[Tensor, "*sample recording frame freq"], Float[Tensor, "*sample recording frame freq"]]:
-        precision = self._variance(psd).reciprocal_()
-        fall = (self._power * precision).mul_(precision)
-        return self._over_rows(self._gain * fall, psd.ndim), self._over_rows(self._gain * precision, psd.ndim)
+        parts = self._space.parts([*self._others[: self._n], psd, *self._others[self._n :]])
+        fall, precision = (self._over_rows(self._gain, part, psd.ndim) for part in parts)
+        return fall, precision
 
     def slope(
         self, psd: Float[Tensor, "*sample recording frame freq"]
     ) -> Float[Tensor, "*sample recording frame freq"]:
-        precision = self._variance(psd).reciprocal_()
-        rise = torch.addcmul(precision, self._power * precision, precision, value=-1)
-        return self._over_rows(rise.mul_(self._gain), psd.ndim).contiguous()
+        precision = self._precision(psd)
+        rise = torch.addcmul(precision, self._space.power * precision, precision, value=-1)
+        return self._over_rows(self._gain, rise, psd.ndim).contiguous()
 
     def information(
         self, psd: Float[Tensor, "*sample recording frame freq"]
     ) -> Float[Tensor, "*sample recording frame freq"]:
-        of_rows = self._variance(psd).reciprocal_().mul_(self._gain).square_()
-        return self._over_rows(of_rows, psd.ndim).contiguous()
+        return self._over_rows(self._gain.square(), self._precision(psd).square_(), psd.ndim).contiguous()
 
-    def _variance(self, psd: Tensor) -> Float[Tensor, "*sample row recording freq frame"]:
-        return torch.addcmul(self._rest, self._gain, psd.mT.contiguous().unsqueeze(-4))
+    def _precision(self, psd: Tensor) -> Float[Tensor, "*sample row recording freq frame"]:
+        return torch.addcmul(self._rest, self._gain, psd.mT.contiguous().unsqueeze(-4)).reciprocal_()
 
-    def _over_rows(self, values: Float[Tensor, "*_ row recording freq frame"], n_dims: int) -> Tensor:
-        """Their sum, `[*sample, recording, frame, freq]`."""
-        return (mean_over_draws(values.sum(-4), n_dims) * self._told).mT
+    def _over_rows(self, weights: Tensor, values: Float[Tensor, "*_ row recording freq frame"], n_dims: int) -> Tensor:
+        """Their weighted sum, `[*sample, recording, frame, freq]`."""
+        rows = zip(weights, values.unbind(-4), strict=True)
+        return (mean_over_draws(total([weight * row for weight, row in rows]), n_dims) * self._space.told).mT
 
 
 def _by_frequency(
@@ -98,13 +100,6 @@ def _mixed(
 ) -> Float[Tensor, "*draw row recording freq frame"]:
     """The variance of the rows, Y_ftm = sum_n lambda_nft g_nm."""
     return torch.einsum("nrfm,...nrft->...mrft", gains, psds)
-
-
-def _misfit(
-    power: Float[Tensor, "row recording freq frame"], variance: Float[Tensor, "*draw row recording freq frame"]
-) -> Float[Tensor, "*draw recording frame"]:
-    """sum_fm log Y + P / Y."""
-    return torch.addcdiv(torch.log(variance), power, variance).sum((-4, -2))
 
 
 class JointDiagonal(Spatial):
@@ -149,12 +144,13 @@ class JointDiagonal(Spatial):
             raise ValueError(f"update must be one of {', '.join(_SWEEPS)}, got {update!r}")
         mixture.common_channels()
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
-        self._told = mixture.told.mT.contiguous()
+        self._seen: list[Tensor] = []
+        self.told = mixture.told.mT.contiguous()
         self._sweep = _SWEEPS[update]
         x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = x.shape
         self._parts, self._outer = torch.cat([x.real, x.imag], dim=-2), outer_products(x.mT.contiguous())
-        self._power = mixture.power.new_empty(n_channels, n_recordings, n_freqs, x.shape[-1])
+        self._outer *= mixture.share.unsqueeze(1)
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
         if isinstance(space, Tensor):
@@ -183,59 +179,74 @@ class JointDiagonal(Spatial):
 
     def place(self, q: Complex[Tensor, "recording freq row channel"], gains: Tensor) -> None:
         """Go on from another state."""
-        self.q, self.gains = q, gains
+        self.q, self.gains, self._seen = q, gains, []
         self._rotate()
 
     def _rotate(self) -> None:
-        """What follows from Q: |Q x|^2, `[row, recording, freq, frame]`; log |det Q Q'|; the gains of white sources."""
+        """What follows from Q: |Q x|^2; log |det Q Q'|; the gains of white sources."""
         re, im = self.q.real, self.q.imag
         of_parts = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)  # real products are faster
         real, imaginary = (of_parts @ self._parts).square_().movedim(2, 0).chunk(2)
         norms = (re.square() + im.square()).sum(-1)
-        dither = norms * self._dither.unsqueeze(-1)
-        self._power = torch.add(real, imaginary, out=torch.empty_like(self._power)).add_(
-            dither.movedim(-1, 0).unsqueeze(-1)
-        )
+        dither = (norms * self._dither.unsqueeze(-1)).movedim(-1, 0).unsqueeze(-1)
+        self.power = torch.add(real, imaginary, out=real.new_empty(real.shape)).add_(dither)
         self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(norms.dtype)
-        for n in self._white:
-            self.gains[n] = norms
+        self._fall = None
+        if self._white:
+            self.gains[sorted(self._white)] = norms
+            self._seen = []
+
+    def _precision(
+        self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]
+    ) -> Float[Tensor, "*draw row recording freq frame"]:
+        """1 / Y; kept until PSDs or gains change, as sources, Q and the objective ask for it in turn."""
+        if len(self._seen) != len(psds) or not all(map(Tensor.is_set_to, self._seen, psds)):
+            self._seen, self._fall = list(psds), None
+            self._kept = _mixed(self.gains, _by_frequency(psds)).reciprocal_()
+        return self._kept
+
+    def parts(self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]) -> tuple[Tensor, Tensor]:
+        """P / Y^2 and 1 / Y, `[*draw, row, recording, freq, frame]`, of which statistics are weighted sums."""
+        precision = self._precision(psds)
+        if self._fall is None:
+            self._fall = (self.power * precision).mul_(precision)
+        return self._fall, precision
+
+    def misfit(
+        self, precision: Float[Tensor, "*draw row recording freq frame"], n_dims: int
+    ) -> Float[Tensor, "*sample recording frame"]:
+        """sum_fm log Y + P / Y - log |det Q Q'|, the mean over draws: values of `n_dims` dimensions."""
+        of_frames = (self.power * precision).sub_(precision.log()).sum((-4, -2))
+        return mean_over_draws(of_frames, n_dims) - self._log_det.unsqueeze(-1)
 
     def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> JointView:
-        others = [i for i in range(len(psds)) if i != n]
-        rest = torch.zeros_like(self._power)
-        if others:
-            rest = _mixed(self.gains[others], _by_frequency(side_by_side([psds[i] for i in others])))
-        gain = self.gains[n].movedim(-1, 0).unsqueeze(-1)
-        return JointView(self._power, rest, gain, self._told, -self._log_det.unsqueeze(-1))
+        return JointView(self, side_by_side([psd for i, psd in enumerate(psds) if i != n]), n)
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
-        variance = _mixed(self.gains, _by_frequency(side_by_side(psds)))
-        return mean_over_draws(_misfit(self._power, variance), 2) - self._log_det.unsqueeze(-1)
+        return self.misfit(self._precision(side_by_side(psds)), 2)
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
-        together = _by_frequency([without_draws(psd) for psd in psds])
-        self._update_gains(together)
-        self._update_q(together)
+        means = [without_draws(psd) for psd in psds]
+        self._update_gains(means)
+        self._update_q(means)
 
-    def _update_gains(self, psds: Float[Tensor, "source recording freq frame"]) -> None:
+    def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
-        precision = _mixed(self.gains, psds).reciprocal_()
-        fall = (self._power * precision).mul_(precision)
-        inside = psds * self._mixture.inside.unsqueeze(1)
-        up, down = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in (fall, precision))
+        inside = _by_frequency(psds) * self._mixture.inside.unsqueeze(1)
+        fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in self.parts(psds))
         if not self._per_frequency:
-            up, down = up.sum(2, keepdim=True), down.sum(2, keepdim=True)
+            fall, rise = fall.sum(2, keepdim=True), rise.sum(2, keepdim=True)
         fitted = [n for n in range(len(psds)) if n not in self._white]
         gains = self.gains.clone()
-        gains[fitted] *= (up / down)[fitted].sqrt()
-        self.gains = gains.clamp(min=_LEAST_GAIN)
+        gains[fitted] *= (fall / rise)[fitted].sqrt()
+        self.gains, self._seen = gains.clamp(min=_LEAST_GAIN), []
 
-    def _update_q(self, psds: Float[Tensor, "source recording freq frame"]) -> None:
+    def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """A sweep over the rows with V_m = mean_t x x' / Y_m."""
-        weights = _mixed(self.gains, psds).reciprocal_().mul_(self._mixture.share.mT)
-        numbers = (weights.permute(1, 2, 0, 3) @ self._outer).movedim(2, 0)  # [row, recording, freq, channel^2]
-        v = ridged(hermitian(numbers).to(torch.complex128), _ROUNDING[weights.dtype])
-        v.diagonal(dim1=-2, dim2=-1).add_((self._dither * weights.sum(-1)).unsqueeze(-1))
+        precision = self._precision(psds)
+        numbers = (precision.permute(1, 2, 0, 3) @ self._outer).movedim(2, 0)  # [row, recording, freq, channel^2]
+        v = ridged(hermitian(numbers).to(torch.complex128), _ROUNDING[precision.dtype])
+        v.diagonal(dim1=-2, dim2=-1).add_(self._dither.unsqueeze(-1) * (precision @ self._mixture.share))
         self.q = self._sweep(self.q.to(v.dtype), v.movedim(0, 2)).to(self.q.dtype)
         self._rotate()
 
