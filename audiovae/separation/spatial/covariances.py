@@ -148,11 +148,10 @@ def hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batc
     """The matrix of such numbers."""
     n = round(numbers.shape[-1] ** 0.5)
     i, j = torch.triu_indices(n, n, 1)
-    pairs = torch.arange(len(i))
-    basis = torch.zeros(n * n, n, n, dtype=numbers.dtype.to_complex())
-    basis[torch.arange(n), torch.arange(n), torch.arange(n)] = 1
-    for place, unit in ((n, 1), (n + len(i), 1j)):
-        basis[place + pairs, i, j] = unit / 2**0.5
-        basis[place + pairs, j, i] = unit.conjugate() / 2**0.5
+    diagonal, pairs = torch.arange(n), torch.arange(n, n + len(i))
+    basis = torch.zeros(n * n, n, n, dtype=numbers.dtype.to_complex())  # the matrix of each unit vector
+    basis[diagonal, diagonal, diagonal] = 1
+    basis[pairs, i, j] = basis[pairs, j, i] = 2**-0.5
+    basis[pairs + len(i), i, j], basis[pairs + len(i), j, i] = 1j * 2**-0.5, -1j * 2**-0.5
     parts = torch.view_as_real(basis).flatten(1).to(numbers.device)
     return torch.view_as_complex((numbers @ parts).unflatten(-1, (n, n, 2)))

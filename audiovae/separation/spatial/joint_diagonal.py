@@ -22,7 +22,7 @@ from audiovae.separation.spatial.covariances import (
     ridged,
     steered,
 )
-from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
+from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, without_draws
 
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
@@ -45,7 +45,7 @@ class JointView:
     """
 
     def __init__(
-        self, space: JointDiagonal, others: Sequence[Float[Tensor, "*draw recording frame freq"]], n: int
+        self, space: JointDiagonal, others: Sequence[Float[Tensor, "*_ recording frame freq"]], n: int
     ) -> None:
         self._space, self._others, self._n = space, others, n
         self._gain = space.gains[n].movedim(-1, 0).unsqueeze(-1)  # [row, recording, _, 1]
@@ -84,8 +84,11 @@ class JointView:
 
     def _over_rows(self, weights: Tensor, values: Float[Tensor, "*_ row recording freq frame"], n_dims: int) -> Tensor:
         """Their weighted sum, `[*sample, recording, frame, freq]`."""
-        rows = zip(weights, values.unbind(-4), strict=True)
-        return (mean_over_draws(total([weight * row for weight, row in rows]), n_dims) * self._space.told).mT
+        rows = values.unbind(-4)
+        out = weights[0] * rows[0]
+        for weight, row in zip(weights[1:], rows[1:], strict=True):
+            out.addcmul_(weight, row)
+        return (mean_over_draws(out, n_dims) * self._space.told).mT
 
 
 def _by_frequency(
@@ -144,15 +147,20 @@ class JointDiagonal(Spatial):
             raise ValueError(f"update must be one of {', '.join(_SWEEPS)}, got {update!r}")
         mixture.common_channels()
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
-        self._seen: list[Tensor] = []
+        self._seen: list[Tensor] = []  # PSDs, of which these are made: side by side, 1 / Y and P / Y^2
+        self._together: Tensor
+        self._inverse: Tensor | None = None
+        self._fall: Tensor | None = None
         self.told = mixture.told.mT.contiguous()
         self._sweep = _SWEEPS[update]
         x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = x.shape
-        self._parts, self._outer = torch.cat([x.real, x.imag], dim=-2), outer_products(x.mT.contiguous())
-        self._outer *= mixture.share.unsqueeze(1)
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
+        self._parts = torch.cat([x.real, x.imag], dim=-2)
+        self._outer = outer_products(x.mT.contiguous())  # of x x' + dither I, over the number of frames
+        self._outer[..., :n_channels] += self._dither[..., None, None]
+        self._outer *= mixture.share.unsqueeze(1)
         if isinstance(space, Tensor):
             self.q, self.gains = self._from_covariances(space)
         elif space is not None:
@@ -179,7 +187,7 @@ class JointDiagonal(Spatial):
 
     def place(self, q: Complex[Tensor, "recording freq row channel"], gains: Tensor) -> None:
         """Go on from another state."""
-        self.q, self.gains, self._seen = q, gains, []
+        self.q, self.gains, self._inverse = q, gains, None
         self._rotate()
 
     def _rotate(self) -> None:
@@ -194,16 +202,18 @@ class JointDiagonal(Spatial):
         self._fall = None
         if self._white:
             self.gains[sorted(self._white)] = norms
-            self._seen = []
+            self._inverse = None
 
     def _precision(
         self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]
     ) -> Float[Tensor, "*draw row recording freq frame"]:
         """1 / Y; kept until PSDs or gains change, as sources, Q and the objective ask for it in turn."""
         if len(self._seen) != len(psds) or not all(map(Tensor.is_set_to, self._seen, psds)):
-            self._seen, self._fall = list(psds), None
-            self._kept = _mixed(self.gains, _by_frequency(psds)).reciprocal_()
-        return self._kept
+            self._seen, self._together = list(psds), _by_frequency(psds)
+            self._inverse = self._fall = None
+        if self._inverse is None:
+            self._inverse, self._fall = _mixed(self.gains, self._together).reciprocal_(), None
+        return self._inverse
 
     def parts(self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]) -> tuple[Tensor, Tensor]:
         """P / Y^2 and 1 / Y, `[*draw, row, recording, freq, frame]`, of which statistics are weighted sums."""
@@ -232,21 +242,21 @@ class JointDiagonal(Spatial):
 
     def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
-        inside = _by_frequency(psds) * self._mixture.inside.unsqueeze(1)
-        fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in self.parts(psds))
+        parts = self.parts(psds)
+        inside = self._together * self._mixture.inside.unsqueeze(1)
+        fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in parts)
         if not self._per_frequency:
             fall, rise = fall.sum(2, keepdim=True), rise.sum(2, keepdim=True)
         fitted = [n for n in range(len(psds)) if n not in self._white]
         gains = self.gains.clone()
         gains[fitted] *= (fall / rise)[fitted].sqrt()
-        self.gains, self._seen = gains.clamp(min=_LEAST_GAIN), []
+        self.gains, self._inverse = gains.clamp(min=_LEAST_GAIN), None
 
     def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
-        """A sweep over the rows with V_m = mean_t x x' / Y_m."""
+        """A sweep over the rows with V_m = mean_t (x x' + dither I) / Y_m."""
         precision = self._precision(psds)
         numbers = (precision.permute(1, 2, 0, 3) @ self._outer).movedim(2, 0)  # [row, recording, freq, channel^2]
         v = ridged(hermitian(numbers).to(torch.complex128), _ROUNDING[precision.dtype])
-        v.diagonal(dim1=-2, dim2=-1).add_(self._dither.unsqueeze(-1) * (precision @ self._mixture.share))
         self.q = self._sweep(self.q.to(v.dtype), v.movedim(0, 2)).to(self.q.dtype)
         self._rotate()
 
