@@ -149,9 +149,9 @@ def hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batc
     n = round(numbers.shape[-1] ** 0.5)
     i, j = torch.triu_indices(n, n, 1)
     diagonal, pairs = torch.arange(n), torch.arange(n, n + len(i))
-    basis = torch.zeros(n * n, n, n, dtype=numbers.dtype.to_complex())  # the matrix of each unit vector
-    basis[diagonal, diagonal, diagonal] = 1
-    basis[pairs, i, j] = basis[pairs, j, i] = 2**-0.5
-    basis[pairs + len(i), i, j], basis[pairs + len(i), j, i] = 1j * 2**-0.5, -1j * 2**-0.5
-    parts = torch.view_as_real(basis).flatten(1).to(numbers.device)
-    return torch.view_as_complex((numbers @ parts).unflatten(-1, (n, n, 2)))
+    basis = numbers.new_zeros(n * n, n, n, 2)  # the matrix of each unit vector, real and imaginary parts
+    basis[diagonal, diagonal, diagonal, 0] = 1
+    basis[pairs, i, j, 0] = basis[pairs, j, i, 0] = 2**-0.5
+    basis[pairs + len(i), i, j, 1] = 2**-0.5
+    basis[pairs + len(i), j, i, 1] = -(2**-0.5)
+    return torch.view_as_complex((numbers @ basis.flatten(1)).unflatten(-1, (n, n, 2)))
