@@ -51,6 +51,7 @@ class NMF(ShallowSource):
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         self._together = together
+        self._variance: Tensor | None = None
         shape = (first.shape[-1], rank)
         start = [torch.rand(shape, generator=g, device=first.device, dtype=first.dtype) for g in mixture.generators]
         loudness = torch.where(mixture.inside, first.sum(-1), 0.0)
@@ -63,13 +64,23 @@ class NMF(ShallowSource):
             self.update(alone, 1.0)
 
     def variance(self) -> Float[Tensor, "recording frame freq"]:
-        return self.activations @ self.spectra.mT + VARIANCE_FLOOR
+        if self._variance is None:  # the frames of a frequency side by side, as `JointDiagonal` multiplies them
+            self._variance = (self.spectra @ self.activations.mT).add_(VARIANCE_FLOOR).mT
+        return self._variance
 
     def update_factors(self, statistics: Callable[[], Statistics]) -> None:
         numerator, denominator = statistics()
-        self.spectra = self.spectra * root(numerator.mT @ self.activations, denominator.mT @ self.activations)
+        self.spectra = self.spectra * self._root(self.activations, numerator, denominator)
         if not self._together:
+            self._variance = None
             numerator, denominator = statistics()
-        factor = root(numerator @ self.spectra, denominator @ self.spectra)
+        factor = self._root(self.spectra, numerator.mT, denominator.mT)
         self.activations = torch.where(self._mixture.inside.unsqueeze(-1), self.activations * factor, self.activations)
         self.spectra, self.activations = sum_to_one(self.spectra, self.activations)
+        self._variance = None
+
+    @staticmethod
+    def _root(other: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """What a factor is multiplied by, from the `other` one; in this order the products are twice as fast."""
+        up, down = other.mT @ numerator, other.mT @ denominator  # [recording, component, frame or freq]
+        return root(up, down).mT

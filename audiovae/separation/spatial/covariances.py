@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Complex, Float
@@ -93,9 +92,10 @@ def diagonal_of(q: Complex[Tensor, "recording freq row channel"], covariances: C
 
 def ridged(covariances: Complex[Tensor, "*batch channel channel"], ridge: float) -> Tensor:
     """With `ridge` times the mean diagonal added to the diagonal, and a little more for silence."""
-    mean = torch.einsum("...ii->...", covariances).real / covariances.shape[-1]
-    eye = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
-    return covariances + (ridge * mean + torch.finfo(torch.float32).tiny)[..., None, None] * eye
+    out = covariances.clone()
+    diagonal = out.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(ridge * diagonal.real.mean(-1, keepdim=True) + torch.finfo(torch.float32).tiny)
+    return out
 
 
 def projected(
@@ -109,8 +109,9 @@ def projected(
     q = q.clone()
     eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
     for m in range(v.shape[-3]):
-        row = torch.linalg.solve(q @ v[..., m, :, :], eye[:, m].expand(q.shape[:-1]))
-        norm = (row.conj() * (v[..., m, :, :] @ row.unsqueeze(-1)).squeeze(-1)).sum(-1).real.sqrt()
+        of_row = v[..., m, :, :]
+        row = torch.linalg.solve(q @ of_row, eye[:, m].expand(q.shape[:-1]))
+        norm = torch.linalg.vecdot(row, (of_row @ row.unsqueeze(-1)).squeeze(-1)).real.sqrt()
         q[..., m, :] = (row / norm.unsqueeze(-1)).conj()
     return q
 
@@ -147,9 +148,10 @@ def hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batc
     """The matrix of such numbers."""
     n = round(numbers.shape[-1] ** 0.5)
     i, j = torch.triu_indices(n, n, 1)
-    diagonal, real, imaginary = numbers.split([n, len(i), len(i)], dim=-1)
-    pairs = torch.complex(real, imaginary) / 2**0.5
-    out = torch.diag_embed(diagonal).to(pairs.dtype)
-    out[..., i, j] = pairs
-    out[..., j, i] = pairs.conj()
-    return cast(Tensor, out)
+    diagonal, pairs = torch.arange(n), torch.arange(n, n + len(i))
+    basis = numbers.new_zeros(n * n, n, n, 2)  # the matrix of each unit vector, real and imaginary parts
+    basis[diagonal, diagonal, diagonal, 0] = 1
+    basis[pairs, i, j, 0] = basis[pairs, j, i, 0] = 2**-0.5
+    basis[pairs + len(i), i, j, 1] = 2**-0.5
+    basis[pairs + len(i), j, i, 1] = -(2**-0.5)
+    return torch.view_as_complex((numbers @ basis.flatten(1)).unflatten(-1, (n, n, 2)))

@@ -82,7 +82,7 @@ class Demixing(Spatial):
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         """Rows in turn, with V_n = mean_t x x' / lambda_n."""
         weights = torch.stack([self._mixture.share / without_draws(psd) for psd in psds[: self.n_sources]])
-        v = hermitian((weights.permute(1, 3, 0, 2) @ self._outer).double())
+        v = hermitian(weights.permute(1, 3, 0, 2) @ self._outer).to(torch.complex128)
         ridge = _ROUNDING if self._x.dtype == torch.complex64 else _RIDGE
         self.w = projected(self.w, ridged(v, ridge))
         self._rotate()

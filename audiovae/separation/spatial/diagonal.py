@@ -1,4 +1,4 @@
-"""Rows of a mixture that are independent of each other: a single channel, or several after a joint diagonalisation."""
+"""Rows of a mixture that each hear their sources at a gain of one: a single channel, or a row for each source."""
 
 from __future__ import annotations
 
@@ -14,24 +14,18 @@ from audiovae.separation.spatial.spatial import mean_over_draws
 
 @dataclass(frozen=True)
 class Row:
-    """x_ft ~ N_C(0, V_ft), V = rest + gain lambda.
+    """x_ft ~ N_C(0, V_ft), V = rest + lambda.
 
     Attributes:
         power: P = |x_ft|^2.
         rest: what the other sources contribute, `[*draw, recording, frame, freq]`; 0 where there is no other.
-        gain: of the own source; None is 1.
     """
 
     power: Float[Tensor, "recording frame freq"]
     rest: Tensor | float
-    gain: Float[Tensor, "recording 1 _"] | None = None
 
     def variance(self, psd: Tensor) -> Tensor:
-        return self.rest + (psd if self.gain is None else self.gain * psd)
-
-    def per_psd(self, precision: Tensor) -> Tensor:
-        """The derivative of log V by lambda, gain / V."""
-        return precision if self.gain is None else self.gain * precision
+        return self.rest + psd
 
 
 class DiagonalView:
@@ -64,8 +58,8 @@ class DiagonalView:
         parts = []
         for row in self._rows:
             precision = row.variance(psd).reciprocal_()
-            fall = row.per_psd(precision)
-            parts.append((mean_over_draws(fall * (row.power * precision), psd.ndim), mean_over_draws(fall, psd.ndim)))
+            fall = row.power * precision.square()
+            parts.append((mean_over_draws(fall, psd.ndim), mean_over_draws(precision, psd.ndim)))
         numerator, denominator = (sum(part[1:], start=part[0]) for part in zip(*parts, strict=True))
         return numerator * self._told, denominator * self._told
 
@@ -75,11 +69,11 @@ class DiagonalView:
         parts = []
         for row in self._rows:
             precision = row.variance(psd).reciprocal_()
-            parts.append(mean_over_draws(row.per_psd(precision * (1 - row.power * precision)), psd.ndim))
+            parts.append(mean_over_draws(precision * (1 - row.power * precision), psd.ndim))
         return sum(parts[1:], start=parts[0]) * self._told
 
     def information(
         self, psd: Float[Tensor, "*sample recording frame freq"]
     ) -> Float[Tensor, "*sample recording frame freq"]:
-        parts = [mean_over_draws(row.per_psd(1 / row.variance(psd)).square(), psd.ndim) for row in self._rows]
+        parts = [mean_over_draws(row.variance(psd).reciprocal_().square(), psd.ndim) for row in self._rows]
         return sum(parts[1:], start=parts[0]) * self._told

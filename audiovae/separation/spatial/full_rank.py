@@ -19,8 +19,7 @@ from audiovae.separation.spatial.covariances import (
     generalised_eigenvectors,
     ridged,
 )
-from audiovae.separation.spatial.diagonal import DiagonalView
-from audiovae.separation.spatial.joint_diagonal import JointDiagonal
+from audiovae.separation.spatial.joint_diagonal import JointDiagonal, JointView
 from audiovae.separation.spatial.spatial import (
     Spatial,
     View,
@@ -260,7 +259,7 @@ class FullRankPair(Spatial):
         x = self._mixture.spectrogram
         return q.to(x.dtype), diagonal_of(q, self.h).to(x.real.dtype)
 
-    def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> DiagonalView:
+    def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> JointView:
         return self._joint.view(psds, n)
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:

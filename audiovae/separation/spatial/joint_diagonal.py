@@ -22,8 +22,7 @@ from audiovae.separation.spatial.covariances import (
     ridged,
     steered,
 )
-from audiovae.separation.spatial.diagonal import DiagonalView, Row
-from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, total, without_draws
+from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, without_draws
 
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
 _DITHER, _LEAST_DITHER = 1e-10, 1e-12  # as a share of the mean power of a frequency, and at unit level
@@ -34,6 +33,76 @@ _SWEEPS = {"ip": projected, "iss": steered}
 
 UpdateName = Literal["ip", "iss"]
 State = tuple[Complex[Tensor, "recording freq row channel"], Float[Tensor, "source recording _ row"]]
+
+
+class JointView:
+    """A `View` of the rows of `JointDiagonal`, of variance Y = rest + gain lambda, for as long as that is not updated.
+
+    Args:
+        space: whose rows they are.
+        others: the other sources' PSDs, side by side.
+        n: the source's place among them.
+    """
+
+    def __init__(
+        self, space: JointDiagonal, others: Sequence[Float[Tensor, "*_ recording frame freq"]], n: int
+    ) -> None:
+        self._space, self._others, self._n = space, others, n
+        self._gain = space.gains[n].movedim(-1, 0).unsqueeze(-1)  # [row, recording, _, 1]
+
+    @cached_property
+    def _rest(self) -> Float[Tensor, "*draw row recording freq frame"]:
+        if not self._others:
+            return torch.zeros_like(self._space.power)
+        places = [i for i in range(len(self._others) + 1) if i != self._n]
+        return _mixed(self._space.gains[places], _by_frequency(self._others))
+
+    def nll(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame"]:
+        return self._space.misfit(self._precision(psd), psd.ndim - 1)
+
+    def statistics(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> tuple[Float[Tensor, "*sample recording frame freq"], Float[Tensor, "*sample recording frame freq"]]:
+        parts = self._space.parts([*self._others[: self._n], psd, *self._others[self._n :]])
+        fall, precision = (self._over_rows(self._gain, part, psd.ndim) for part in parts)
+        return fall, precision
+
+    def slope(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
+        precision = self._precision(psd)
+        rise = torch.addcmul(precision, self._space.power * precision, precision, value=-1)
+        return self._over_rows(self._gain, rise, psd.ndim).contiguous()
+
+    def information(
+        self, psd: Float[Tensor, "*sample recording frame freq"]
+    ) -> Float[Tensor, "*sample recording frame freq"]:
+        return self._over_rows(self._gain.square(), self._precision(psd).square_(), psd.ndim).contiguous()
+
+    def _precision(self, psd: Tensor) -> Float[Tensor, "*sample row recording freq frame"]:
+        return torch.addcmul(self._rest, self._gain, psd.mT.contiguous().unsqueeze(-4)).reciprocal_()
+
+    def _over_rows(self, weights: Tensor, values: Float[Tensor, "*_ row recording freq frame"], n_dims: int) -> Tensor:
+        """Their weighted sum, `[*sample, recording, frame, freq]`."""
+        rows = values.unbind(-4)
+        out = weights[0] * rows[0]
+        for weight, row in zip(weights[1:], rows[1:], strict=True):
+            out.addcmul_(weight, row)
+        return (mean_over_draws(out, n_dims) * self._space.told).mT
+
+
+def _by_frequency(
+    psds: Sequence[Float[Tensor, "*_ recording frame freq"]],
+) -> Float[Tensor, "*draw source recording freq frame"]:
+    """Side by side, the frames of a frequency next to each other, as x has them."""
+    return torch.stack([psd.mT for psd in torch.broadcast_tensors(*psds)], dim=-4)
+
+
+def _mixed(
+    gains: Float[Tensor, "source recording _ row"], psds: Float[Tensor, "*draw source recording freq frame"]
+) -> Float[Tensor, "*draw row recording freq frame"]:
+    """The variance of the rows, Y_ftm = sum_n lambda_nft g_nm."""
+    return torch.einsum("nrfm,...nrft->...mrft", gains, psds)
 
 
 class JointDiagonal(Spatial):
@@ -78,17 +147,26 @@ class JointDiagonal(Spatial):
             raise ValueError(f"update must be one of {', '.join(_SWEEPS)}, got {update!r}")
         mixture.common_channels()
         self._mixture, self._white, self._per_frequency = mixture, frozenset(white), per_frequency
+        self._seen: list[Tensor] = []  # PSDs, of which these are made: side by side, 1 / Y and P / Y^2
+        self._together: Tensor
+        self._inverse: Tensor | None = None
+        self._fall: Tensor | None = None
+        self.told = mixture.told.mT.contiguous()
         self._sweep = _SWEEPS[update]
-        self._x = mixture.spectrogram.permute(0, 2, 3, 1).contiguous()  # [recording, freq, channel, frame]
-        n_recordings, n_freqs, n_channels, _ = self._x.shape
+        x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
+        n_recordings, n_freqs, n_channels, _ = x.shape
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
+        self._parts = torch.cat([x.real, x.imag], dim=-2)
+        self._outer = outer_products(x.mT.contiguous())  # of x x' + dither I, over the number of frames
+        self._outer[..., :n_channels] += self._dither[..., None, None]
+        self._outer *= mixture.share.unsqueeze(1)
         if isinstance(space, Tensor):
             self.q, self.gains = self._from_covariances(space)
         elif space is not None:
             self.q, self.gains = space[0], space[1].clone()  # the start's own is used again
         else:
-            eye = torch.eye(n_channels, dtype=self._x.dtype, device=self._x.device)
+            eye = torch.eye(n_channels, dtype=x.dtype, device=x.device)
             self.q = eye.expand(n_recordings, n_freqs, n_channels, n_channels)
             gains = first_gains(n_sources, n_channels).to(mixture.power)
             self.gains = gains[:, None, None].repeat(1, n_recordings, n_freqs if per_frequency or white else 1, 1)
@@ -105,54 +183,57 @@ class JointDiagonal(Spatial):
         if not self._per_frequency:
             gains = gains.mean(2, keepdim=True).expand_as(gains)
         white = gains.new_ones(len(self._white), *gains.shape[1:])
-        return q.to(self._x.dtype), torch.cat([gains, white])
+        return q.to(self._mixture.spectrogram.dtype), torch.cat([gains, white])
 
     def place(self, q: Complex[Tensor, "recording freq row channel"], gains: Tensor) -> None:
         """Go on from another state."""
-        self.q, self.gains = q, gains
+        self.q, self.gains, self._inverse = q, gains, None
         self._rotate()
 
-    @cached_property
-    def _outer(self) -> Float[Tensor, "recording freq frame square"]:
-        """The products x x'."""
-        return outer_products(self._x.mT)
-
     def _rotate(self) -> None:
-        """What follows from Q: |Q x|^2, `[row, recording, frame, freq]`; log |det Q Q'|; the gains of white sources."""
-        rows = self.q @ self._x
-        dither = (self.q.abs().square().sum(-1) * self._dither.unsqueeze(-1)).unsqueeze(-1)
-        self._power = (rows.real.square() + rows.imag.square() + dither).permute(2, 0, 3, 1).contiguous()
-        self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(self._power.dtype)
-        for n in self._white:
-            self.gains[n] = self.q.abs().square().sum(-1)
+        """What follows from Q: |Q x|^2; log |det Q Q'|; the gains of white sources."""
+        re, im = self.q.real, self.q.imag
+        of_parts = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)  # real products are faster
+        real, imaginary = (of_parts @ self._parts).square_().movedim(2, 0).chunk(2)
+        norms = (re.square() + im.square()).sum(-1)
+        dither = (norms * self._dither.unsqueeze(-1)).movedim(-1, 0).unsqueeze(-1)
+        self.power = torch.add(real, imaginary, out=real.new_empty(real.shape)).add_(dither)
+        self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(norms.dtype)
+        self._fall = None
+        if self._white:
+            self.gains[sorted(self._white)] = norms
+            self._inverse = None
 
-    def _gain(self, n: int, m: int) -> Float[Tensor, "recording 1 _"]:
-        return self.gains[n, ..., m].unsqueeze(1)
+    def _precision(
+        self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]
+    ) -> Float[Tensor, "*draw row recording freq frame"]:
+        """1 / Y; kept until PSDs or gains change, as sources, Q and the objective ask for it in turn."""
+        if len(self._seen) != len(psds) or not all(map(Tensor.is_set_to, self._seen, psds)):
+            self._seen, self._together = list(psds), _by_frequency(psds)
+            self._inverse = self._fall = None
+        if self._inverse is None:
+            self._inverse, self._fall = _mixed(self.gains, self._together).reciprocal_(), None
+        return self._inverse
 
-    def _variance(self, psds: Sequence[Tensor], m: int) -> Tensor:
-        """sum_n lambda_n g_nm."""
-        return total([psd * self._gain(n, m) for n, psd in enumerate(psds)])
+    def parts(self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]) -> tuple[Tensor, Tensor]:
+        """P / Y^2 and 1 / Y, `[*draw, row, recording, freq, frame]`, of which statistics are weighted sums."""
+        precision = self._precision(psds)
+        if self._fall is None:
+            self._fall = (self.power * precision).mul_(precision)
+        return self._fall, precision
 
-    def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> DiagonalView:
-        places = [i for i in range(len(psds)) if i != n]
-        others = side_by_side([psds[i] for i in places])
-        rows = [
-            Row(
-                power,
-                total([psd * self._gain(i, m) for i, psd in zip(places, others, strict=True)]) if others else 0.0,
-                self._gain(n, m),
-            )
-            for m, power in enumerate(self._power)
-        ]
-        return DiagonalView(rows, self._mixture.told, -self._log_det.unsqueeze(-1))
+    def misfit(
+        self, precision: Float[Tensor, "*draw row recording freq frame"], n_dims: int
+    ) -> Float[Tensor, "*sample recording frame"]:
+        """sum_fm log Y + P / Y - log |det Q Q'|, the mean over draws: values of `n_dims` dimensions."""
+        of_frames = (self.power * precision).sub_(precision.log()).sum((-4, -2))
+        return mean_over_draws(of_frames, n_dims) - self._log_det.unsqueeze(-1)
+
+    def view(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]], n: int) -> JointView:
+        return JointView(self, side_by_side([psd for i, psd in enumerate(psds) if i != n]), n)
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
-        together = side_by_side(psds)
-        misfit = -self._log_det.unsqueeze(-1)
-        for m, power in enumerate(self._power):
-            variance = self._variance(together, m)
-            misfit = misfit + mean_over_draws((torch.log(variance) + power / variance).sum(-1), 2)
-        return misfit
+        return self.misfit(self._precision(side_by_side(psds)), 2)
 
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         means = [without_draws(psd) for psd in psds]
@@ -161,46 +242,38 @@ class JointDiagonal(Spatial):
 
     def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
-        over = (1,) if self._per_frequency else (1, 2)
+        parts = self.parts(psds)
+        inside = self._together * self._mixture.inside.unsqueeze(1)
+        fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in parts)
+        if not self._per_frequency:
+            fall, rise = fall.sum(2, keepdim=True), rise.sum(2, keepdim=True)
+        fitted = [n for n in range(len(psds)) if n not in self._white]
         gains = self.gains.clone()
-        inside = self._mixture.inside.unsqueeze(-1)
-        for m, power in enumerate(self._power):
-            precision = inside / self._variance(psds, m)
-            fall = power * precision.square()
-            for n in set(range(len(psds))) - self._white:
-                ratio = (psds[n] * fall).sum(over) / (psds[n] * precision).sum(over)
-                gains[n, ..., m] *= ratio.sqrt() if self._per_frequency else ratio.sqrt().unsqueeze(-1)
-        self.gains = gains.clamp(min=_LEAST_GAIN)
+        gains[fitted] *= (fall / rise)[fitted].sqrt()
+        self.gains, self._inverse = gains.clamp(min=_LEAST_GAIN), None
 
     def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
-        """A sweep over the rows with V_m = mean_t x x' / Y_m."""
-        share = self._mixture.share
-        weights = torch.stack([share / self._variance(psds, m) for m in range(len(self._power))]).permute(1, 3, 0, 2)
-        v = ridged(
-            hermitian((weights @ self._outer).double()), _ROUNDING[weights.dtype]
-        )  # [recording, freq, row, channel, channel]
-        eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
-        v = v + (self._dither.unsqueeze(-1) * weights.sum(-1))[..., None, None] * eye
-        q = self._sweep(self.q.to(v.dtype), v)
-        self.q = q.to(self._x.dtype)
+        """A sweep over the rows with V_m = mean_t (x x' + dither I) / Y_m."""
+        precision = self._precision(psds)
+        numbers = (precision.permute(1, 2, 0, 3) @ self._outer).movedim(2, 0)  # [row, recording, freq, channel^2]
+        v = ridged(hermitian(numbers).to(torch.complex128), _ROUNDING[precision.dtype])
+        self.q = self._sweep(self.q.to(v.dtype), v.movedim(0, 2)).to(self.q.dtype)
         self._rotate()
 
     def images(
         self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
     ) -> Complex[Tensor, "source chosen frame freq channel"]:
         where = list(chosen)
-        x, q = self._x[where], self.q[where]
-        rows = (q @ x).permute(2, 0, 3, 1)  # [row, chosen, frame, freq]
-        together = side_by_side(psds)
-        filtered: list[list[Tensor]] = [[] for _ in psds[:-1]]
-        for m, row in enumerate(rows):
-            parts = [psd * self.gains[n, where, :, m].unsqueeze(1) for n, psd in enumerate(together)]
-            variance = total(parts)
-            for n, part in enumerate(parts[:-1]):
-                filtered[n].append(mean_over_draws(part / variance, 3) * row)
+        x, q, gains = self._mixture.spectrogram[where], self.q[where], self.gains[:, where]
+        together = _by_frequency(side_by_side(psds))
+        rows = (q @ x.permute(0, 2, 3, 1)).movedim(2, 0)  # [row, chosen, freq, frame]
+        variance = _mixed(gains, together)
         back = torch.linalg.inv(q.to(torch.complex128)).to(q.dtype)  # [chosen, freq, channel, row]
-        images = [torch.einsum("rfcm,mrtf->rtfc", back, torch.stack(of_source)) for of_source in filtered]
-        return closed(images, self._mixture.spectrogram[where])
+        images = []
+        for n in range(len(psds) - 1):
+            share = _mixed(gains[n : n + 1], together[..., n : n + 1, :, :, :]).div_(variance)
+            images.append(torch.einsum("rfcm,mrft->rtfc", back, mean_over_draws(share, 4) * rows))
+        return closed(images, x)
 
     def powers(
         self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
