@@ -17,6 +17,7 @@ _CORE_HZ = (300.0, 2000.0)  # where rows are in order at first: below, the phase
 _LOWEST_HZ = 100.0
 _SMOOTH_HZ = 400.0  # rooms move the phases of single frequencies; what changes places does so over a band
 _ROUNDS = 3
+_STAY = 0.02  # for every pair of microphones: where directions tell nothing, rows stay
 
 
 def order_by_delays(
@@ -47,6 +48,7 @@ def order_by_delays(
     for _ in range(_ROUNDS):
         agreement = _agreement(phases, _delays(_in_order(phases, chosen), used, front), hz)
         of_orders = torch.stack([agreement[..., order, range(n_sources)].sum(-1) for order in orders], 1)
+        of_orders[:, 0] += _STAY * phases.shape[2]
         chosen = orders[_smoothed(of_orders, round(_SMOOTH_HZ * front.stft.n_fft / front.sample_rate)).argmax(1)]
         used = hz >= _LOWEST_HZ
     return chosen

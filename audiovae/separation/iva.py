@@ -15,9 +15,10 @@ from audiovae.separation.mixture import Mixture
 from audiovae.separation.sources.envelope import Envelope
 from audiovae.separation.spatial.demixing import Demixing
 from audiovae.separation.starts import Beginning, Start
-from audiovae.stft import Front, power
+from audiovae.stft import STFT, Front, power
 
 LOWER_HZ, HIGHEST_HZ = 3200.0, 5000.0
+_LEAST_FRAMES, _SHORTEST_SECONDS = 45, 0.016
 _TINY = 1e-6
 
 Images = Callable[[Mixture], Float[Tensor, "source recording channel sample"]]
@@ -32,28 +33,51 @@ def iva(front: Front, n_sources: int, n_iterations: tuple[int, int] = (20, 10)) 
     from there higher ones are heard too. Above 5 kHz speech is faint beside the microphones' own noise.
 
     Args:
-        front: its window is longer than most of the reverberation.
+        front: of the longest window, which is longer than most of the reverberation; a recording that has too few such
+            frames gets half of it, and so on.
         n_iterations: before and after directions are looked at.
 
     Reference: see `Envelope`, `Demixing` and `order_by_delays`.
     """
 
     def images(mixture: Mixture) -> Float[Tensor, "source recording channel sample"]:
-        stft = front.stft.to(mixture.power)
-        seen = mixture.through(stft)
-        space = Demixing(seen, n_sources=n_sources)
-        for n, highest_hz in zip(n_iterations, (LOWER_HZ, HIGHEST_HZ), strict=True):
-            if highest_hz == HIGHEST_HZ:
-                space.reorder(order_by_delays(space.columns(), front))
-            sources = [Envelope(seen, seen.power, n_counted=bins_below(front, highest_hz)) for _ in range(n_sources)]
-            for _ in range(n):
-                for i, source in enumerate(sources):
-                    source.update(space.view([], i), 1.0)
-                space.update([source.psd() for source in sources])
-        found = space.images([seen.power.unsqueeze(0)] * (n_sources + 1), range(len(seen.power)))
-        return mixture.sound(stft, found[:n_sources])
+        if mixture.waves is None:
+            raise ValueError("independent vector analysis needs the waves of the mixtures, and none were given")
+        windows = [_window(front, n) for n in mixture.n_samples]
+        sound = mixture.waves.new_zeros(n_sources, *mixture.waves.shape)
+        for window in set(windows):
+            where = [i for i, of_one in enumerate(windows) if of_one == window]
+            shorter = Front(STFT(window, window // 4, front.stft.window_name), front.sample_rate)
+            sound[:, where] = _images(mixture.only(where), shorter, n_sources, n_iterations)
+        return sound
 
     return images
+
+
+def _window(front: Front, n_samples: int) -> int:
+    """The longest window of which a recording has enough frames."""
+    n_fft = front.stft.n_fft
+    while n_samples < (_LEAST_FRAMES - 1) * n_fft // 4 and n_fft // 2 >= _SHORTEST_SECONDS * front.sample_rate:
+        n_fft = n_fft // 8 * 4
+    return n_fft
+
+
+def _images(
+    mixture: Mixture, front: Front, n_sources: int, n_iterations: tuple[int, int]
+) -> Float[Tensor, "source recording channel sample"]:
+    stft = front.stft.to(mixture.power)
+    seen = mixture.through(stft)
+    space = Demixing(seen, n_sources=n_sources)
+    for n, highest_hz in zip(n_iterations, (LOWER_HZ, HIGHEST_HZ), strict=True):
+        if highest_hz == HIGHEST_HZ:
+            space.reorder(order_by_delays(space.columns(), front))
+        sources = [Envelope(seen, seen.power, n_counted=bins_below(front, highest_hz)) for _ in range(n_sources)]
+        for _ in range(n):
+            for i, source in enumerate(sources):
+                source.update(space.view([], i), 1.0)
+            space.update([source.psd() for source in sources])
+    found = space.images([seen.power.unsqueeze(0)] * (n_sources + 1), range(len(seen.power)))
+    return mixture.sound(stft, found[:n_sources])
 
 
 def bins_below(front: Front, hz: float) -> int:

@@ -117,6 +117,22 @@ class Mixture:
             [0] * len(spectrograms) if waves is None else [wave.shape[-1] for wave in waves],
         )
 
+    def only(self, where: Sequence[int]) -> Mixture:
+        """Some of the recordings."""
+        chosen = list(where)
+        return replace(
+            self,
+            spectrogram=self.spectrogram[chosen],
+            power=self.power[chosen],
+            n_channels=[self.n_channels[i] for i in chosen],
+            inside=self.inside[chosen],
+            level=self.level[chosen],
+            generators=[self.again().generators[i] for i in chosen],
+            states=[self.states[i] for i in chosen],
+            waves=None if self.waves is None else self.waves[chosen],
+            n_samples=[self.n_samples[i] for i in chosen],
+        )
+
     def through(self, stft: STFT) -> Mixture:
         """The same sound through another window, for starts and filters that need one longer than the sources'.
 

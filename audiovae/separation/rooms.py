@@ -31,7 +31,6 @@ from audiovae.settings import RoomMethodName
 from audiovae.stft import STFT, Front
 
 ROOM_RANK, ROOM_ITERATIONS = 8, 100
-_HIGHER_HZ = 5000.0  # of a start beside another
 
 
 def fast_mnmf2(front: Front, n_sources: int, rank: int = ROOM_RANK, n_iterations: int = ROOM_ITERATIONS) -> Separator:
@@ -56,8 +55,7 @@ class RoomMethod:
         spatial: makes the spatial model of so many sources, the last of which is the noise.
         source: makes each source without a prior, for its front; None: a deep one.
         settings: how long.
-        starts: windows of independent vector analysis in seconds, and up to which frequency in Hz it ties them
-            together, each a start; none: sources that do not differ yet.
+        starts: windows of independent vector analysis in seconds, each a start; none: sources that do not differ yet.
         filters: windows in seconds, and taps, of the least squares at the end.
         window: of the STFT of sources without a prior, in seconds.
         e_step, prior_weight: of a deep source.
@@ -67,7 +65,7 @@ class RoomMethod:
     spatial: Callable[[int], MakeSpatial]
     source: Callable[[Front], MakeSource] | None = None
     settings: EMSettings = EMSettings(12, 2.0, spatial_steps=2, warm_up=5)
-    starts: tuple[tuple[float, float], ...] = ((0.512, HIGHEST_HZ), (0.256, _HIGHER_HZ))
+    starts: tuple[float, ...] = (0.512,)
     filters: tuple[tuple[float, int], ...] = ()
     window: float = 0.256
     e_step: Callable[[], EStep] = partial(PointEstimate, step=0.25, momentum=0.82, refresh=8)
@@ -106,8 +104,8 @@ def _nmf(rank: int) -> Callable[[Front], MakeSource]:
 ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
     "deep": RoomMethod(
         _joint,
-        settings=EMSettings(10, 2.0, spatial_steps=2, warm_up=3, audition=3),
-        starts=((0.512, HIGHEST_HZ), (0.512, 8000.0), (0.256, _HIGHER_HZ)),
+        settings=EMSettings(10, 2.0, spatial_steps=2, warm_up=3, audition=2),
+        starts=(0.512, 0.256),
         filters=((0.256, 3),),
         prior_weight=6.0,
         prior="speech-16k-rooms",
@@ -115,13 +113,12 @@ ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
     "fast": RoomMethod(
         _joint,
         settings=EMSettings(4, 2.0, spatial_steps=2, warm_up=3),
-        starts=((0.512, HIGHEST_HZ),),
         filters=((0.256, 3),),
         e_step=partial(PointEstimate, step=0.5, momentum=0.6, refresh=8),
         prior_weight=6.0,
         prior="speech-16k-rooms",
     ),
-    "iva": RoomMethod(_demixing, _envelope, EMSettings(40), starts=(), window=0.512),
+    "iva": RoomMethod(_demixing, _envelope, EMSettings(5), window=0.512),
     "ilrma": RoomMethod(_demixing, _nmf(2), EMSettings(30)),
     "fastmnmf2": RoomMethod(_joint_over_frequency, _nmf(8), EMSettings(60)),
     "fastmnmf2-dp": RoomMethod(_joint_over_frequency, prior="speech-16k-fast"),
@@ -167,7 +164,7 @@ def separator(
         settings = replace(chosen.settings, padding=min(prior.vae.lookahead, LONGEST_PADDING))
     rate, alone = front.sample_rate, n_sources == 1
     n_directions = 2 if alone else n_sources  # a noise comes from somewhere too
-    found = [iva(_hann(seconds, rate), n_directions, highest_hz) for seconds, highest_hz in chosen.starts]
+    found = [iva(_hann(seconds, rate), n_directions) for seconds in chosen.starts]
     if alone:
         found = _speech_first(prior, found[0]) if prior is not None else found
     filters = [least_squares(_samples(seconds, rate), n_taps) for seconds, n_taps in chosen.filters]

@@ -162,7 +162,7 @@ def with_waves(waves: list[Tensor]) -> Mixture:
 def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
     """Through another window, whose frames at an end see what stands beyond it in the batch."""
     waves = [reverberant(0.2, 3), reverberant(0.131, 3, seed=5)]
-    find = iva(Front(STFT(256, 64, "hann"), RATE), 2, n_iterations=10)
+    find = iva(Front(STFT(256, 64, "hann"), RATE), 2, (7, 3))
     together = find(with_waves(waves))
     for i, wave in enumerate(waves):
         torch.testing.assert_close(together[:, i, :, : wave.shape[-1]], find(with_waves([wave]))[:, 0])
@@ -174,7 +174,7 @@ def test_the_start_of_a_batch_of_two_lengths_is_that_of_its_members() -> None:
 @pytest.mark.parametrize("name", MORE_DAMAGE)
 def test_damaged_recordings_give_a_finite_start(name: str, dtype: torch.dtype) -> None:
     wave = MORE_DAMAGE[name](reverberant(0.2, 3)).to(dtype)
-    found = iva(Front(STFT(256, 64, "hann"), RATE), 2, n_iterations=10)(with_waves([wave]))
+    found = iva(Front(STFT(256, 64, "hann"), RATE), 2, (7, 3))(with_waves([wave]))
     assert found.dtype == dtype
     assert torch.isfinite(found).all()
     assert found.abs().max() <= 100 * wave.abs().max()
@@ -187,3 +187,25 @@ def test_an_envelope_counts_the_lowest_frequencies_alone() -> None:
     rows = (space.w @ (space._pca @ mixture.spectrogram.permute(0, 2, 3, 1)))[:, :3, 1].abs().square()
     for i, n_frames in enumerate(LENGTHS):
         torch.testing.assert_close(source.variance()[i, :n_frames, 0], rows[i, :, :n_frames].mean(0))
+
+
+def test_a_reordered_row_is_another_source_and_nothing_else_changes() -> None:
+    mixture = mixture_of(2)
+    space = demixed(mixture, 2, 3)
+    psds = psds_of(mixture, 1, 1)
+    w, misfit, columns = space.w, space.nll(psds), space.columns()
+    order = torch.tensor([1, 0]).expand(*w.shape[:2], 2)
+    space.reorder(order)
+    torch.testing.assert_close(space.w, w.flip(-2))
+    torch.testing.assert_close(space.columns(), columns.flip(-1))
+    torch.testing.assert_close(space.nll(psds[::-1]), misfit)
+
+
+def test_a_matrix_begins_blind_to_the_other_sources_covariances() -> None:
+    """Sources of rank one: no row hears another's column."""
+    mixture = mixture_of(2)
+    ways = normal(2, len(mixture.power), mixture.power.shape[-1], 2)
+    space = Demixing(mixture, ways.unsqueeze(-1) * ways.unsqueeze(-2).conj(), n_sources=2)
+    heard = torch.einsum("rfnk,rfkc,srfc->rfns", space.w, space._pca, ways).abs().square()
+    own, others = heard.diagonal(dim1=-2, dim2=-1).sum(-1), heard.sum((-2, -1))
+    assert (own / others).mean() > 0.95
