@@ -29,6 +29,7 @@ _TOLD_BELOW = (0.25, 0.96)
 _N_UPDATES, _LEAST_SHARE, _LOUDEST = 10, 0.2, 10.0  # the last: of a band above, beside one below, for speech
 _DEVIATION_DB, _GRID = 6.0, 13  # of the speech around what the bands below say; levels that are tried, to 3 of these
 _INDEPENDENT = 0.6  # share of the bins of a band that count: neighbours overlap
+_STRIDE = 3  # bins, of which one tells the quiet spectrum: enough for a band, and most of the time
 
 
 class UpperBand:
@@ -52,16 +53,17 @@ class UpperBand:
         rate, device = self._info.sample_rate, self._front.device
         hop_length = min(next_fast_len(max(1, round(_HOP_SECONDS * rate)), real=True), LARGEST_SIZE // 2)
         self._stft = STFT(2 * hop_length, hop_length).to(device)
-        hz = torch.arange(self._stft.n_freqs, device=device, dtype=torch.float64) * rate / self._stft.n_fft
+        hz = torch.arange(self._stft.n_freqs, dtype=torch.float64) * rate / self._stft.n_fft
         start, end = (share * self._front.sample_rate / 2 for share in _CROSSING)
         self._first, self._last = int((hz < start).sum()), int((hz <= HIGHEST_HZ).sum())
         hz = hz[self._first : self._last]
-        self._crossing = (math.pi / 2 * (hz - start) / (end - start)).clamp(max=math.pi / 2).sin().square().float()
+        quarter = (hz - start).div(end - start).clamp(max=1) * (math.pi / 2)
+        self._crossing = quarter.sin().square().float().to(device)
         n_bands = max(1, round(float(hz[-1] - hz[0]) / _BAND_HZ))
         self._band_of = (torch.arange(len(hz), device=device) * n_bands) // len(hz)
         in_band = functional.one_hot(self._band_of, n_bands).float()
         self._n_told = _INDEPENDENT * in_band.sum(0)
-        self._mean = in_band / in_band.sum(0)  # [bin, band]
+        self._mean, self._sparse_mean = (part / part.sum(0) for part in (in_band, in_band[::_STRIDE]))  # [bin, band]
         self._blocks = audio.blocks(self._info, _CHUNK_FRAMES * hop_length)
         self._analysis, self._synthesis = StreamingAnalysis(self._stft), StreamingSynthesis(self._stft)
         self._n_frames = self._stft.n_frames(self._info.n_samples)
@@ -91,8 +93,8 @@ class UpperBand:
         self._analyse(end)
         x, self._pending = self._pending.tensor_split([end - self._n_done], dim=1)
         if x.shape[1]:
-            times = torch.arange(self._n_done, end, device=x.device, dtype=torch.float64) * (hop / below_hop)
-            at = (times.round().long() - start).clamp(0, len(speech) - 1)
+            times = torch.arange(self._n_done, end, dtype=torch.float64) * (hop / below_hop)
+            at = (times.round().long() - start).clamp(0, len(speech) - 1).to(x.device)
             gain = self._gain(power(x).mean(0) / self._level**2, _bands_below(speech)[at], _bands_below(noise)[at])
             self._n_done = end
             self._synthesise(x * (gain[:, self._band_of] * self._crossing))
@@ -111,19 +113,17 @@ class UpperBand:
         noise: Float[Tensor, "frame below"],
     ) -> Float[Tensor, "frame band"]:
         """From 0 to 1, what makes speech of that which is heard, from the power of both and the noise below."""
-        track = quiet_track(heard, self._quiet)
+        track = quiet_track(heard[:, ::_STRIDE], self._quiet)
         self._quiet = track[-1]
-        heard, quiet = heard @ self._mean, track @ self._mean
+        heard, quiet = heard @ self._mean, track @ self._sparse_mean
         least = _LEAST_SHARE * quiet
-        of_speech, of_noise = before = self._weights or (
-            _even((heard - quiet).clamp(min=0), speech), _even(quiet, noise)
-        )  # fmt: skip
+        begin = _even((heard - quiet).clamp(min=0), speech), _even(quiet, noise)
+        of_speech, of_noise = before = self._weights or begin
         for _ in range(_N_UPDATES):
             of_speech = _updated(of_speech, speech, heard, noise @ of_noise + least).clamp(max=_LOUDEST)
             of_noise = _updated(of_noise, noise, heard, speech @ of_speech + least)
-        share = torch.ones(len(heard), 1, device=heard.device)
-        if self._weights is not None:  # on from those before, along a straight line
-            share = (torch.arange(len(heard), device=heard.device) / OVERLAP_FRAMES).clamp(max=1).unsqueeze(-1)
+        before = before if self._weights else (of_speech, of_noise)  # from these to the new ones, along a straight line
+        share = (torch.arange(len(heard), device=heard.device) / OVERLAP_FRAMES).clamp(max=1).unsqueeze(-1)
         self._weights = of_speech, of_noise
         s, n = (torch.lerp(a @ w, a @ v, share) for a, w, v in zip((speech, noise), before, self._weights, strict=True))
         return _posterior_gain(heard, s + VARIANCE_FLOOR, n + least, self._n_told)
