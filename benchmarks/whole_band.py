@@ -102,8 +102,16 @@ def speech(folder: Path, seconds: float | None) -> list[tuple[Wave, int]]:
     for i in np.random.default_rng(1).permutation(len(whole)):
         name, wave, rate = whole[i]
         found.setdefault(name if (folder / name).is_dir() else "", []).append((wave, rate))
-    joined = [(np.concatenate([wave for wave, _ in parts]), parts[0][1]) for parts in found.values()]
-    return [(wave[: round(seconds * rate)], rate) for wave, rate in joined]
+    joined = [
+        (np.concatenate([faded(wave, rate, 0.01) for wave, rate in parts]), parts[0][1]) for parts in found.values()
+    ]
+    return [(faded(wave[: round(seconds * rate)], rate, 0.01), rate) for wave, rate in joined]
+
+
+def faded(wave: Wave, rate: int, seconds: float) -> Wave:
+    """In at its beginning and out at its end: no click where it is cut."""
+    from_end = np.minimum(np.arange(len(wave)), np.arange(len(wave))[::-1])
+    return wave * np.minimum(1, from_end / (seconds * rate)).astype(np.float32)
 
 
 def noise_of(kind: str, n_samples: int, rate: int, folder: Path, pattern: str, i: int) -> Wave:
@@ -133,7 +141,8 @@ def measured(run: Separator, clean: Wave, noisy: Wave, rate: int, folder: Path) 
     whole, without = outputs
     truth = cut(clean, rate, ABOVE_HZ)
     before, after = (float(si_sdr(truth, cut(wave, rate, ABOVE_HZ))) for wave in (noisy, whole))
-    below, below_change = (cut(wave, rate, 50, BELOW_HZ) for wave in (without, whole - without))
+    inside = (faded(wave, rate, 0.05) for wave in (without, whole - without))
+    below, below_change = (cut(wave, rate, 50, BELOW_HZ) for wave in inside)
     return Row(before, after, level(cut(whole, rate, ABOVE_HZ), truth), level(below_change, below), *seconds)
 
 

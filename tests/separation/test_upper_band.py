@@ -55,7 +55,9 @@ def upper_speech(path: Path, speech: Wave, noise: Wave, rate: int, cuts: tuple[i
     """
     recording = Recording.open(FRONT, path)
     below = [
-        power(FRONT.stft(torch.from_numpy(audio.resample(part.astype(np.float32), rate, RATE) / recording.level)))
+        power(
+            FRONT.stft(torch.from_numpy(audio.resample(part.astype(np.float32), rate, RATE) / (recording.level or 1)))
+        )
         for part in (speech, noise)
     ]
     upper, n_left, taken = UpperBand(recording), len(speech), []
@@ -104,8 +106,18 @@ def test_channels_share_one_gain(tmp_path: Path) -> None:
     np.testing.assert_allclose(left, -3 * right, atol=1e-6)
 
 
-@pytest.mark.parametrize(("rate", "front_rate", "reaches"), [(16000, 16000, False), (8000, 16000, False),
-    (16001, 16000, True), (44100, 16000, True), (48000, 48000, False), (96000, 48000, False), (16000, 8000, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rate", "front_rate", "reaches"),
+    [
+        (16000, 16000, False),
+        (8000, 16000, False),
+        (16001, 16000, True),
+        (44100, 16000, True),
+        (48000, 48000, False),
+        (96000, 48000, False),
+        (16000, 8000, True),
+    ],
+)
 def test_it_is_there_where_the_file_holds_more_than_the_prior_hears(
     tmp_path: Path, rate: int, front_rate: int, reaches: bool
 ) -> None:
@@ -113,8 +125,10 @@ def test_it_is_there_where_the_file_holds_more_than_the_prior_hears(
     assert reaches_above(Recording.open(Front(STFT(), front_rate), path)) == reaches
 
 
-@pytest.mark.parametrize(("rate", "n_samples"), [(44100, 60000), (48000, 48000), (16001, 20000), (192000, 200000),
-    (44100, 1), (48000, 700), (2500000, 250000)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rate", "n_samples"),
+    [(44100, 60000), (48000, 48000), (16001, 20000), (192000, 200000), (44100, 1), (48000, 700), (2500000, 250000)],
+)
 def test_of_files_the_parts_sum_to_the_whole_and_below_nothing_changes(
     prior: AudioVAE, tmp_path: Path, rate: int, n_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
