@@ -12,6 +12,7 @@ from conftest import RATE, speech_like
 from numpy.typing import NDArray
 
 from audiovae import STFT, AudioVAE, audio
+from audiovae.cli.main import main
 from audiovae.files.recording import Recording
 from audiovae.metrics import si_sdr
 from audiovae.separation import blocks, enhance_file, enhancer, files
@@ -71,11 +72,11 @@ def upper_speech(path: Path, speech: Wave, noise: Wave, rate: int, cuts: tuple[i
 
 @pytest.mark.parametrize("rate", [22050, 44100, 48000, 96000])
 def test_speech_comes_out_of_noise_in_one_stretch_or_several(tmp_path: Path, rate: int) -> None:
-    speech, noise = fricatives(8, rate), 0.05 * hiss(8, rate)
+    speech, noise = fricatives(6, rate), 0.05 * hiss(6, rate)
     path = stored(tmp_path / "x.wav", speech + noise, rate)
     truth = between(speech, rate, 8000, 24000)
     before = si_sdr(truth, between(speech + noise, rate, 8000, 24000))
-    whole, cut = (between(upper_speech(path, speech, noise, rate, cuts)[0], rate, 8000) for cuts in ((), (300,)))
+    whole, cut = (between(upper_speech(path, speech, noise, rate, cuts)[0], rate, 8000) for cuts in ((), (230,)))
     assert si_sdr(truth, whole) > before + 4
     assert abs(level_db(whole) - level_db(truth)) < 2
     assert si_sdr(whole, cut) > 20
@@ -127,7 +128,7 @@ def test_it_is_there_where_the_file_holds_more_than_the_prior_hears(
 
 @pytest.mark.parametrize(
     ("rate", "n_samples"),
-    [(44100, 60000), (48000, 48000), (16001, 20000), (192000, 200000), (44100, 1), (48000, 700), (2500000, 250000)],
+    [(44100, 60000), (48000, 48000), (16001, 20000), (192000, 200000), (44100, 1), (48000, 700)],
 )
 def test_of_files_the_parts_sum_to_the_whole_and_below_nothing_changes(
     prior: AudioVAE, tmp_path: Path, rate: int, n_samples: int, monkeypatch: pytest.MonkeyPatch
@@ -150,3 +151,19 @@ def test_of_files_the_parts_sum_to_the_whole_and_below_nothing_changes(
     assert level_db(between(change, rate, 0, 7000)) < level_db(between(without, rate, 0, 7000)) - 50
     if rate in (44100, 48000):
         assert level_db(between(change, rate, 8000)) > level_db(between(noisy, rate, 8000)) - 20
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("enhance --method fast", "whose gain follows from what was found below"),
+        ("resynthesize", "which the output lacks"),
+    ],
+)
+def test_verbs_say_what_they_do_with_it(
+    model_folder: Path, tmp_path: Path, verb: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [stored(tmp_path / f"{rate}.wav", speech_like(0.3, 120, 0, rate), rate) for rate in (16000, 48000)]
+    command = f"{verb} {' '.join(map(str, sources))} -o {tmp_path}/out --model {model_folder} --device cpu"
+    assert main(command.split()) == 0
+    assert f"1 files of 2 have sound above 8000 Hz, {said}" in capsys.readouterr().err
