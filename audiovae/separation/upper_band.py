@@ -27,7 +27,8 @@ _CROSSING = (0.925, 0.975)  # of the prior's highest frequency: between these th
 _BAND_HZ, _N_BELOW = 400.0, 6  # width of a band above; bands below, of the upper three quarters of the prior's
 _TOLD_BELOW = (0.25, 0.96)
 _N_UPDATES, _LEAST_SHARE, _LOUDEST = 10, 0.2, 10.0  # the last: of a band above, beside one below, for speech
-_DEVIATION_DB, _GRID = 6.0, 13  # of the speech around what the bands below say; levels that are tried, to 3 of these
+_DEVIATION_DB, _DEGREES = 6.0, 3  # of Student's t, the speech around what the bands below say: it may be missed there
+_LOWEST, _HIGHEST, _GRID = -3, 6, 19  # levels that are tried, in these deviations
 _INDEPENDENT = 0.6  # share of the bins of a band that count: neighbours overlap
 _STRIDE = 3  # bins, of which one tells the quiet spectrum: enough for a band, and most of the time
 
@@ -178,9 +179,12 @@ def _posterior_gain(
     noise: Float[Tensor, "frame band"],
     n_told: Float[Tensor, " band"],
 ) -> Float[Tensor, "frame band"]:
-    """The mean of s / (s + n), s log-normal around `speech`, after a power of about Gamma(n_told, (s + n) / n_told)."""
-    places = torch.linspace(-3, 3, _GRID, device=heard.device)[:, None, None]
+    """The mean of s / (s + n) over the posterior of s: log s of Student's t around that of `speech`, and the power that is
+    heard about Gamma(n_told, (s + n) / n_told).
+    """
+    places = torch.linspace(_LOWEST, _HIGHEST, _GRID, device=heard.device)[:, None, None]
     level = speech * 10 ** (places * _DEVIATION_DB / 10)
     variance = level + noise
-    misfit = n_told * (torch.log(variance) + heard / variance) + places.square() / 2
+    misfit = n_told * (torch.log(variance) + heard / variance)
+    misfit += (_DEGREES + 1) / 2 * torch.log1p(places.square() / _DEGREES)
     return (torch.softmax(-misfit, 0) * level / variance).sum(0)
