@@ -40,7 +40,7 @@ class UpperBand:
     own of each recording: fricatives follow the highest of them. So is the noise there of the noise below, whatever its
     model, and a fifth of the quiet spectrum besides. All weights are fitted to the recording by multiplicative updates;
     then every band of every frame may lie about v by itself, and its gain is the mean of s / (s + n) over the
-    posterior of s. Channels share one gain.
+    posterior of s. Channels share one gain. In a long file, what one stretch ends with is where the next begins.
 
     Feed it what was found below, and take as many samples as this reaches.
 
@@ -179,8 +179,8 @@ def _posterior_gain(
     noise: Float[Tensor, "frame band"],
     n_told: Float[Tensor, " band"],
 ) -> Float[Tensor, "frame band"]:
-    """The mean of s / (s + n) over the posterior of s: log s of Student's t around that of `speech`, and the power that is
-    heard about Gamma(n_told, (s + n) / n_told).
+    """The mean of s / (s + n) over the posterior of s: its log by Student's t around that of `speech`, the power heard
+    about Gamma(n_told, (s + n) / n_told).
     """
     places = torch.linspace(_LOWEST, _HIGHEST, _GRID, device=heard.device)[:, None, None]
     level = speech * 10 ** (places * _DEVIATION_DB / 10)
