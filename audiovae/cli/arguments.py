@@ -299,11 +299,11 @@ def resampling(rate: int, model_rate: int | None) -> dict[str, Any]:
     return {} if model_rate in (None, rate) else {"resampled": [rate, model_rate]}
 
 
-def report_rows(rows: list[dict[str, Any]], quiet: bool, enhanced: bool = False) -> None:
+def report_rows(rows: list[dict[str, Any]], quiet: bool, above: str = "") -> None:
     """What befell some files, once for all, by their number: on the error stream.
 
     Args:
-        enhanced: what lies above the prior's band was counted as noise.
+        above: what became of that which lies above the prior's band; empty: not to be told.
     """
     if quiet:
         return
@@ -312,7 +312,7 @@ def report_rows(rows: list[dict[str, Any]], quiet: bool, enhanced: bool = False)
     n_silent = sum(row.get("values", {}).get("silent_frames", 0) for row in rows)
     lines = [
         (len(resampled), "files of {n} were resampled, as the model hears {rate} Hz"),
-        (n_higher if enhanced else 0, "files of {n} have sound above {half} Hz, which counted as noise"),
+        (n_higher if above else 0, "files of {n} have sound above {half} Hz, " + above),
         (sum("recoded" in row for row in rows), "files of {n} had a codec of blocks (ADPCM, GSM, ...): written as PCM"),
         (n_silent, "frames of digital silence did not count"),
     ]

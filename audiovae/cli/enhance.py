@@ -100,7 +100,7 @@ def run(options: Any) -> int:
     rows, status = run_groups(
         [[items[i] for i in group] for group in groups], enhance, options, devices=options.devices, nodes=options.nodes
     )
-    arguments.report_rows(rows, options.quiet, enhanced=True)
+    arguments.report_rows(rows, options.quiet, above="whose gain follows from what was found below")
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])

@@ -32,7 +32,7 @@ def run(options: Any) -> int:
     found = arguments.without_outputs(arguments.find_inputs(options.inputs), options, options.output)
     items = arguments.with_targets(found, options.output)
     rows, status = run_batch(items, resynthesize, options)
-    arguments.report_rows(rows, options.quiet)
+    arguments.report_rows(rows, options.quiet, above="which the output lacks")
     if options.json:
         print_json(rows)
     return status

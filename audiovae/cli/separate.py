@@ -108,7 +108,7 @@ def run(options: Any) -> int:
     groups = _groups(items, options)
     options.alone = len(groups) == 1
     rows, status = run_groups([[items[i] for i in group] for group in groups], separate, options)
-    arguments.report_rows(rows, options.quiet, enhanced=True)
+    arguments.report_rows(rows, options.quiet, above="which counted as noise")
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])

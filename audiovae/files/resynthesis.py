@@ -27,6 +27,8 @@ def resynthesize_file(
 ) -> Writer:
     """Write the resynthesis of a sound file, with its rate, length and channels; see `AudioVAE.resynthesize`.
 
+    It lacks what lies above the prior's highest frequency.
+
     Returns:
         the closed writer, which knows the peak.
 

@@ -20,7 +20,8 @@ from audiovae.files.recording import Recording
 from audiovae.separation.blocks import Fade, overlapping
 from audiovae.separation.em import Separator
 from audiovae.separation.separation import Separation
-from audiovae.stft import Front, StreamingSynthesis
+from audiovae.separation.upper_band import UpperBand, reaches_above
+from audiovae.stft import Front, StreamingSynthesis, power
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -111,8 +112,8 @@ def enhance_files(
 
     A file longer than half a minute is taken in blocks that overlap; the noise at the end of one is where the next
     one's begins. So memory follows
-    from the number of files and not from their lengths: cut many files into groups by `groups_by_length`. What lies
-    above the prior's highest frequency is counted as noise.
+    from the number of files and not from their lengths: cut many files into groups by `groups_by_length`. For what lies
+    above the prior's highest frequency see `UpperBand`.
 
     Args:
         progress: is told how many seconds of sound were just done.
@@ -248,9 +249,11 @@ def _enhance(
         residual = None
         if speech is not None and file.residual is not None:
             residual = opened.enter_context(recording.writer(file.residual, file.comment))
+        upper = None if speech is None or not reaches_above(recording) else UpperBand(recording)
 
         def write(wave: audio.Wave) -> None:
             if speech is not None:
+                wave = wave if upper is None else wave + upper.take(wave.shape[1])
                 speech.write(wave)
                 if residual is not None:
                     residual.write(of_source.take(wave.shape[1]) - speech.held(wave))
@@ -267,6 +270,8 @@ def _enhance(
                     first = FirstBlock(recording, asked.spectrogram, separation, seconds)
             states = [source.state for source in separation.sources]
             ready.append(faded.push(separation.images[0].movedim(-1, 0), last))
+            if upper is not None:
+                upper.push(power(ready[0]).mean(0), separation.psds[1, : ready[0].shape[1]], last)
             write(next(pieces))
         for wave in pieces:
             write(wave)
