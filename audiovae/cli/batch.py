@@ -66,6 +66,7 @@ def _shown(n_groups: int, options: Any, run: Callable[[Callable[[Done], None]], 
                 print(f"audiovae: {done.row['error']}", file=sys.stderr)
 
         rows = run(told)
+    options.rows = rows  # for the last line, see `summary`
     n_failed = sum("error" in row for row in rows)
     return rows, 0 if n_failed == 0 else 2 if n_failed == len(rows) else 1
 

@@ -87,7 +87,7 @@ def run(options: Any) -> int:
     found = arguments.find_inputs(options.inputs)
     items = arguments.without_outputs(found, options, options.output, options.residual)
     items = arguments.with_targets(items, options.output)
-    options.residuals = arguments.beside(items, options.residual)
+    options.residuals = arguments.beside(items, options.residual, option="--residual")
     options.reports = arguments.beside(items, options.report, ".html")
     _check_distinct(items, options)
     arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)

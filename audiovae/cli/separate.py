@@ -97,7 +97,7 @@ def run(options: Any) -> int:
     options.made = _made_by(options)
     items = _find(options)
     options.counts = {item.source: _counted(item, options) for item in items} if options.sources == _AUTO else {}
-    items = arguments.with_targets(items, options.output.rstrip("/") + "/")
+    items = arguments.with_targets(items, options.output, several=True)
     options.reports = arguments.beside(items, options.report, ".html")
     options.positions = _geometry(options.geometry, items)
     _check_geometry(items, options)

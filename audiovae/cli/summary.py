@@ -1,0 +1,45 @@
+"""The last line of a verb: where, how many, how much sound in what time, and what was resampled."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Any
+
+from audiovae.errors import named
+
+
+def tell_end(options: Any, wall_seconds: float) -> None:
+    """Print it to the error stream, of a verb that left rows of what it did.
+
+    Args:
+        options: `rows` are those of the files, as in the verb's JSON; none in any process but the first.
+        wall_seconds: since the verb began.
+    """
+    rows = getattr(options, "rows", [])
+    done = [row for row in rows if "seconds" in row]
+    if not done:
+        return
+    place = getattr(options, "output", None) or getattr(options, "report", None)
+    sound_seconds = sum(row["seconds"] for row in done)
+    parts = [
+        f"{_counted(len(done))} of {len(rows)}" if len(done) < len(rows) else _counted(len(done)),
+        f"{duration(sound_seconds)} of sound in {duration(wall_seconds)} (start included)",
+    ]
+    if sound_seconds:
+        parts.append(f"real-time factor {wall_seconds / sound_seconds:.2g}")
+    rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)
+    parts += [f"{n} resampled from {rate} to {model_rate} Hz" for (rate, model_rate), n in rates.most_common()]
+    print(f"audiovae: {named(place) + ': ' if place else ''}{', '.join(parts)}", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """As one reads it: 3.2 s, 5 min 12 s, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _counted(n: int) -> str:
+    return f"{n} file" if n == 1 else f"{n} files"
