@@ -221,7 +221,9 @@ def _with_report(item: Item, result: Result, first: FirstBlock | None, separate:
                         f"audiovae: {named(item.source)}: inferred anew for its page, which was missing",
                         file=sys.stderr,
                     )
-            write_enhancement_report(report, first, separate)
+            noise = options.noise if options.noise == "stationary" else f"{options.noise}, rank {options.rank}"
+            made = {"method": options.method, "prior": options.model, "noise model": noise}
+            write_enhancement_report(report, first, separate, made=made)
         except AudiovaeError as error:
             return error
     return {**result, "report": str(report)}

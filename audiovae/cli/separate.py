@@ -357,7 +357,8 @@ def _row(item: Item, done: TakenApart | AudiovaeError | None, run: Separator, op
 
         try:
             assert done.first is not None
-            write_separation_report(report, done, run, directions)
+            made = {"method": options.method} | ({"prior": options.model} if options.model else {})
+            write_separation_report(report, done, run, directions, made)
         except AudiovaeError as error:
             return error
         row["report"] = str(report)

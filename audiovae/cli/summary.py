@@ -13,7 +13,8 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     """Print it to the error stream, of a verb that left rows of what it did.
 
     Args:
-        options: `rows` are those of the files, as in the verb's JSON; none in any process but the first.
+        options: `rows` are those of the files, as in the verb's JSON, none in any process but the first; and
+            `work_seconds` what they took, of all processes together.
         wall_seconds: since the verb began.
     """
     rows = getattr(options, "rows", [])
@@ -24,10 +25,10 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     sound_seconds = sum(row["seconds"] for row in done)
     parts = [
         f"{_counted(len(done))} of {len(rows)}" if len(done) < len(rows) else _counted(len(done)),
-        f"{duration(sound_seconds)} of sound in {duration(wall_seconds)} (start included)",
+        f"{duration(sound_seconds)} of sound in {duration(wall_seconds)}",
     ]
-    if sound_seconds:
-        parts.append(f"real-time factor {wall_seconds / sound_seconds:.2g}")
+    if sound_seconds and (work_seconds := getattr(options, "work_seconds", 0.0)):
+        parts.append(f"real-time factor {work_seconds / sound_seconds:.2g} without the start")
     rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)
     parts += [f"{n} resampled from {rate} to {model_rate} Hz" for (rate, model_rate), n in rates.most_common()]
     print(f"audiovae: {named(place) + ': ' if place else ''}{', '.join(parts)}", file=sys.stderr)
