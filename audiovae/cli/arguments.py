@@ -119,7 +119,7 @@ def add_report(parser: jsonargparse.ArgumentParser) -> None:
         "--report",
         type=path,
         metavar="PATH",
-        help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
+        help="also write a page on each input: a folder that mirrors the inputs, with an index; or a file for one",
     )
 
 

@@ -15,6 +15,7 @@ from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
 from audiovae.cli.streams import standard_streams
+from audiovae.cli.summary import index_pages
 from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import MethodName, NoiseName
 
@@ -101,6 +102,7 @@ def run(options: Any) -> int:
         [[items[i] for i in group] for group in groups], enhance, options, devices=options.devices, nodes=options.nodes
     )
     arguments.report_rows(rows, options.quiet, enhanced=True)
+    index_pages(options)
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])

@@ -22,6 +22,7 @@ from audiovae.cli.arguments import Item, parts_before_magic
 from audiovae.cli.batch import Result, Row, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
 from audiovae.cli.streams import standard_streams
+from audiovae.cli.summary import index_pages
 from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import RoomMethodName
 
@@ -109,6 +110,7 @@ def run(options: Any) -> int:
     options.alone = len(groups) == 1
     rows, status = run_groups([[items[i] for i in group] for group in groups], separate, options)
     arguments.report_rows(rows, options.quiet, enhanced=True)
+    index_pages(options)
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])

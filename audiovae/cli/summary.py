@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from typing import Any
 
-from audiovae.errors import named
+from audiovae.errors import PathError, named
 
 
 def tell_end(options: Any, wall_seconds: float) -> None:
@@ -32,6 +33,17 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)
     parts += [f"{n} resampled from {rate} to {model_rate} Hz" for (rate, model_rate), n in rates.most_common()]
     print(f"audiovae: {named(place) + ': ' if place else ''}{', '.join(parts)}", file=sys.stderr)
+
+
+def index_pages(options: Any) -> None:
+    """Write the index of the folder of pages, where --report named a folder and this process has rows of pages."""
+    from audiovae.report.index import write_index
+
+    if options.report and os.path.isdir(options.report) and any("report" in row for row in options.rows):
+        try:
+            write_index(options.report)
+        except PathError as error:  # the pages are there
+            print(f"audiovae: {error}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -48,7 +48,7 @@ def write_enhancement_report(
     spectrograms = torch.cat([first.spectrogram.unsqueeze(0), separation.images])  # noisy, enhanced, residual
     waves = front.stft.inverse(spectrograms.movedim(-1, 1), n_samples) * (recording.level or 1.0)
     noisy, enhanced, residual = waves.float().numpy(force=True)
-    seconds = n_samples / rate
+    seconds, frame_seconds = n_samples / rate, front.stft.hop_length / rate
     taken_away = _decibels(_energy(noisy), _energy(enhanced))
     numbers = {
         "duration": f"{number(seconds)} s",
@@ -64,7 +64,7 @@ def write_enhancement_report(
     sounds = {"noisy": noisy, "enhanced": enhanced, "residual": residual}
     heard = exact_players({name: wave[:_HEARD_CHANNELS] for name, wave in sounds.items()}, rate)
     pictures = [
-        plots.spectrogram(values, seconds, rate)
+        plots.spectrogram(values, frame_seconds, rate)
         for values in plots.decibels([*power(spectrograms).mean(-1), *separation.psds])
     ]
     remarks = ("|x|²", "|s|²", "|x - s|²: what was taken away")
@@ -73,16 +73,16 @@ def write_enhancement_report(
         Panel("variance of the speech", picture=pictures[3], remark="g c v: PSD, gain, colour"),
         Panel("variance of the noise", picture=pictures[4], remark="N"),
     ]
-    wiener = plots.wiener_gain(separation.wiener.mean(-1), seconds, rate)
-    activity = plots.over_time(separation.activity, seconds, "share", (-0.03, 1.03))
-    gain_db = plots.over_time(10 * torch.log10(gain), seconds, "gain (dB)", (-10, 10))
+    wiener = plots.wiener_gain(separation.wiener.mean(-1), frame_seconds, rate)
+    activity = plots.over_time(separation.activity, frame_seconds, "share", (-0.03, 1.03))
+    gain_db = plots.over_time(10 * torch.log10(gain), frame_seconds, "gain (dB)", (-10.0, 10.0))
     trace = plots.objective(separation.objective)
     end = "converged" if separation.converged else "not converged, stopped at the limit"
     body = (
         scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of the five pictures")
         + f"<section>{panels(five)}</section>"
-        + '<p class="note">One gain for the three sounds: their levels compare, and enhanced and residual sum to noisy. '
-        "Of two, the second goes on where the first was stopped.</p>"
+        + '<p class="note">One gain for the three sounds: their levels compare, and enhanced and residual sum to '
+        "noisy. Of two, the second goes on where the first was stopped.</p>"
         + scale("cividis", "0", "1", "share of a bin that is kept")
         + panels(
             [
@@ -96,8 +96,8 @@ def write_enhancement_report(
         + facts(numbers)
     )
     name = Path(named(info.path)).name
-    summary = f"{number(seconds)} s; mean power taken away: {taken_away}. {listed(made)}"
-    note = f"{_note(info, rate, seconds)} {listed(made)}"
+    summary = f"{number(seconds)} s; mean power taken away: {taken_away}. {listed(made)}".strip()
+    note = f"{_note(info, rate, seconds)} {listed(made)}".strip()
     write_page(target, title or f"{name}, enhanced", note, body, summary)
 
 

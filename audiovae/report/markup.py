@@ -19,6 +19,7 @@ from audiovae.atomic import atomic_path
 GENERATOR = f'<meta name="generator" content="audiovae {__version__}">'
 _LISTENING_LEVEL = 0.05  # RMS of what is heard: a louder sound always seems better
 _LARGEST_SAMPLE = 0.99
+_LARGEST_OF_MP3 = 0.9  # as its decoder overshoots
 _MP3_QUALITY = 0.1  # from 0, the best, to 1: about 60 kbit/s at 16 kHz
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -142,7 +143,7 @@ def exact_players(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -
     """
     waves = list(sounds.values())
     loudest = max(float(np.abs(wave).max()) for wave in waves)
-    gain = min(_listening_gain(waves[0]), _LARGEST_SAMPLE / max(loudest, 1e-9))
+    gain = min(_listening_gain(waves[0], _LARGEST_SAMPLE), _LARGEST_SAMPLE / max(loudest, 1e-9))
     return {name: _player(name, gain * wave, sample_rate, "FLAC") for name, wave in sounds.items()}
 
 
@@ -153,12 +154,12 @@ def player(name: str, wave: NDArray[np.float32], sample_rate: int) -> str:
         wave: `[sample]`, at any level.
     """
     container = "MP3" if sample_rate in _MP3_RATES else "FLAC"
-    return _player(name, _listening_gain(wave) * wave, sample_rate, container)
+    return _player(name, _listening_gain(wave, _LARGEST_OF_MP3) * wave, sample_rate, container)
 
 
-def _listening_gain(wave: NDArray[np.float32]) -> float:
+def _listening_gain(wave: NDArray[np.float32], largest: float) -> float:
     rms = float(np.sqrt(np.mean(np.square(wave)))) or 1.0
-    return min(_LISTENING_LEVEL / rms, _LARGEST_SAMPLE / max(float(np.abs(wave).max()), 1e-9))
+    return min(_LISTENING_LEVEL / rms, largest / max(float(np.abs(wave).max()), 1e-9))
 
 
 def _player(name: str, wave: NDArray[np.float32], sample_rate: int, container: str) -> str:

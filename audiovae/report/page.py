@@ -68,7 +68,7 @@ def write_report(target: str | Path, evaluations: Sequence[Evaluation], title: s
     names = {path: os.path.relpath(os.path.abspath(path), parent) for path in paths}
     several = len(evaluations) > 1
     body = _means(evaluations) if several else "".join(_table(one.files, names) for one in evaluations)
-    body += facts({one.name: _about(one.prior) for one in evaluations})
+    body += facts({one.name: _about(one.prior) for one in evaluations} | {"files": f"below {parent}"})
     kls: dict[int, list[torch.Tensor]] = {n: [] for n in range(len(evaluations))}
     sections = "".join(_recording(path, names[path], evaluations, kls) for path in paths[:SHOWN_RECORDINGS])
     if len(paths) > SHOWN_RECORDINGS:
@@ -149,7 +149,7 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
     latents = prior.encode(samples, level, condition)
     kl = kl_per_dimension(prior.vae, power(spectrogram), condition).cpu()
     psd = prior.decode(latents, condition=condition) / level**2
-    seconds = len(mono) / prior.sample_rate
+    frame_seconds = prior.stft.hop_length / prior.sample_rate
     heard, decoded = plots.decibels([power(spectrogram), psd])
     name = evaluation.name
     sounds = {
@@ -161,7 +161,7 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
         Panel(
             "original",
             player("original", mono, prior.sample_rate),
-            plots.spectrogram(heard, seconds, prior.sample_rate),
+            plots.spectrogram(heard, frame_seconds, prior.sample_rate),
             "|x|²",
         ),
         Panel(
@@ -170,10 +170,10 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
                 f"<label>{said}{player(f'{name}, {said}', sounds[choice], prior.sample_rate)}</label>"
                 for choice, said in (("mean", "posterior mean"), ("sample", "sampled latents"))
             ),
-            plots.spectrogram(decoded, seconds, prior.sample_rate) + f'<p class="note">{values}</p>',
+            plots.spectrogram(decoded, frame_seconds, prior.sample_rate) + f'<p class="note">{values}</p>',
             "decoded PSD",
         ),
-        Panel(name, picture=plots.latents(latents.inference.latents, kl, seconds)),
+        Panel(name, picture=plots.latents(latents.inference.latents, kl, frame_seconds)),
         kl,
     )
 

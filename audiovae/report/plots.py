@@ -33,22 +33,26 @@ def decibels(powers: list[Float[Tensor, "frame freq"]]) -> list[NDArray[np.float
     return [10 * torch.log10((power / loudest).clamp(min=floor)).double().numpy(force=True) for power in powers]
 
 
-def spectrogram(values_db: Float[np.ndarray, "frame freq"], seconds: float, sample_rate: int) -> str:
-    """A spectrogram, or the decoder's PSD or a source's variance, in the dB of `decibels`."""
+def spectrogram(values_db: Float[np.ndarray, "frame freq"], frame_seconds: float, sample_rate: int) -> str:
+    """A spectrogram, or the decoder's PSD or a source's variance, in the dB of `decibels`.
+
+    Args:
+        frame_seconds: from one frame to the next.
+    """
     figure, axis = _figure()
-    _spectrogram(axis, values_db, seconds, sample_rate)
+    _spectrogram(axis, values_db, frame_seconds, sample_rate)
     return _svg(figure)
 
 
-def wiener_gain(gain: Float[Tensor, "frame freq"], seconds: float, sample_rate: int) -> str:
+def wiener_gain(gain: Float[Tensor, "frame freq"], frame_seconds: float, sample_rate: int) -> str:
     """The share of every bin that is kept, from 0 to 1."""
     figure, axis = _figure()
-    _image(axis, gain.double().numpy(force=True).T, (0, seconds, 0, sample_rate / 2000), "cividis", (0, 1))
-    axis.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    _over_time(axis, gain.double().numpy(force=True).T, frame_seconds, (0.0, sample_rate / 2000), "cividis", (0.0, 1.0))
+    axis.set(ylabel="frequency (kHz)")
     return _svg(figure)
 
 
-def latents(means: Float[Tensor, "frame latent"], kl: Float[Tensor, " latent"], seconds: float) -> str:
+def latents(means: Float[Tensor, "frame latent"], kl: Float[Tensor, " latent"], frame_seconds: float) -> str:
     """The posterior means of the most informative latents over time, at most 32.
 
     Args:
@@ -58,8 +62,8 @@ def latents(means: Float[Tensor, "frame latent"], kl: Float[Tensor, " latent"], 
     order = torch.argsort(kl if len(kl) == means.shape[-1] else means.std(0, correction=0), descending=True).cpu()
     shown = means.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
     figure, axis = _figure()
-    _image(axis, shown[::-1], (0, seconds, len(shown) + 0.5, 0.5), "RdBu_r", (-3, 3))
-    axis.set(xlabel="time (s)", ylabel="rank of dimension")
+    _over_time(axis, shown[::-1], frame_seconds, (len(shown) + 0.5, 0.5), "RdBu_r", (-3.0, 3.0))
+    axis.set(ylabel="rank of dimension")
     return _svg(figure)
 
 
@@ -70,7 +74,7 @@ def kl_per_dimension(kl: Float[Tensor, " latent"]) -> str:
     return _svg(figure)
 
 
-def over_time(values: Float[Tensor, " frame"], seconds: float, label: str, limits: tuple[float, float]) -> str:
+def over_time(values: Float[Tensor, " frame"], frame_seconds: float, label: str, limits: tuple[float, float]) -> str:
     """A curve, one value a frame.
 
     Args:
@@ -79,9 +83,10 @@ def over_time(values: Float[Tensor, " frame"], seconds: float, label: str, limit
     """
     figure, axis = _figure()
     curve = values.double().numpy(force=True)
-    axis.plot((np.arange(len(curve)) + 0.5) * seconds / len(curve), curve, color=_FIRST, linewidth=1)
-    low, high = min(limits[0], 1.1 * curve.min()), max(limits[1], 1.1 * curve.max())
-    axis.set(xlabel="time (s)", ylabel=label, xlim=(0, seconds), ylim=(low, high))
+    axis.plot(np.arange(len(curve)) * frame_seconds, curve, color=_FIRST, linewidth=1)
+    low = limits[0] if limits[0] <= curve.min() else 1.1 * curve.min()
+    high = limits[1] if limits[1] >= curve.max() else 1.1 * curve.max()
+    axis.set(xlabel="time (s)", ylabel=label, xlim=_times(len(curve), frame_seconds), ylim=(low, high))
     return _svg(figure)
 
 
@@ -110,12 +115,12 @@ def objective(values: Float[Tensor, " iteration"]) -> str:
 
 
 def spectrogram_pixels(
-    powers: dict[str, Float[Tensor, "frame freq"]], seconds: float, sample_rate: int
+    powers: dict[str, Float[Tensor, "frame freq"]], frame_seconds: float, sample_rate: int
 ) -> NDArray[np.uint8]:
     """Spectrograms one above the other on one scale, each below its name, `[height, width, 3]`: for TensorBoard."""
     figure, axes = _figure(len(powers), (7.0, 2.8 * len(powers)))
     for axis, name, values in zip(axes, powers, decibels(list(powers.values())), strict=True):
-        image = _spectrogram(axis, values, seconds, sample_rate)
+        image = _spectrogram(axis, values, frame_seconds, sample_rate)
         axis.set_title(name)
     figure.colorbar(image, ax=list(axes), label="dB re the loudest bin", pad=0.01)
     return _pixels(figure)
@@ -136,17 +141,34 @@ def kl_summary(kl: Float[Tensor, " latent"]) -> str:
     return f"{float(kl.sum()):.1f} nats per frame, {int((kl > ACTIVE_NATS).sum())} of {len(kl)} dimensions active"
 
 
-def _spectrogram(axis: Any, values_db: NDArray[np.float64], seconds: float, sample_rate: int) -> Any:
-    axis.set(xlabel="time (s)", ylabel="frequency (kHz)")
-    return _image(axis, values_db.T, (0, seconds, 0, sample_rate / 2000), "magma", (-RANGE_DB, 0))
+def _spectrogram(axis: Any, values_db: NDArray[np.float64], frame_seconds: float, sample_rate: int) -> Any:
+    axis.set(ylabel="frequency (kHz)")
+    return _over_time(axis, values_db.T, frame_seconds, (0.0, sample_rate / 2000), "magma", (-RANGE_DB, 0.0))
 
 
-def _image(
-    axis: Any, values: NDArray[np.float64], extent: tuple[float, ...], colours: str, limits: tuple[float, float]
+def _over_time(
+    axis: Any,
+    values: NDArray[np.float64],
+    frame_seconds: float,
+    heights: tuple[float, float],
+    colours: str,
+    limits: tuple[float, float],
 ) -> Any:
-    """Draw `[height, width]`, its first row at the bottom."""
+    """Draw `[height, frame]`, the first row at the bottom; frame t is at t hops, where its window has its middle.
+
+    Args:
+        heights: of the bottom and the top.
+    """
+    n_frames, half = values.shape[1], 0.5 * frame_seconds
+    extent = (-half, n_frames * frame_seconds - half, *heights)
     low, high = limits
-    return axis.imshow(values, origin="lower", aspect="auto", extent=extent, cmap=colours, vmin=low, vmax=high)
+    image = axis.imshow(values, origin="lower", aspect="auto", extent=extent, cmap=colours, vmin=low, vmax=high)
+    axis.set(xlabel="time (s)", xlim=_times(n_frames, frame_seconds))
+    return image
+
+
+def _times(n_frames: int, frame_seconds: float) -> tuple[float, float]:
+    return 0.0, max(1, n_frames - 1) * frame_seconds
 
 
 def _kl_bars(axis: Any, kl: Tensor) -> None:

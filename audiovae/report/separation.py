@@ -44,7 +44,7 @@ def write_separation_report(
         raise ValueError("a page needs the first block; set keep_first")
     front, info, separation = first.recording.front, first.recording.info, first.separation
     names = [*(f"source {n + 1}" for n in range(len(first.images) - 1)), "noise"]
-    seconds = first.mixture.shape[1] / front.sample_rate
+    seconds, frame_seconds = first.mixture.shape[1] / front.sample_rate, front.stft.hop_length / front.sample_rate
     sounds = {"mixture": first.mixture, **dict(zip(names, first.images, strict=True))}
     level = first.recording.level or 1.0
     heard = exact_players(
@@ -57,7 +57,9 @@ def write_separation_report(
     }
     powers = power(front.stft(torch.cat([first.mixture.unsqueeze(0), first.images]))).mean(1)
     psds = [] if separation is None else [separation.psds.sum(0), *separation.psds]
-    pictures = [plots.spectrogram(values, seconds, front.sample_rate) for values in plots.decibels([*powers, *psds])]
+    pictures = [
+        plots.spectrogram(values, frame_seconds, front.sample_rate) for values in plots.decibels([*powers, *psds])
+    ]
     body = (
         scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of all pictures")
         + f"<section>{panels(map(Panel, sounds, heard.values(), pictures))}</section>"
@@ -84,7 +86,7 @@ def write_separation_report(
             "real-time factor": number(first.seconds / seconds),
         }
     summary = f"{number(info.seconds)} s; {len(names) - 1} sources and noise. {listed(made)}"
-    note = f"{_note(info, front.sample_rate, seconds)} {listed(made)}"
+    note = f"{_note(info, front.sample_rate, seconds)} {listed(made)}".strip()
     write_page(target, f"{info.path.name}, taken apart", note, body + facts(numbers), summary)
 
 
