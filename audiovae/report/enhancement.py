@@ -70,7 +70,7 @@ def write_enhancement_report(
     remarks = ("|x|²", "|s|²", "|x - s|²: what was taken away")
     five = [*map(Panel, sounds, heard.values(), pictures, remarks)]
     five += [
-        Panel("variance of the speech", picture=pictures[3], remark="g c v: PSD, gain, colour"),
+        Panel("variance of the speech", picture=pictures[3], remark="g c v"),
         Panel("variance of the noise", picture=pictures[4], remark="N"),
     ]
     wiener = plots.wiener_gain(separation.wiener.mean(-1), frame_seconds, rate)

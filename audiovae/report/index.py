@@ -34,7 +34,7 @@ def write_index(folder: str | Path) -> Path:
             link = quote(os.fsencode(path.relative_to(folder)))
             rows += f'<tr><td><a href="{link}">{title}</a></td><td>{summary}</td></tr>'
     body = f'<div class="scroll"><table class="facts">{rows}</table></div>'
-    write_page(target, f"Pages of {folder.absolute().name}", f"{rows.count('<tr>')} pages.", body, _SUMMARY)
+    write_page(target, f"Pages in {folder.absolute().name}", f"{rows.count('<tr>')} pages.", body, _SUMMARY)
     return target
 
 

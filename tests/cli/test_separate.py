@@ -62,7 +62,7 @@ def read(path: str) -> np.ndarray:
 
 
 def test_sources_come_apart_one_file_each_and_sum_to_the_mixture(room: np.ndarray) -> None:
-    command = [sys.executable, "-m", "audiovae", *shlex.split(f"separate mix.wav -o out --json {COMMON}")]
+    command = [sys.executable, "-m", "audiovae", *shlex.split(f"separate mix.wav -o out --json --quiet {COMMON}")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
