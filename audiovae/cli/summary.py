@@ -20,14 +20,15 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     """
     rows = getattr(options, "rows", [])
     done = [row for row in rows if "seconds" in row]
-    if not done:
+    n_kept = sum("skipped" in row and "locked" not in row for row in rows)
+    if not (done or n_kept):
         return
     place = getattr(options, "output", None) or getattr(options, "report", None)
+    parts = [f"{_counted(len(done))} of {len(rows)}" if len(done) < len(rows) else _counted(len(done))]
+    parts += [f"{n_kept} kept that were there"] if n_kept else []
     sound_seconds = sum(row["seconds"] for row in done)
-    parts = [
-        f"{_counted(len(done))} of {len(rows)}" if len(done) < len(rows) else _counted(len(done)),
-        f"{duration(sound_seconds)} of sound in {duration(wall_seconds)}",
-    ]
+    if done:
+        parts.append(f"{duration(sound_seconds)} of sound in {duration(wall_seconds)}")
     if sound_seconds and (work_seconds := getattr(options, "work_seconds", 0.0)):
         parts.append(f"real-time factor {work_seconds / sound_seconds:.2g} without the start")
     rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)

@@ -47,7 +47,8 @@ figcaption span { font-weight: 400; color: var(--muted) }
 label { display: block; color: var(--muted); font-size: .9rem; margin-top: .2rem }
 audio { width: 100%; height: 2.6rem; margin: .3rem 0 } svg { display: block; width: 100%; height: auto }
 svg text { font-family: inherit !important; fill: currentColor !important }
-.scale { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .5rem; color: var(--muted); font-size: .9rem; margin: .8rem 0 }
+.scale { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .5rem;
+color: var(--muted); font-size: .9rem; margin: .8rem 0 }
 .scale span { white-space: nowrap } .scale i { flex: none; width: 8rem; height: .8rem }
 .magma { background: linear-gradient(90deg, #000004, #3b0f70, #8c2981, #de4968, #fe9f6d, #fcfdbf) }
 .cividis { background: linear-gradient(90deg, #00224e, #35456c, #666970, #948e77, #c8b866, #fee838) }

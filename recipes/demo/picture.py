@@ -38,7 +38,8 @@ def main(noisy: Path, target: Path) -> None:
     axes[0].set_ylabel("frequency (kHz)")
     figure.colorbar(image, ax=list(axes), label="dB re loudest bin", pad=0.01)
     figure.savefig(target, dpi=100)
-    Image.open(target).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
+    drawn = Image.open(target).convert("RGB")
+    drawn.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
