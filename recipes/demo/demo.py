@@ -5,7 +5,6 @@ page, and say what to do next.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
@@ -121,7 +120,8 @@ def write_noisy(clean: Path, target: Path) -> None:
 
 def next_steps(folder: Path) -> dict[str, list[str]]:
     """Commands to go on with, each as it can be typed here, by what they are good for."""
-    script = Path(os.path.relpath(Path(sys.executable).with_name("audiovae")))
+    script = Path(sys.executable).with_name("audiovae")
+    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
     program = shlex.quote(str(script)) if script.exists() else "python -m audiovae"
 
     def at(name: str) -> str:

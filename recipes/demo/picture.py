@@ -13,26 +13,28 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from audiovae import AudioVAE
-from audiovae.report.plots import RANGE_DB, decibels
 from audiovae.separation import enhancer, first_block
-from audiovae.stft import power
 
 SHOWN_DB = 60.0
 PRIOR = "speech-16k-separation"
 
 
+@torch.no_grad()
 def main(noisy: Path, target: Path) -> None:
     prior = AudioVAE.from_pretrained(PRIOR)
     first = first_block(enhancer(prior), noisy)
     names = ("noisy: |x|²", "audiovae enhance: |s|²", "the decoder's PSD: g c v(z)")
-    powers = [power(first.spectrogram), power(first.separation.images[0]), first.separation.psds[0].unsqueeze(-1)]
+    spectrograms = (first.spectrogram, first.separation.images[0])
+    powers = [*(x.abs().square().mean(-1) for x in spectrograms), first.separation.psds[0]]
+    loudest = max(float(values.max()) for values in powers)
     figure = Figure(figsize=(9.6, 2.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     seconds = (len(powers[0]) - 1) * prior.stft.hop_length / prior.sample_rate
-    for axis, name, values in zip(axes, names, decibels([values.mean(-1) for values in powers]), strict=True):
+    for axis, name, values in zip(axes, names, powers, strict=True):
         extent = (0.0, seconds, 0.0, prior.sample_rate / 2000)
+        values_db = 10 * torch.log10(values / loudest).clamp(min=-SHOWN_DB)
         image = axis.imshow(
-            values.T, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-min(SHOWN_DB, RANGE_DB), vmax=0
+            values_db.T.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-SHOWN_DB, vmax=0
         )
         axis.set(title=name, xlabel="time (s)")
     axes[0].set_ylabel("frequency (kHz)")
@@ -44,5 +46,4 @@ def main(noisy: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main(Path(sys.argv[1]), Path(sys.argv[2]))
