@@ -76,7 +76,7 @@ def write_report(target: str | Path, evaluations: Sequence[Evaluation], title: s
     if sections:
         body += (
             "<h2>Recordings</h2>"
-            + scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of a recording and its PSD")
+            + scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of the recording")
             + '<p class="note">All sounds are equally loud. Of two in a row, the second goes on where the first was '
             "stopped.</p>" + sections
         )
@@ -150,7 +150,8 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
     kl = kl_per_dimension(prior.vae, power(spectrogram), condition).cpu()
     psd = prior.decode(latents, condition=condition) / level**2
     frame_seconds = prior.stft.hop_length / prior.sample_rate
-    heard, decoded = plots.decibels([power(spectrogram), psd])
+    heard = power(spectrogram)
+    original, decoded = plots.decibels([heard, psd.clamp(max=heard.max())])  # one scale for all priors: the recording's
     name = evaluation.name
     sounds = {
         choice: prior.resynthesize(samples, latents=choice, level=level, condition=condition).numpy(force=True)
@@ -161,7 +162,7 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
         Panel(
             "original",
             player("original", mono, prior.sample_rate),
-            plots.spectrogram(heard, frame_seconds, prior.sample_rate),
+            plots.spectrogram(original, frame_seconds, prior.sample_rate),
             "|x|²",
         ),
         Panel(
