@@ -482,6 +482,11 @@ class Writer:
         """
         return block if self._file.subtype in _UNCLIPPED else np.clip(block, -1.0, 1.0)
 
+    @property
+    def seconds(self) -> float:
+        """Of what is written so far."""
+        return self._n_written / self.sample_rate
+
     def write(self, block: Wave) -> None:
         """Append `[channel, sample]`."""
         if block.size:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # torch takes long to load, and help needs none
 
 PATIENCE_SECONDS = 3600.0  # for a file, and so much more for each of its bytes
 PATIENCE_SECONDS_PER_BYTE = 0.01
+WORK_SECONDS = "work_seconds"  # of a row: what the work on the item took, shared evenly by those side by side
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ _worker: tuple[AudioVAE | None, GroupWork] | None = None
 def run_batch(
     items: list[Item], work: Work, workers: Workers, seed: int = 0, told: Callable[[Done], None] = lambda done: None
 ) -> list[Row]:
-    """Call `work` for every item, and return a row for each: what it gave, or "error".
+    """Call `work` for every item, and return a row for each: what it gave with its WORK_SECONDS, or "error".
 
     Args:
         work: a function of a module, or a `functools.partial` of one.
@@ -198,11 +200,14 @@ def _first_started(work: GroupWork, workers: Workers, threads: int, items: list[
 def _together(items: list[Item]) -> list[Result]:
     assert _worker is not None
     prior, work = _worker
+    began = time.monotonic()
     try:
-        return work(prior, items)
+        results = work(prior, items)
     except Exception as error:  # one that nobody foresaw is of these files alone, too
         failure = error if isinstance(error, AudiovaeError) else unexpected(error, named(items[0].source))
         return [failure] * len(items)
+    share = (time.monotonic() - began) / len(items)
+    return [{**result, WORK_SECONDS: share} if isinstance(result, dict) else result for result in results]
 
 
 def _alone(work: Work, seed: int, prior: AudioVAE | None, items: list[Item]) -> list[Result]:

@@ -24,6 +24,7 @@ from audiovae.objectives import (
     collapse_warning,
     elbo,
     importance_weighted_bound,
+    kl_by_dimension,
     kl_per_dimension,
     sounding,
     training_loss,
@@ -31,7 +32,7 @@ from audiovae.objectives import (
 from audiovae.phase import griffin_lim
 from audiovae.settings import LARGEST_RATE, TrainingSettings, settings_from_config, settings_to_config
 from audiovae.stft import STFT, Front, power
-from audiovae.trainable import Equaliser, Trainable
+from audiovae.trainable import Equaliser, Illustration, Trainable
 
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
@@ -359,17 +360,19 @@ class AudioVAE(Trainable):
     def warning(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> str | None:
         return collapse_warning(kl_per_dimension(self.vae, observed, condition)) if self.vae.has_prior else None
 
-    def illustrate(self, wave: Float[Tensor, " sample"], condition: Tensor | None) -> dict[str, Tensor]:
+    def illustrate(self, wave: Float[Tensor, " sample"], condition: Tensor | None) -> Illustration:
         if not self.vae.has_psd:
-            return {}
+            return Illustration({}, {}, None)
         if self.vae.longest is not None:
             wave = wave[: (self.vae.longest - 1) * self.stft.hop_length]
-        psd = self.decode(self.encode(wave, condition=condition), condition=condition)
-        return {
-            "power_and_psd": torch.stack([power(self.stft(wave)), psd]),
-            "original": wave,
-            "resynthesis": self.resynthesize(wave, condition=condition),
-        }
+        latents = self.encode(wave, condition=condition)
+        spectrum = power(self.stft(wave))
+        kl = kl_by_dimension(latents.inference, sounding(spectrum)) if self.vae.has_prior else None
+        return Illustration(
+            {"spectrogram": spectrum, "decoded PSD": self.decode(latents, condition=condition)},
+            {"original": wave, "resynthesis": self.resynthesize(wave, condition=condition)},
+            kl,
+        )
 
 
 @dataclass(frozen=True)

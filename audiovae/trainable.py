@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,21 @@ from audiovae.objectives import ELBO, Objective
 from audiovae.settings import TrainingSettings
 
 Equaliser = Callable[[int], Float[Tensor, "segment 1 freq"]]  # power gains of each segment in so many bins
+
+
+@dataclass(frozen=True)
+class Illustration:
+    """Of one recording, by name.
+
+    Attributes:
+        powers: spectrograms and the like over the whole recording, `[frame, freq]` each.
+        waves: sounds, `[sample]` each.
+        kl: of every latent dimension, in nats per frame; None where that says nothing.
+    """
+
+    powers: Mapping[str, Float[Tensor, "frame freq"]]
+    waves: Mapping[str, Float[Tensor, " sample"]]
+    kl: Float[Tensor, " latent"] | None
 
 
 class Trainable(nn.Module, ABC):
@@ -77,8 +93,8 @@ class Trainable(nn.Module, ABC):
         """All but the weights that tells it from other models, as JSON can hold it: the config of a saved model."""
 
     @abstractmethod
-    def illustrate(self, wave: Float[Tensor, "*channel sample"], condition: Tensor | None) -> dict[str, Tensor]:
-        """Named pictures and sounds of one recording: powers `[image, frame, freq]`, and waves `[sample]`."""
+    def illustrate(self, wave: Float[Tensor, "*channel sample"], condition: Tensor | None) -> Illustration:
+        """What there is to see and to hear of one recording."""
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:

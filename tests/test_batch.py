@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from audiovae import AudioVAE
-from audiovae.batch import Done, Item, Result, Row, Workers, run_batch, run_groups
+from audiovae.batch import WORK_SECONDS, Done, Item, Result, Row, Workers, run_batch, run_groups
 from audiovae.errors import AudiovaeError, PathError
 
 NAMES = ["a.wav", "deep/b.wav", "c.wav"]
@@ -32,21 +33,32 @@ def count(prior: AudioVAE | None, items: list[Item]) -> list[Result]:
     return [{"together": len(items)} for _ in items]
 
 
+def slow_count(prior: AudioVAE | None, items: list[Item]) -> list[Result]:
+    time.sleep(0.2)
+    return count(prior, items)
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name != WORK_SECONDS} for row in rows]
+
+
 def test_an_item_that_fails_is_told_and_the_others_are_done(capfd: pytest.CaptureFixture[str]) -> None:
     told: list[Done] = []
     rows = run_batch(ITEMS, length, Workers(model=None), told=told.append)
-    assert rows == [
+    assert told == [Done(row, 0, 3) for row in rows]
+    assert timeless(rows) == [
         {"file": "in/a.wav", "length": 5, "prior": False},
         {"file": "in/deep/b.wav", "error": "in/deep/b.wav: is broken; restore it"},
         {"file": "in/c.wav", "length": 5, "prior": False},
     ]
-    assert told == [Done(row, 0, 3) for row in rows]
     assert capfd.readouterr() == ("", "")
 
 
 def test_groups_fail_as_a_whole_where_their_work_does() -> None:
-    rows = run_groups([ITEMS[:2], ITEMS[2:]], count, Workers(model=None))
-    assert rows == [
+    rows = run_groups([ITEMS[:2], ITEMS[2:]], slow_count, Workers(model=None))
+    assert rows[0][WORK_SECONDS] == rows[1][WORK_SECONDS] >= 0.1  # shared evenly
+    assert WORK_SECONDS not in rows[2]
+    assert timeless(rows) == [
         {"file": "in/a.wav", "together": 2},
         {"file": "in/deep/b.wav", "together": 2},
         {"file": "in/c.wav", "error": "too few"},

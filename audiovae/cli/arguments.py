@@ -20,6 +20,7 @@ from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import LARGEST_SEED
 
 DEFAULT_MODEL = "speech-16k"
+_FILES = SUFFIXES | {".npz", ".html"}  # by which an output is taken for one file
 
 
 def seed(value: str | int) -> int:
@@ -118,7 +119,7 @@ def add_report(parser: jsonargparse.ArgumentParser) -> None:
         "--report",
         type=path,
         metavar="PATH",
-        help="also write a page on each input: a folder that mirrors the inputs, or a file for one",
+        help="also write a page on each input: a folder that mirrors the inputs, with an index; or a file for one",
     )
 
 
@@ -195,20 +196,28 @@ def parts_before_magic(path: Path) -> Iterator[str]:
         yield part
 
 
-def with_targets(items: list[Item], output: str, suffix: str | None = None) -> list[Item]:
+def with_targets(
+    items: list[Item], output: str, suffix: str | None = None, option: str = "-o", several: bool = False
+) -> list[Item]:
     """Give every input its output: `output` itself for one input if that is no folder, else its name below `output`.
 
     Args:
         suffix: replaces the inputs' suffix, such as ".npz"; None keeps it.
+        option: that named the output.
+        several: files are made of each input, so that the output is a folder even for one.
 
     Raises:
         PathError: two inputs have the same output, or an output is an input.
-        AudiovaeError: several inputs, and the standard output.
+        AudiovaeError: several inputs, and the standard output or one file.
     """
     folder = Path(output)
     if len(items) > 1 and named(folder) != str(folder):
         raise AudiovaeError(f"-o - takes one file, got {len(items)}; give a folder")
-    if len(items) == 1 and folder.suffix and not os.path.isdir(folder) and not output.endswith("/"):
+    is_folder = os.path.isdir(folder) or output.endswith("/")
+    if not is_folder and (len(items) > 1 or several) and folder.suffix.lower() in _FILES:
+        made = "several files are made of each input" if several else f"there are {len(items)} inputs"
+        raise AudiovaeError(f"{option} {output} is one file, and {made}; give a folder")
+    if len(items) == 1 and folder.suffix and not is_folder and not several:
         targets = [folder]
     else:
         targets = [
@@ -225,11 +234,13 @@ def with_targets(items: list[Item], output: str, suffix: str | None = None) -> l
     return [Item(item.source, item.name, target) for item, target in zip(items, targets, strict=True)]
 
 
-def beside(items: list[Item], output: str | None, suffix: str | None = None) -> dict[Path, Path]:
+def beside(
+    items: list[Item], output: str | None, suffix: str | None = None, option: str = "--report"
+) -> dict[Path, Path]:
     """Of every target the file that another option, such as --report, puts beside it; empty without the option."""
     if not output:
         return {}
-    found = with_targets(items, output, suffix)
+    found = with_targets(items, output, suffix, option)
     return {item.target: other.target for item, other in zip(items, found, strict=True) if item.target and other.target}
 
 
@@ -280,7 +291,12 @@ def report_peak(writer: Any, quiet: bool, model_rate: int | None = None) -> dict
             f"audiovae: {named(writer.path)}: peaks {excess} were clipped; a float WAV keeps them",
             file=sys.stderr,
         )
-    row = {"peak": writer.peak, "clipped": writer.clips, **resampling(writer.sample_rate, model_rate)}
+    row = {
+        "seconds": writer.seconds,
+        "peak": writer.peak,
+        "clipped": writer.clips,
+        **resampling(writer.sample_rate, model_rate),
+    }
     return {**row, "recoded": True} if writer.recoded else row
 
 
@@ -311,7 +327,6 @@ def report_rows(rows: list[dict[str, Any]], quiet: bool, above: str = "") -> Non
     n_higher = sum(rate > model_rate for rate, model_rate in resampled)
     n_silent = sum(row.get("values", {}).get("silent_frames", 0) for row in rows)
     lines = [
-        (len(resampled), "files of {n} were resampled, as the model hears {rate} Hz"),
         (n_higher if above else 0, "files of {n} have sound above {half} Hz, " + above),
         (sum("recoded" in row for row in rows), "files of {n} had a codec of blocks (ADPCM, GSM, ...): written as PCM"),
         (n_silent, "frames of digital silence did not count"),
@@ -319,4 +334,4 @@ def report_rows(rows: list[dict[str, Any]], quiet: bool, above: str = "") -> Non
     rate = resampled[0][1] if resampled else 0
     for count, text in lines:
         if count:
-            print(f"audiovae: {count} {text.format(n=len(rows), rate=rate, half=rate // 2)}", file=sys.stderr)
+            print(f"audiovae: {count} {text.format(n=len(rows), half=rate // 2)}", file=sys.stderr)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from audiovae import batch
-from audiovae.batch import Done, Item, Result, Row, Workers
+from audiovae.batch import WORK_SECONDS, Done, Item, Result, Row, Workers
 from audiovae.cli.arguments import refuse_existing
 from audiovae.cli.progress import bar
 from audiovae.locks import break_lock, locked_file, sweep
@@ -66,6 +66,8 @@ def _shown(n_groups: int, options: Any, run: Callable[[Callable[[Done], None]], 
                 print(f"audiovae: {done.row['error']}", file=sys.stderr)
 
         rows = run(told)
+    times = [row.pop(WORK_SECONDS, 0.0) for row in rows]  # which no JSON shall depend on
+    options.rows, options.work_seconds = rows, sum(times)  # for the last line, see `summary`
     n_failed = sum("error" in row for row in rows)
     return rows, 0 if n_failed == 0 else 2 if n_failed == len(rows) else 1
 

@@ -37,6 +37,7 @@ def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     recording, n_frames = write_latents(prior, item.source, item.target, arguments.condition(prior, options))
     return {
         "output": str(item.target),
+        "seconds": recording.info.seconds,
         "channels": recording.info.n_channels,
         "frames": n_frames,
         "latent_dim": prior.vae.latent_dim,

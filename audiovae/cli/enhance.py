@@ -15,6 +15,7 @@ from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
 from audiovae.cli.streams import standard_streams
+from audiovae.cli.summary import index_pages
 from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import MethodName, NoiseName
 
@@ -87,7 +88,7 @@ def run(options: Any) -> int:
     found = arguments.find_inputs(options.inputs)
     items = arguments.without_outputs(found, options, options.output, options.residual)
     items = arguments.with_targets(items, options.output)
-    options.residuals = arguments.beside(items, options.residual)
+    options.residuals = arguments.beside(items, options.residual, option="--residual")
     options.reports = arguments.beside(items, options.report, ".html")
     _check_distinct(items, options)
     arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
@@ -101,6 +102,7 @@ def run(options: Any) -> int:
         [[items[i] for i in group] for group in groups], enhance, options, devices=options.devices, nodes=options.nodes
     )
     arguments.report_rows(rows, options.quiet, above="whose gain follows from what was found below")
+    index_pages(options)
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])
@@ -221,7 +223,9 @@ def _with_report(item: Item, result: Result, first: FirstBlock | None, separate:
                         f"audiovae: {named(item.source)}: inferred anew for its page, which was missing",
                         file=sys.stderr,
                     )
-            write_enhancement_report(report, first, separate)
+            noise = options.noise if options.noise == "stationary" else f"{options.noise}, rank {options.rank}"
+            made = {"method": options.method, "prior": options.model, "noise model": noise}
+            write_enhancement_report(report, first, separate, made=made)
         except AudiovaeError as error:
             return error
     return {**result, "report": str(report)}

@@ -125,8 +125,9 @@ def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     score = evaluate_file(
         prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition
     )
-    rate = audio.inspect(item.source).sample_rate
-    return {"values": score.values, "reasons": score.reasons, **arguments.resampling(rate, prior.sample_rate)}
+    info = audio.inspect(item.source)
+    told = {"seconds": info.seconds, **arguments.resampling(info.sample_rate, prior.sample_rate)}
+    return {"values": score.values, "reasons": score.reasons, **told}
 
 
 def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
     score = _compare(clean, info, item.target)
     if options.noisy:
         score = improvement(score, _compare(clean, info, _partner(item.name, options.noisy)))
-    return {"values": score.values, "reasons": score.reasons}
+    return {"values": score.values, "reasons": score.reasons, "seconds": info.seconds}
 
 
 def _compare(clean: Any, info: Any, path: Path) -> Any:

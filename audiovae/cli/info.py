@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import jsonargparse
@@ -10,10 +11,15 @@ import jsonargparse
 from audiovae.cli import arguments
 from audiovae.cli.arguments import DEFAULT_MODEL
 
+_HASH = re.compile(r"\b[0-9a-f]{64}\b")
+
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub"
+    )
+    parser.add_argument(
+        "--hashes", action="store_true", help="also those of the recordings that it was trained and scored on"
     )
     arguments.add_common(parser, "model", model=None)
 
@@ -56,12 +62,31 @@ def run(options: Any) -> int:
         return 0
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(_harmless(f"{name:<{width}}  {', '.join(map(str, value)) if isinstance(value, list) else value}"))
+        if value not in ({}, None):  # labels, for one, which most models have none of
+            print(_harmless(f"{name:<{width}}  {_told(name, value)}"))
     if os.path.isfile(card):
         text = card.read_text(encoding="utf-8", errors="replace")
         text = text.split("---\n", 2)[-1].strip() if text.startswith("---\n") else text
-        print("\n" + _harmless(text))
+        print("\n" + _harmless(text if options.hashes else _without_hashes(text, model)))
     return 0
+
+
+def _told(name: str, value: Any) -> str:
+    if name == "weights":
+        return f"{value:,}"
+    if name == "sample_rate":
+        return f"{value} Hz"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _without_hashes(card: str, model: str) -> str:
+    """A card without the rows of its table that name a recording by its hash, and how to see them."""
+    lines = card.splitlines()
+    kept = [line for line in lines if not _HASH.search(line)]
+    n_hidden = len(lines) - len(kept)
+    if n_hidden:
+        kept.append(f"({n_hidden} recordings with their hashes: audiovae info {model} --hashes)")
+    return "\n".join(kept)
 
 
 def _harmless(text: str) -> str:

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -27,6 +28,7 @@ import yaml
 
 from audiovae import __version__
 from audiovae.cli.signals import ends_in_one_line
+from audiovae.cli.summary import tell_end
 from audiovae.errors import AudiovaeError, asks_for_tracebacks, unexpected
 
 VERBS = {
@@ -47,7 +49,7 @@ _TOP_HELP = """usage: audiovae VERB ...
 
 {verbs}
 
-audiovae VERB --help explains a verb; audiovae --version prints the version.
+audiovae help VERB, or audiovae VERB --help, explains a verb; audiovae --version prints the version.
 Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input."""
 
 
@@ -187,6 +189,8 @@ def _flush() -> None:
 
 
 def _run(given: list[str]) -> int:
+    if given and given[0] == "help":
+        given = [*given[1:2], "--help"]
     if not given or given[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
         print(_TOP_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())))
@@ -199,7 +203,12 @@ def _run(given: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
         fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
     module: Any = importlib.import_module(f"audiovae.cli.{verb}")
-    return int(module.run(_options(verb, module, given[1:])))
+    options = _options(verb, module, given[1:])
+    began = time.monotonic()
+    status = int(module.run(options))
+    if status != 2 and not options.quiet:
+        tell_end(options, time.monotonic() - began)
+    return status
 
 
 def _options(verb: str, module: Any, given: list[str]) -> Any:

@@ -55,9 +55,9 @@ def run(options: Any) -> int:
         writer.write(wave[None].numpy(force=True))
     result = {
         "output": str(target),
-        "seconds": n_samples / prior.sample_rate,
         **arguments.report_peak(writer, options.quiet),
     }
+    options.rows = [result]
     if options.json:
         print_json(result)
     return 0

@@ -40,9 +40,10 @@ def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:
     from audiovae.metrics import NotScored
 
     condition = arguments.condition(prior, options)
-    resampled = arguments.resampling(audio.inspect(item.source).sample_rate, prior.sample_rate)
+    info = audio.inspect(item.source)
+    told = {"seconds": info.seconds, **arguments.resampling(info.sample_rate, prior.sample_rate)}
     try:
         values = score_file(prior, item.source, options.samples, condition)
-        return {"values": values, "reasons": {}, **resampled}
+        return {"values": values, "reasons": {}, **told}
     except NotScored as reason:
-        return {"values": {}, "reasons": {"bound": str(reason)}, **resampled}
+        return {"values": {}, "reasons": {"bound": str(reason)}, **told}

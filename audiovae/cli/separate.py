@@ -22,6 +22,7 @@ from audiovae.cli.arguments import Item, parts_before_magic
 from audiovae.cli.batch import Result, Row, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
 from audiovae.cli.streams import standard_streams
+from audiovae.cli.summary import index_pages
 from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import RoomMethodName
 
@@ -97,7 +98,7 @@ def run(options: Any) -> int:
     options.made = _made_by(options)
     items = _find(options)
     options.counts = {item.source: _counted(item, options) for item in items} if options.sources == _AUTO else {}
-    items = arguments.with_targets(items, options.output.rstrip("/") + "/")
+    items = arguments.with_targets(items, options.output, several=True)
     options.reports = arguments.beside(items, options.report, ".html")
     options.positions = _geometry(options.geometry, items)
     _check_geometry(items, options)
@@ -109,6 +110,7 @@ def run(options: Any) -> int:
     options.alone = len(groups) == 1
     rows, status = run_groups([[items[i] for i in group] for group in groups], separate, options)
     arguments.report_rows(rows, options.quiet, above="which counted as noise")
+    index_pages(options)
     if options.json and rows:
         places = [i for group in groups for i in group]
         print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])
@@ -357,7 +359,8 @@ def _row(item: Item, done: TakenApart | AudiovaeError | None, run: Separator, op
 
         try:
             assert done.first is not None
-            write_separation_report(report, done, run, directions)
+            made = {"method": options.method} | ({"prior": options.model} if options.model else {})
+            write_separation_report(report, done, run, directions, made)
         except AudiovaeError as error:
             return error
         row["report"] = str(report)

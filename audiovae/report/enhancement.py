@@ -5,6 +5,7 @@ found.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from audiovae.audio import AudioInfo
 from audiovae.errors import named
 from audiovae.report import plots
-from audiovae.report.markup import image, number, players, write_page
+from audiovae.report.markup import Panel, exact_players, facts, listed, number, panels, scale, write_page
 from audiovae.separation import FirstBlock, Separation, Separator
 from audiovae.stft import power
 
@@ -23,7 +24,11 @@ _HEARD_CHANNELS = 2  # a player has no more
 
 @torch.no_grad()
 def write_enhancement_report(
-    target: str | Path, first: FirstBlock, enhancer: Separator, title: str | None = None
+    target: str | Path,
+    first: FirstBlock,
+    enhancer: Separator,
+    title: str | None = None,
+    made: Mapping[str, str] | None = None,
 ) -> None:
     """Write a self-contained page of the first block of a sound file, as it was inferred.
 
@@ -31,55 +36,69 @@ def write_enhancement_report(
         first: of `enhance_files` or `first_block`.
         enhancer: that inferred it.
         title: of the page; default: the name of the file.
+        made: what it was made with, by name: method, prior, noise model.
 
     Raises:
         PathError: the page cannot be written.
     """
     recording, separation = first.recording, first.separation
     front, info = recording.front, recording.info
+    rate = front.sample_rate
     n_samples = min(recording.n_samples, max(1, len(first.spectrogram) - 1) * front.stft.hop_length)
     spectrograms = torch.cat([first.spectrogram.unsqueeze(0), separation.images])  # noisy, enhanced, residual
     waves = front.stft.inverse(spectrograms.movedim(-1, 1), n_samples) * (recording.level or 1.0)
     noisy, enhanced, residual = waves.float().numpy(force=True)
-    seconds = n_samples / front.sample_rate
+    seconds, frame_seconds = n_samples / rate, front.stft.hop_length / rate
+    taken_away = _decibels(_energy(noisy), _energy(enhanced))
     numbers = {
         "duration": f"{number(seconds)} s",
         "channels": f"{info.n_channels}, {min(info.n_channels, _HEARD_CHANNELS)} heard",
         "level of the active frames": _decibels(recording.level**2, 1.0, " re full scale"),
-        "mean power taken away": _decibels(_energy(noisy), _energy(enhanced)),
+        "mean power taken away": taken_away,
         **_inference(separation, enhancer.settings.n_iterations),
         "time of the inference": f"{number(first.seconds)} s",
         "real-time factor": number(first.seconds / seconds),
     }
     gain = separation.sources[0].gain
     assert gain is not None
-    picture = plots.separation(
-        power(spectrograms).mean(-1),
-        separation.psds,
-        separation.wiener.mean(-1),
-        separation.activity,
-        gain,
-        front.sample_rate,
-        front.stft.hop_length,
-    )
-    trace = plots.objective(separation.objective, separation.converged)
-    sounds = {"noisy": noisy, "enhanced": enhanced, "residual: what was taken away": residual}
+    sounds = {"noisy": noisy, "enhanced": enhanced, "residual": residual}
+    heard = exact_players({name: wave[:_HEARD_CHANNELS] for name, wave in sounds.items()}, rate)
+    pictures = [
+        plots.spectrogram(values, frame_seconds, rate)
+        for values in plots.decibels([*power(spectrograms).mean(-1), *separation.psds])
+    ]
+    remarks = ("|x|²", "|s|²", "|x - s|²: what was taken away")
+    five = [*map(Panel, sounds, heard.values(), pictures, remarks)]
+    five += [
+        Panel("variance of the speech", picture=pictures[3], remark="g c v"),
+        Panel("variance of the noise", picture=pictures[4], remark="N"),
+    ]
+    wiener = plots.wiener_gain(separation.wiener.mean(-1), frame_seconds, rate)
+    activity = plots.over_time(separation.activity, frame_seconds, "share", (-0.03, 1.03))
+    gain_db = plots.over_time(10 * torch.log10(gain), frame_seconds, "gain (dB)", (-10.0, 10.0))
+    trace = plots.objective(separation.objective)
+    end = "converged" if separation.converged else "not converged, stopped at the limit"
     body = (
-        players({name: wave[:_HEARD_CHANNELS] for name, wave in sounds.items()}, front.sample_rate, keep_levels=True)
-        + '<p class="note">One gain for the three: their levels compare, and enhanced and residual sum to noisy.</p>'
-        + image(
-            picture,
-            "spectrograms of the three sounds, variances of speech and noise, Wiener gain, activity and gain over time",
+        scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of the five pictures")
+        + f"<section>{panels(five)}</section>"
+        + '<p class="note">One gain for the three sounds: their levels compare, and enhanced and residual sum to '
+        "noisy. Of two, the second goes on where the first was stopped.</p>"
+        + scale("cividis", "0", "1", "share of a bin that is kept")
+        + panels(
+            [
+                Panel("Wiener gain", picture=wiener),
+                Panel("activity", picture=activity, remark="the speech's share of the variance"),
+                Panel("gain", picture=gain_db, remark="g of the speech's variance"),
+            ]
         )
         + "<h2>Inference</h2>"
-        + image(trace, "objective over iterations")
-        + "<table>"
-        + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in numbers.items())
-        + "</table>"
+        + panels([Panel("objective", picture=trace, remark=f"lower is better; {end}")])
+        + facts(numbers)
     )
-    write_page(
-        target, title or f"{Path(named(info.path)).name}, enhanced", _note(info, front.sample_rate, seconds), body
-    )
+    name = Path(named(info.path)).name
+    summary = f"{number(seconds)} s; mean power taken away: {taken_away}. {listed(made)}".strip()
+    note = f"{_note(info, rate, seconds)} {listed(made)}".strip()
+    write_page(target, title or f"{name}, enhanced", note, body, summary)
 
 
 def _inference(separation: Separation, limit: int) -> dict[str, str]:

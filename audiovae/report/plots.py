@@ -1,8 +1,13 @@
-"""Pictures of spectrograms, latents and their information, and of speech and noise."""
+"""Pictures of spectrograms, latents and their information, of speech and noise: one panel each, as SVG inside a page.
+
+Text and lines have the colours of the page, by its variables, so that they are seen in the light and in the dark.
+"""
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -12,210 +17,215 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 RANGE_DB = 80.0  # below the loudest bin: black
-_ACTIVE_COLOUR, _COLLAPSED_COLOUR = "#d9622b", "#b9b4ad"
+_SIZE_INCHES = (4.2, 2.1)  # small, so that its 9 points can be read on a phone
+_DOTS_PER_INCH = 160
+_WEBP_QUALITY = 75
+_INK, _FIRST, _SECOND, _IDLE = "#010101", "#0072b2", "#d55e00", "#8a8d91"
+_VARIABLES = {"#010101": "currentColor", "#000000": "currentColor", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+_SOURCES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+_DASHES = ("-", "--", "-.", ":")
 
 
 def decibels(powers: list[Float[Tensor, "frame freq"]]) -> list[NDArray[np.float64]]:
-    """Powers in dB below the loudest bin of all of them, at least -80, `[frame, freq]` each."""
+    """Powers in dB re the loudest bin of all of them, from -80 to 0, `[frame, freq]` each."""
     loudest = max(float(power.max()) for power in powers) or 1.0
     floor = 10 ** (-RANGE_DB / 10)
     return [10 * torch.log10((power / loudest).clamp(min=floor)).double().numpy(force=True) for power in powers]
 
 
-def decibel_image(powers: list[Float[Tensor, "frame freq"]]) -> NDArray[np.uint8]:
-    """Spectrograms one above the other on one scale, `[3, height, width]`, low frequencies at the bottom."""
-    from matplotlib import colormaps
-
-    stacked = np.concatenate([image.T[::-1] for image in decibels(powers)])
-    colours = colormaps["magma"](1 + stacked / RANGE_DB)[..., :3]
-    return (255 * colours).astype(np.uint8).transpose(2, 0, 1)
-
-
-def spectrogram_and_psd(
-    power: Float[Tensor, "frame freq"],
-    psd: Float[Tensor, "frame freq"],
-    latents: Float[Tensor, "frame latent"],
-    kl: Float[Tensor, " latent"],
-    sample_rate: int,
-    hop_length: int,
-) -> bytes:
-    """A PNG: spectrogram beside PSD on one scale, below them the most informative latents and the KL per dimension.
+def spectrogram(values_db: Float[np.ndarray, "frame freq"], frame_seconds: float, sample_rate: int) -> str:
+    """A spectrogram, or the decoder's PSD or a source's variance, in the dB of `decibels`.
 
     Args:
-        power, psd: of one recording.
-        latents: posterior means.
+        frame_seconds: from one frame to the next.
+    """
+    figure, axis = _figure()
+    _spectrogram(axis, values_db, frame_seconds, sample_rate)
+    return _svg(figure)
+
+
+def wiener_gain(gain: Float[Tensor, "frame freq"], frame_seconds: float, sample_rate: int) -> str:
+    """The share of every bin that is kept, from 0 to 1."""
+    figure, axis = _figure()
+    _over_time(axis, gain.double().numpy(force=True).T, frame_seconds, (0.0, sample_rate / 2000), "cividis", (0.0, 1.0))
+    axis.set(ylabel="frequency (kHz)")
+    return _svg(figure)
+
+
+def latents(means: Float[Tensor, "frame latent"], kl: Float[Tensor, " latent"], frame_seconds: float) -> str:
+    """The posterior means of the most informative latents over time, at most 32.
+
+    Args:
         kl: nats per dimension over the recording; where there is no such split, latents are ranked by how much they
             move.
     """
-    figure, axes = _figure(2, 2, (13.0, 6.4), [1.5, 1.0])
-    seconds = len(power) * hop_length / sample_rate
-    image = None
-    for axis, name, values in zip(axes[0], ("Spectrogram |x|²", "Decoded PSD"), decibels([power, psd]), strict=True):
-        image = _spectrogram(axis, name, values, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
-    figure.colorbar(image, ax=list(axes[0]), label="dB below the loudest bin", pad=0.01)
-    order = torch.argsort(kl if len(kl) == latents.shape[-1] else latents.std(0, correction=0), descending=True).cpu()
-    shown = latents.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
-    image = axes[1][0].imshow(
-        shown, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, seconds, len(shown) + 0.5, 0.5)
-    )
-    axes[1][0].set(
-        title="Latents over time (posterior mean, most informative first)",
-        xlabel="time (s)",
-        ylabel="rank of dimension",
-    )
-    figure.colorbar(image, ax=axes[1][0], pad=0.01)
-    _kl_bars(axes[1][1], kl)
-    return _png(figure)
+    order = torch.argsort(kl if len(kl) == means.shape[-1] else means.std(0, correction=0), descending=True).cpu()
+    shown = means.cpu()[:, order[: min(32, len(order))]].T.double().numpy(force=True)
+    figure, axis = _figure()
+    _over_time(axis, shown[::-1], frame_seconds, (len(shown) + 0.5, 0.5), "RdBu_r", (-3.0, 3.0))
+    axis.set(ylabel="rank of dimension")
+    return _svg(figure)
 
 
-def kl_per_dimension(kl: Float[Tensor, " latent"]) -> bytes:
-    """A PNG: the KL of every latent dimension, sorted."""
-    figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])
-    _kl_bars(axes[0][0], kl)
-    return _png(figure)
+def kl_per_dimension(kl: Float[Tensor, " latent"]) -> str:
+    """The KL of every latent dimension, sorted; what is active in another colour."""
+    figure, axis = _figure()
+    _kl_bars(axis, kl)
+    return _svg(figure)
 
 
-def separation(
-    powers: Float[Tensor, "3 frame freq"],
-    psds: Float[Tensor, "2 frame freq"],
-    wiener: Float[Tensor, "frame freq"],
-    activity: Float[Tensor, " frame"],
-    gain: Float[Tensor, " frame"],
-    sample_rate: int,
-    hop_length: int,
-) -> bytes:
-    """A PNG, all of it over one time axis: what is heard on the left, what the model says of it on the right.
+def over_time(values: Float[Tensor, " frame"], frame_seconds: float, label: str, limits: tuple[float, float]) -> str:
+    """A curve, one value a frame.
 
     Args:
-        powers: |x|² of the noisy recording, of its speech, and of what was taken away.
-        psds: the variances of speech and noise, at the level of the powers: the five are drawn on one scale.
-        wiener: gain of every bin, from 0 to 1.
-        activity: the speech's share of the variance, from 0 to 1.
-        gain: g_t of the speech's variance, positive.
+        label: of the values, with their unit.
+        limits: that are seen at least.
     """
-    figure, axes = _figure(4, 2, (13.0, 11.0), [1.0, 1.0, 1.0, 0.7], sharex=True)
-    seconds = len(wiener) * hop_length / sample_rate
-    names = (
-        "Noisy |x|²",
-        "Enhanced |s|²",
-        "Residual |x - s|²",
-        "Variance of the speech g c v",
-        "Variance of the noise N",
-    )
-    image = None
-    for axis, name, values in zip([*axes[:3, 0], *axes[1:3, 1]], names, decibels([*powers, *psds]), strict=True):
-        image = _spectrogram(axis, name, values, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
-    figure.colorbar(image, ax=list(axes[1:3, 1]), label="dB below the loudest bin of the five", pad=0.01)
-    image = _spectrogram(
-        axes[0, 1],
-        "Wiener gain",
-        wiener.double().numpy(force=True),
-        seconds,
-        sample_rate,
-        cmap="cividis",
-        vmin=0,
-        vmax=1,
-    )
-    figure.colorbar(image, ax=axes[0, 1], label="share kept", pad=0.01)
-    times = (np.arange(len(wiener)) + 0.5) * hop_length / sample_rate
-    gain_db = 10 * torch.log10(gain).double().numpy(force=True)
-    axes[3, 0].plot(times, activity.double().numpy(force=True), color=_ACTIVE_COLOUR, linewidth=1)
-    axes[3, 0].set(
-        title="Activity: the speech's share of the variance", xlabel="time (s)", ylabel="share", ylim=(-0.03, 1.03)
-    )
-    axes[3, 1].plot(times, gain_db, color=_ACTIVE_COLOUR, linewidth=1)
-    limits = (min(-10.0, gain_db.min() - 1), max(10.0, gain_db.max() + 1))
-    axes[3, 1].set(title="Gain g of the speech's variance", xlabel="time (s)", ylabel="gain (dB)", ylim=limits)
-    return _png(figure)
+    figure, axis = _figure()
+    curve = values.double().numpy(force=True)
+    axis.plot(np.arange(len(curve)) * frame_seconds, curve, color=_FIRST, linewidth=1)
+    low = limits[0] if limits[0] <= curve.min() else 1.1 * curve.min()
+    high = limits[1] if limits[1] >= curve.max() else 1.1 * curve.max()
+    axis.set(xlabel="time (s)", ylabel=label, xlim=_times(len(curve), frame_seconds), ylim=(low, high))
+    return _svg(figure)
 
 
-def sources(
-    powers: Float[Tensor, "source frame freq"],
-    psds: Float[Tensor, "source frame freq"],
-    names: list[str],
-    sample_rate: int,
-    hop_length: int,
-) -> bytes:
-    """A PNG: of every source, one above the other, what is heard beside what the model says of it, on one scale.
-
-    Args:
-        powers: |x|² of what is heard.
-        psds: the variances, at the level of the powers.
-        names: of the sources.
-    """
-    figure, axes = _figure(len(names), 2, (13.0, 2.7 * len(names)), [1.0] * len(names), sharex=True)
-    seconds = powers.shape[1] * hop_length / sample_rate
-    titles = [title for name in names for title in (f"{name}: |x|²", f"{name}: variance")]
-    values = decibels([picture for pair in zip(powers, psds, strict=True) for picture in pair])
-    image = None
-    for axis, title, shown in zip(axes.flat, titles, values, strict=True):
-        image = _spectrogram(axis, title, shown, seconds, sample_rate, cmap="magma", vmin=-RANGE_DB, vmax=0)
-    figure.colorbar(image, ax=list(axes[:, 1]), label="dB below the loudest bin of all", pad=0.01)
-    for axis in axes[-1]:
-        axis.set(xlabel="time (s)")
-    return _png(figure)
-
-
-def directions(responses: Float[Tensor, "source azimuth"], names: list[str]) -> bytes:
-    """A PNG: how much of every source comes from each azimuth, and where most of it does."""
-    figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])
-    axis = axes[0][0]
+def directions(responses: Float[Tensor, "source azimuth"], names: list[str]) -> str:
+    """How much of every source comes from each azimuth, and where most of it does."""
+    figure, axis = _figure()
     azimuths = np.arange(responses.shape[1]) * 360 / responses.shape[1]
-    for name, response in zip(names, responses.double().numpy(force=True), strict=True):
-        (line,) = axis.plot(azimuths, response, label=name)
-        axis.axvline(azimuths[response.argmax()], color=line.get_color(), linestyle=":")
-    axis.set(title="Steered response of each source", xlabel="azimuth (degrees)", ylabel="response", xlim=(0, 360))
+    for n, (name, response) in enumerate(zip(names, responses.double().numpy(force=True), strict=True)):
+        colour, dashes = _SOURCES[n % len(_SOURCES)], _DASHES[n % len(_DASHES)]
+        axis.plot(azimuths, response, label=name, color=colour, linestyle=dashes)
+        axis.axvline(azimuths[response.argmax()], color=colour, linestyle=dashes, linewidth=1)
+    axis.set(xlabel="azimuth (degrees)", ylabel="steered response", xlim=(0, 360))
     axis.set_xticks(range(0, 361, 45))
-    axis.legend()
-    return _png(figure)
+    axis.legend(frameon=False)
+    return _svg(figure)
 
 
-def objective(values: Float[Tensor, " iteration"], converged: bool) -> bytes:
-    """A PNG: the objective after every iteration, in nats per frame, and whether it stopped by itself."""
-    figure, axes = _figure(1, 1, (8.0, 2.8), [1.0])
-    axis = axes[0][0]
-    axis.plot(np.arange(1, len(values) + 1), values.double().numpy(force=True), "o-", color=_ACTIVE_COLOUR)
-    end = "converged" if converged else "not converged, stopped at the limit"
-    axis.set(title=f"Objective (lower is better): {end}", xlabel="iteration", ylabel="nats per frame")
+def objective(values: Float[Tensor, " iteration"]) -> str:
+    """The objective after every iteration, in nats per frame."""
+    figure, axis = _figure()
+    axis.plot(np.arange(1, len(values) + 1), values.double().numpy(force=True), "o-", color=_FIRST, markersize=4)
+    axis.set(xlabel="iteration", ylabel="nats per frame")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.ticklabel_format(axis="y", useOffset=False)
-    return _png(figure)
+    return _svg(figure)
 
 
-def _spectrogram(
-    axis: Any, name: str, values: NDArray[np.float64], seconds: float, sample_rate: int, **colours: Any
+def spectrogram_pixels(
+    powers: dict[str, Float[Tensor, "frame freq"]], frame_seconds: float, sample_rate: int
+) -> NDArray[np.uint8]:
+    """Spectrograms one above the other on one scale, each below its name, `[height, width, 3]`: for TensorBoard."""
+    figure, axes = _figure(len(powers), (7.0, 2.8 * len(powers)))
+    for axis, name, values in zip(axes, powers, decibels(list(powers.values())), strict=True):
+        image = _spectrogram(axis, values, frame_seconds, sample_rate)
+        axis.set_title(name)
+    figure.colorbar(image, ax=list(axes), label="dB re the loudest bin", pad=0.01)
+    return _pixels(figure)
+
+
+def kl_pixels(kl: Float[Tensor, " latent"]) -> NDArray[np.uint8]:
+    """`kl_per_dimension`, `[height, width, 3]`: for TensorBoard."""
+    figure, axes = _figure(1, (7.0, 2.8))
+    _kl_bars(axes[0], kl)
+    axes[0].set_title(kl_summary(kl))
+    return _pixels(figure)
+
+
+def kl_summary(kl: Float[Tensor, " latent"]) -> str:
+    """How many nats a frame has, and how many dimensions carry them."""
+    from audiovae.objectives import ACTIVE_NATS
+
+    return f"{float(kl.sum()):.1f} nats per frame, {int((kl > ACTIVE_NATS).sum())} of {len(kl)} dimensions active"
+
+
+def _spectrogram(axis: Any, values_db: NDArray[np.float64], frame_seconds: float, sample_rate: int) -> Any:
+    axis.set(ylabel="frequency (kHz)")
+    return _over_time(axis, values_db.T, frame_seconds, (0.0, sample_rate / 2000), "magma", (-RANGE_DB, 0.0))
+
+
+def _over_time(
+    axis: Any,
+    values: NDArray[np.float64],
+    frame_seconds: float,
+    heights: tuple[float, float],
+    colours: str,
+    limits: tuple[float, float],
 ) -> Any:
-    """Draw `[frame, freq]`, low frequencies at the bottom."""
-    axis.set(title=name, ylabel="frequency (kHz)")
-    return axis.imshow(values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, sample_rate / 2000), **colours)
+    """Draw `[height, frame]`, the first row at the bottom; frame t is at t hops, where its window has its middle.
+
+    Args:
+        heights: of the bottom and the top.
+    """
+    n_frames, half = values.shape[1], 0.5 * frame_seconds
+    extent = (-half, n_frames * frame_seconds - half, *heights)
+    low, high = limits
+    image = axis.imshow(values, origin="lower", aspect="auto", extent=extent, cmap=colours, vmin=low, vmax=high)
+    axis.set(xlabel="time (s)", xlim=_times(n_frames, frame_seconds))
+    return image
+
+
+def _times(n_frames: int, frame_seconds: float) -> tuple[float, float]:
+    return 0.0, max(1, n_frames - 1) * frame_seconds
 
 
 def _kl_bars(axis: Any, kl: Tensor) -> None:
     from audiovae.objectives import ACTIVE_NATS
 
     values = torch.sort(kl, descending=True).values.double().numpy(force=True)
-    colours = [_ACTIVE_COLOUR if value > ACTIVE_NATS else _COLLAPSED_COLOUR for value in values]
+    colours = [_SECOND if value > ACTIVE_NATS else _IDLE for value in values]
     axis.bar(np.arange(1, len(values) + 1), values, color=colours, width=0.85)
-    active = int((values > ACTIVE_NATS).sum())
-    axis.set(
-        title=f"KL per dimension: {values.sum():.1f} nats, {active} of {len(values)} active",
-        xlabel="rank of dimension",
-        ylabel="nats per frame",
-    )
+    axis.set(xlabel="rank of dimension", ylabel="nats per frame")
 
 
-def _figure(
-    rows: int, columns: int, size: tuple[float, float], heights: list[float], sharex: bool = False
-) -> tuple[Any, Any]:
+def _figure(n_rows: int | None = None, size: tuple[float, float] = _SIZE_INCHES) -> tuple[Any, Any]:
+    """A figure and its axis; or a list of them, one above the other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=heights)
+    axes = figure.subplots(n_rows or 1, 1, squeeze=False)[:, 0]
+    for axis in axes:
+        for item in (axis.xaxis.label, axis.yaxis.label):
+            item.set_fontsize(9)
+        axis.tick_params(labelsize=9)
+    return figure, axes[0] if n_rows is None else axes
 
 
-def _png(figure: Any) -> bytes:
+def _pixels(figure: Any) -> NDArray[np.uint8]:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _svg(figure: Any) -> str:
+    """Markup that stands in a page: its pixels as WebP, its colours those of the page, no name that is not used."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "audiovae"}):
+        figure.savefig(buffer, format="svg", dpi=_DOTS_PER_INCH, transparent=True)
+    drawn = buffer.getvalue()
+    drawn = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn[drawn.index("<svg") :], flags=re.DOTALL
+    )
+    drawn = re.sub(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)", lambda found: _webp(found[1]), drawn)
+    view_box = re.search(r'viewBox="[^"]*"', drawn)
+    assert view_box is not None
+    drawn = re.sub(r"<svg[^>]*>", f'<svg {view_box[0]} aria-hidden="true">', drawn, count=1)
+    drawn = re.sub(r"font-family: [^;\"]*;? ?", "", drawn.replace("xlink:href", "href"))
+    for colour, variable in _VARIABLES.items():
+        drawn = drawn.replace(colour, variable)
+    used = set(re.findall(r"#([\w-]+)", drawn))
+    drawn = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawn)
+    return re.sub(r"\s*\n\s*", "\n", drawn).strip()
+
+
+def _webp(png: str) -> str:
+    from PIL import Image
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return buffer.getvalue()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "WEBP", quality=_WEBP_QUALITY, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -4,14 +4,14 @@ and how they were found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from audiovae.audio import AudioInfo
 from audiovae.report import plots
-from audiovae.report.markup import image, number, players, write_page
+from audiovae.report.markup import Panel, exact_players, facts, listed, number, panels, scale, write_page
 from audiovae.separation import Separator, TakenApart
 from audiovae.separation.directions import Steered
 from audiovae.stft import power
@@ -21,7 +21,11 @@ _HEARD_CHANNELS = 2  # a player has no more
 
 @torch.no_grad()
 def write_separation_report(
-    target: str | Path, done: TakenApart, separator: Separator, directions: Sequence[Steered] | None = None
+    target: str | Path,
+    done: TakenApart,
+    separator: Separator,
+    directions: Sequence[Steered] | None = None,
+    made: Mapping[str, str] | None = None,
 ) -> None:
     """Write a self-contained page of a recording and the sources of its first block.
 
@@ -29,6 +33,7 @@ def write_separation_report(
         done: of `separate_files`, the first block kept.
         separator: that took it apart.
         directions: of each source, where the geometry of the microphones is known.
+        made: what it was made with, by name: method, prior.
 
     Raises:
         PathError: the page cannot be written.
@@ -39,37 +44,50 @@ def write_separation_report(
         raise ValueError("a page needs the first block; set keep_first")
     front, info, separation = first.recording.front, first.recording.info, first.separation
     names = [*(f"source {n + 1}" for n in range(len(first.images) - 1)), "noise"]
-    seconds = first.mixture.shape[1] / front.sample_rate
+    seconds, frame_seconds = first.mixture.shape[1] / front.sample_rate, front.stft.hop_length / front.sample_rate
     sounds = {"mixture": first.mixture, **dict(zip(names, first.images, strict=True))}
     level = first.recording.level or 1.0
-    heard = {name: level * wave[:_HEARD_CHANNELS].float().numpy(force=True) for name, wave in sounds.items()}
+    heard = exact_players(
+        {name: level * wave[:_HEARD_CHANNELS].float().numpy(force=True) for name, wave in sounds.items()},
+        front.sample_rate,
+    )
     numbers = {
         "duration": f"{number(info.seconds)} s",
         "channels": f"{info.n_channels}, {min(info.n_channels, _HEARD_CHANNELS)} heard",
     }
-    body = players(heard, front.sample_rate, keep_levels=True) + (
-        '<p class="note">One gain for all: their levels compare, and sources and noise sum to the mixture.</p>'
-        + _levels(done, names, directions)
+    powers = power(front.stft(torch.cat([first.mixture.unsqueeze(0), first.images]))).mean(1)
+    psds = [] if separation is None else [separation.psds.sum(0), *separation.psds]
+    pictures = [
+        plots.spectrogram(values, frame_seconds, front.sample_rate) for values in plots.decibels([*powers, *psds])
+    ]
+    body = (
+        scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of all pictures")
+        + f"<section>{panels(map(Panel, sounds, heard.values(), pictures))}</section>"
+        + '<p class="note">One gain for all sounds: their levels compare, and sources and noise sum to the mixture. Of '
+        "two, the second goes on where the first was stopped.</p>" + _levels(done, names, directions)
     )
     if directions is not None:
         responses = torch.stack([direction.response for direction in directions])
-        body += image(plots.directions(responses, names[:-1]), "steered response of each source over azimuth")
+        picture = plots.directions(responses, names[:-1])
+        body += panels([Panel("directions", picture=picture, remark="steered response of each source")])
     if separation is None:
         body += "<p>What is shown is digital silence: there was nothing to take apart.</p>"
     else:
-        powers = power(front.stft(torch.cat([first.mixture.unsqueeze(0), first.images]))).mean(1)
-        psds = torch.cat([separation.psds.sum(0, keepdim=True), separation.psds])
-        alt = "spectrograms of the mixture, every source and the noise, beside the model's variances"
-        body += image(plots.sources(powers, psds, [*sounds], front.sample_rate, front.stft.hop_length), alt)
-        body += "<h2>Inference</h2>"
-        body += image(plots.objective(separation.objective, separation.converged), "objective over iterations")
+        variances = (
+            Panel(name, picture=picture) for name, picture in zip(sounds, pictures[len(sounds) :], strict=True)
+        )
+        body += f"<h2>The model's variances</h2>{panels(variances)}<h2>Inference</h2>"
+        end = "converged" if separation.converged else "not converged, stopped at the limit"
+        trace = plots.objective(separation.objective)
+        body += panels([Panel("objective", picture=trace, remark=f"lower is better; {end}")])
         numbers |= {
             "iterations": f"{len(separation.objective)} of at most {separator.settings.n_iterations}",
             "time of the inference": f"{number(first.seconds)} s",
             "real-time factor": number(first.seconds / seconds),
         }
-    body += "<table>" + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in numbers.items())
-    write_page(target, f"{info.path.name}, taken apart", _note(info, front.sample_rate, seconds), body + "</table>")
+    summary = f"{number(info.seconds)} s; {len(names) - 1} sources and noise. {listed(made)}"
+    note = f"{_note(info, front.sample_rate, seconds)} {listed(made)}".strip()
+    write_page(target, f"{info.path.name}, taken apart", note, body + facts(numbers), summary)
 
 
 def _levels(done: TakenApart, names: list[str], directions: Sequence[Steered] | None) -> str:

@@ -157,17 +157,22 @@ class Record:
         """What the model shows of one recording, weights as they are: pictures of powers, and sounds on one scale."""
         if not self._writes:
             return
-        from audiovae.report.plots import decibel_image
+        from audiovae.objectives import ACTIVE_NATS
+        from audiovae.report.plots import kl_pixels, spectrogram_pixels
 
-        wave = wave[..., : int(_LISTENING_SECONDS * model.sample_rate)]
-        shown = {name: tensor.cpu() for name, tensor in model.illustrate(wave, condition).items()}
-        sounds = {name: tensor for name, tensor in shown.items() if tensor.ndim == 1}
-        scale = 0.9 / max([float(sound.abs().max()) for sound in sounds.values()] + [1e-9])
-        for name, tensor in shown.items():
-            if name in sounds:
-                self._board.add_audio(f"validation/{name}", tensor * scale, step, model.sample_rate)
-            else:
-                self._board.add_image(f"validation/{name}", decibel_image(list(tensor)), step)
+        shown = model.illustrate(wave[..., : int(_LISTENING_SECONDS * model.sample_rate)], condition)
+        scale = 0.9 / max([float(sound.abs().max()) for sound in shown.waves.values()] + [1e-9])
+        for name, sound in shown.waves.items():
+            self._board.add_audio(f"validation/{name}", sound.cpu() * scale, step, model.sample_rate)
+        if shown.powers:
+            seconds = next(iter(shown.waves.values()), wave).shape[-1] / model.sample_rate
+            frame_seconds = seconds / max(1, next(iter(shown.powers.values())).shape[0] - 1)
+            pixels = spectrogram_pixels(dict(shown.powers), frame_seconds, model.sample_rate)
+            self._board.add_image("validation/spectrograms", pixels, step, dataformats="HWC")
+        if shown.kl is not None:
+            self._board.add_image("validation/kl_per_dimension", kl_pixels(shown.kl.cpu()), step, dataformats="HWC")
+            self._board.add_histogram("validation/kl_of_dimensions", shown.kl.cpu(), step)
+            self._board.add_scalar("validation/active_dimensions", int((shown.kl > ACTIVE_NATS).sum()), step)
 
     def save_model(self, model: Trainable, step: int, elbo: float) -> None:
         """Write the model as it is, with a card that says where it comes from."""

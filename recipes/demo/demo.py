@@ -1,16 +1,18 @@
 """The main job in three minutes: speak a corpus, train a prior on it, resynthesise voices that it never heard, write a
-page.
-
-python recipes/demo/demo.py [FOLDER]      (default: demo)
+page, and say what to do next.
 """
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from rich.progress import Progress as Bar
 
@@ -37,6 +39,8 @@ from audiovae import (
 from audiovae.cli.progress import print_table
 
 TRAINING_SECONDS = 50.0
+NOISY_SNR_DB = 5.0
+MARK = "held_out.txt"  # by which a folder is known to be of an earlier demo
 HELD_OUT = ("en-us-m3", "en-us-f4", "en-gb-scotland-m6", "en-gb-x-rp-f2")
 SIZES = FrameVAESettings(latent_dim=32, hidden=(256, 256), residual=True, activation="silu")
 
@@ -46,10 +50,8 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     torch.set_num_threads(1)  # small products: a second thread costs more than it brings where another job runs
     voices = speak_corpus(speech)
-    (folder / "held_out.txt").write_text("\n".join(HELD_OUT))
-    prepared = prepare(
-        speech, packed, PrepareSettings(validation_speakers=str(folder / "held_out.txt")), overwrite=True
-    )
+    (folder / MARK).write_text("\n".join(HELD_OUT))
+    prepared = prepare(speech, packed, PrepareSettings(validation_speakers=str(folder / MARK)), overwrite=True)
     print(
         f"{len(prepared.utterances)} sentences, {prepared.seconds_new / 60:.1f} minutes, of {len(voices)} voices, "
         f"{len(HELD_OUT)} held out"
@@ -87,7 +89,10 @@ def main(folder: Path) -> None:
     write_report(
         folder / "report.html", evaluations, "audiovae demo", "Four synthetic voices that the first prior never heard."
     )
-    print(f"open {folder / 'report.html'}")
+    write_noisy(speech / HELD_OUT[1] / "00.wav", folder / "noisy.wav")
+    print(f"\nNext, open {folder / 'report.html'}")
+    for why, commands in next_steps(folder).items():
+        print("\n".join([f"\n{why}:", *(f"  {command}" for command in commands)]))
 
 
 def steps_that_fit(corpus: PackedCorpus, folder: Path) -> int:
@@ -103,5 +108,48 @@ def steps_that_fit(corpus: PackedCorpus, folder: Path) -> int:
     return max(100, min(3000, int(TRAINING_SECONDS / ((times[2] - times[1]) / 40))))
 
 
+def write_noisy(clean: Path, target: Path) -> None:
+    """Speech in pink noise."""
+    wave, rate = soundfile.read(clean)
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(len(wave)))
+    noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(wave))
+    noise *= 10 ** (-NOISY_SNR_DB / 20) * np.linalg.norm(wave) / np.linalg.norm(noise)
+    noisy = wave + noise
+    soundfile.write(target, noisy / max(1.0, np.abs(noisy).max()), rate)
+
+
+def next_steps(folder: Path) -> dict[str, list[str]]:
+    """Commands to go on with, each as it can be typed here, by what they are good for."""
+    script = Path(sys.executable).with_name("audiovae")
+    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    program = shlex.quote(str(script)) if script.exists() else "python -m audiovae"
+
+    def at(name: str) -> str:
+        return shlex.quote(str(folder / name))
+
+    return {
+        f"Take speech out of noise, and see and hear what happened in {folder / 'enhanced.html'}": [
+            f"{program} enhance {at('noisy.wav')} -o {at('enhanced.wav')} --report {at('enhanced.html')}"
+        ],
+        "Let the prior speak by itself": [f"{program} sample -o {at('sample.wav')} --model {at('model')}"],
+        f"A prior of your own recordings, in place of {folder / 'speech'}": [
+            f"{program} prepare {at('speech')} {at('my-packed')}",
+            f"{program} train {at('my-packed')} -o {at('my-model')} --training.steps 1000",
+            f"{program} evaluate {at(f'speech/{HELD_OUT[0]}')} --model {at('my-model')} --report {at('mine.html')}",
+        ],
+        "All that there is": [f"{program} help"],
+    }
+
+
+def folder_of_a_demo(text: str) -> Path:
+    """Where the demo goes: a folder that is new, empty, or of an earlier demo, for it is emptied first."""
+    folder = Path(text)
+    if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise argparse.ArgumentTypeError(f"{text} holds something else than a demo; name a new folder")
+    return folder
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=folder_of_a_demo, default="demo", help="what is made (default: demo)")
+    main(parser.parse_args().folder)

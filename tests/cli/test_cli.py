@@ -789,7 +789,7 @@ def test_clipped_peaks_are_reported_with_their_excess(here: Path, capsys: pytest
     assert audiovae("resynthesize float.wav -o kept.wav --model model --json") == 0
     output = capsys.readouterr()
     assert not strict_json(output.out)[0]["clipped"]
-    assert output.err == ""
+    assert "clipped" not in output.err
     assert np.abs(soundfile.read("kept.wav")[0]).max() == pytest.approx(strict_json(output.out)[0]["peak"], rel=1e-6)
 
 
@@ -1019,6 +1019,62 @@ def test_the_general_help_lists_every_verb_and_the_exit_statuses(capsys: pytest.
     assert capsys.readouterr().out == helped
 
 
+def test_help_is_a_verb_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked, meant in (("help", "--help"), ("help score", "score --help")):
+        assert audiovae(asked) == 0
+        told = capsys.readouterr().out
+        assert audiovae(meant) == 0
+        assert capsys.readouterr().out == told
+    assert audiovae("help scoer") == 2
+    assert capsys.readouterr().err == "audiovae: unknown verb 'scoer'; did you mean 'score'?\n"
+
+
+def test_the_last_line_says_where_how_many_how_long_and_what_was_resampled(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write("low.wav", noise(2.0, rate=8000), 8000)
+    Path("bad.wav").write_text("text")
+    assert audiovae("resynthesize good.wav low.wav bad.wav -o out --model model") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    told = re.fullmatch(
+        r"audiovae: out: 2 files of 3, 3\.0 s of sound in ([0-9.]+) s, real-time factor ([0-9.e-]+) without the start, "
+        r"1 resampled from 8000 to 16000 Hz",
+        last,
+    )
+    assert told, last
+    assert 0 < 3 * float(told[2]) <= 1.1 * float(told[1]) + 0.1
+    assert audiovae("sample -o s.wav --seconds 1.5 --model model") == 0
+    assert re.fullmatch(r"audiovae: s\.wav: 1 file, 1\.5 s of sound in [0-9.]+ s\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.04, "0.0 s"), (99.94, "99.9 s"), (125.2, "2 min 5 s"), (36061.0, "10 h 1 min")]
+)
+def test_durations_are_told_as_one_reads_them(seconds: float, said: str) -> None:
+    from audiovae.cli.summary import duration
+
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_tables_fit_the_terminal_and_break_no_name(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audiovae.cli.progress import print_table
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = ["speech-16k-dynamic", "mean of 2 ± 95 %"]
+    cells = [[f"{1000 + i}.{k} ± 470.4" for i in range(6)] for k in range(2)]
+    print_table(["prior", *(f"metric {i}" for i in range(6))], [[n, *c] for n, c in zip(names, cells, strict=True)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    blocks = sum(line.startswith("prior ") for line in lines)
+    assert blocks == {40: 6, 60: 3, 80: 2, 200: 1}[width]
+    for name, row in zip(names, cells, strict=True):
+        of_name = " ".join(line.removeprefix(name) for line in lines if line.startswith(f"{name} "))
+        assert re.findall(r"[0-9.]+ ± [0-9.]+", of_name) == row
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     from importlib.metadata import version
 
@@ -1091,7 +1147,10 @@ def test_info_tells_sizes_weights_and_hash(here: Path, prior: AudioVAE, capsys: 
     assert facts["weights"] == sum(parameter.numel() for parameter in prior.vae.parameters())
     assert (facts["latent_dim"], facts["hidden"], facts["sample_rate"], facts["n_fft"]) == (8, [32], RATE, 1024)
     assert audiovae("info model") == 0
-    assert facts["hash"] in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert facts["hash"] in told
+    assert f"{facts['weights']:,}" in told
+    assert "{}" not in told  # it has no labels
 
 
 def test_info_shows_the_model_of_the_common_option_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1108,8 +1167,13 @@ def test_info_lists_the_shipped_models_and_shows_their_cards(capsys: pytest.Capt
     for name in shipped_names():
         assert audiovae(f"info {name}") == 0
         card = capsys.readouterr().out
-        assert "16000" in card
+        assert card.startswith("model  ")
+        assert "16000 Hz" in card
         assert "CC BY 4.0" in card
+        assert "(251 recordings with their hashes: audiovae info" in card
+        assert not re.search(r"\| [0-9a-f]{64} \|", card)
+    assert audiovae("info speech-16k --hashes") == 0
+    assert len(re.findall(r"\| [0-9a-f]{64} \|", capsys.readouterr().out)) == 251
 
 
 def test_score_gives_the_bound_of_the_normalised_wave_and_its_mean_over_files(
@@ -1214,7 +1278,7 @@ def test_evaluate_scores_the_resynthesis_and_writes_its_report(here: Path, capsy
     assert result["summary"]["bound"]["n_files"] == 1
     page = Path("r.html").read_text()
     assert "good.wav" in page
-    assert "data:audio/flac" in page
+    assert "data:audio/mpeg" in page
     assert audiovae("resynthesize good.wav -o again.wav --model model --quiet") == 0
     y = soundfile.read("good.wav")[0]
     assert good["values"]["si_sdr"] == pytest.approx(

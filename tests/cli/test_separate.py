@@ -62,7 +62,7 @@ def read(path: str) -> np.ndarray:
 
 
 def test_sources_come_apart_one_file_each_and_sum_to_the_mixture(room: np.ndarray) -> None:
-    command = [sys.executable, "-m", "audiovae", *shlex.split(f"separate mix.wav -o out --json {COMMON}")]
+    command = [sys.executable, "-m", "audiovae", *shlex.split(f"separate mix.wav -o out --json --quiet {COMMON}")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -112,6 +112,7 @@ def test_a_prior_takes_part_and_pages_tell_where_sources_are(
     assert "--sources 2 --method fastmnmf2-dp --seed 0 --label digit=1, model " in read_comment("out/mix-1.wav")
     page = Path("page.html").read_text()
     assert page.count("<audio") == 4
+    assert "Method fastmnmf2-dp; prior model." in page
     for azimuth, level in zip(row["azimuth_deg"], row["levels_db"], strict=False):
         assert f"<td>{level:.1f} dB</td><td>{azimuth}°</td>" in page
     Path("two.json").write_text(json.dumps(mics[:2]))

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from test_report import Page
 
+import audiovae
 from audiovae import AudioVAE
 from audiovae.audio import resample
 from audiovae.errors import AudioError, PathError
 from audiovae.level import active_level
 from audiovae.report import plots
 from audiovae.report.enhancement import write_enhancement_report
-from audiovae.report.markup import players
+from audiovae.report.markup import exact_players
 from audiovae.separation import (
     DeepSource,
     EMSettings,
@@ -65,8 +66,7 @@ def alive() -> AudioVAE:
 @pytest.fixture
 def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of the time: none, for tests of the rest."""
-    monkeypatch.setattr(plots, "separation", lambda *_: b"")
-    monkeypatch.setattr(plots, "objective", lambda *_: b"")
+    monkeypatch.setattr(plots, "_svg", lambda figure: "")
 
 
 def noisy(seconds: float, rate: int = RATE) -> NDArray[np.float32]:
@@ -110,7 +110,9 @@ def heard(page: Page) -> list[NDArray[np.float64]]:
 
 def numbers(page: Page) -> dict[str, str]:
     """The table's rows by name."""
-    cells = [text for text in page.text[page.text.index("duration") :] if text.strip()]
+    begin = page.text.index("duration")
+    end = next(i for i in range(begin, len(page.text)) if page.text[i].startswith("Made by"))
+    cells = [text for text in page.text[begin:end] if text.strip()]
     return dict(zip(cells[::2], cells[1::2], strict=True))
 
 
@@ -123,8 +125,8 @@ def test_the_sounds_are_noisy_enhanced_and_residual_with_one_gain(written: Writt
     for sound, expected in zip(sounds, written.sounds, strict=True):
         assert np.abs(sound - gain * expected).max() <= 1.01 * QUANTUM
         assert np.sqrt(np.mean(sound**2)) > 20 * QUANTUM  # so that it matters which is which
-    labels = [text for text in written.page.text if text in ("noisy", "enhanced", "residual: what was taken away")]
-    assert labels == ["noisy", "enhanced", "residual: what was taken away"]
+    labels = [attributes["aria-label"] for tag, attributes in written.page.tags if tag == "audio"]
+    assert labels == ["noisy", "enhanced", "residual"]
 
 
 def test_enhanced_and_residual_sum_to_noisy(written: Written) -> None:
@@ -135,8 +137,8 @@ def test_enhanced_and_residual_sum_to_noisy(written: Written) -> None:
 def test_no_sound_is_cut_though_one_of_them_peaks_above_the_first() -> None:
     first = np.full(1000, 0.1, np.float32)
     second = np.where(np.arange(1000) == 500, 30.0, 0.1).astype(np.float32)
-    markup = players({"first": first, "second": second}, RATE, keep_levels=True)
-    sources = re.findall(r'src="data:audio/flac;base64,([^"]*)"', markup)
+    markup = exact_players({"first": first, "second": second}, RATE)
+    sources = re.findall(r'src="data:audio/flac;base64,([^"]*)"', "".join(markup.values()))
     a, b = (soundfile.read(io.BytesIO(base64.b64decode(source)))[0] for source in sources)
     assert b.max() == pytest.approx(0.99, abs=QUANTUM)
     assert a[0] == b[0] == pytest.approx(0.99 * 0.1 / 30, abs=QUANTUM)
@@ -194,9 +196,10 @@ def test_time_is_that_of_the_inference_and_its_ratio_to_the_duration(
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_has_two_pictures_and_needs_nothing_but_itself(written: Written) -> None:
-    pictures = [Image.open(io.BytesIO(content)) for content in written.page.content("img")]
-    assert [picture.format for picture in pictures] == ["PNG", "PNG"]
+def test_the_page_has_nine_pictures_and_needs_nothing_but_itself(written: Written) -> None:
+    assert [tag for tag, _ in written.page.tags].count("svg") == 9
+    pictures = [Image.open(io.BytesIO(content)) for content in written.page.content("image")]
+    assert [picture.format for picture in pictures] == ["WEBP"] * 6
     for picture in pictures:
         picture.load()
     linked = [
@@ -205,65 +208,82 @@ def test_the_page_has_two_pictures_and_needs_nothing_but_itself(written: Written
         for name, value in attributes.items()
         if name in ("src", "href")
     ]
-    assert len(linked) == 5
-    assert all(link.startswith("data:") for link in linked)
+    assert sum(link.startswith("data:") for link in linked) == 9
+    assert all(link.startswith(("data:", "#")) for link in linked)
 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is drawn from here on."""
     drawn: list[Any] = []
-    save = plots._png
-    monkeypatch.setattr(plots, "_png", lambda figure: (drawn.append(figure), save(figure))[1])
+    save = plots._svg
+    monkeypatch.setattr(plots, "_svg", lambda figure: (drawn.append(figure), save(figure))[1])
     return drawn
 
 
 def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figures: list[Any]) -> None:
     found = Written.of(tmp_path, enhancer_of(alive, PointEstimate, n_iterations=3), noisy(0.5))
-    separation, (picture, trace) = found.separation, figures
-    axes = {axis.get_title(): axis for axis in picture.axes}
-    mixture = separation.images.sum(0)
-    five = {
-        "Noisy |x|²": power(mixture),
-        "Enhanced |s|²": power(separation.images[0]),
-        "Residual |x - s|²": power(separation.images[1]),
-        "Variance of the speech g c v": separation.psds[0],
-        "Variance of the noise N": separation.psds[1],
-    }
-    loudest = max(float(values.max()) for values in five.values())
-    for name, values in five.items():
-        (drawn,) = axes[name].images
-        expected = 10 * np.log10(np.maximum(values.double().numpy() / loudest, 1e-8)).T
-        assert np.abs(drawn.get_array() - expected).max() < 1e-2
+    separation, mixture = found.separation, found.separation.images.sum(0)
+    *five, wiener, shown_activity, shown_gain, trace = (figure.axes[0] for figure in figures)
+    expected = [
+        power(mixture),
+        power(separation.images[0]),
+        power(separation.images[1]),
+        separation.psds[0],
+        separation.psds[1],
+    ]
+    loudest = max(float(values.max()) for values in expected)
+    for axis, values in zip(five, expected, strict=True):
+        (drawn,) = axis.images
+        assert (
+            np.abs(
+                drawn.get_array() - 10 * np.log10(np.maximum(values.squeeze(-1).double().numpy() / loudest, 1e-8)).T
+            ).max()
+            < 1e-2
+        )
         assert drawn.get_clim() == (-80, 0)  # one scale
-    assert np.allclose(axes["Wiener gain"].images[0].get_array(), separation.wiener.numpy().T, atol=1e-4)
-    assert axes["Wiener gain"].images[0].get_clim() == (0, 1)
+    assert np.allclose(wiener.images[0].get_array(), separation.wiener.squeeze(-1).numpy().T, atol=1e-4)
+    assert wiener.images[0].get_clim() == (0, 1)
     activity = separation.psds[0].sum(-1) / separation.psds.sum((0, -1))
     assert activity.std() > 0.01
-    over_time = {
-        "Activity: the speech's share of the variance": activity,
-        "Gain g of the speech's variance": torch.zeros(len(activity)),
-    }
-    for name, curve in over_time.items():
-        times, drawn = axes[name].lines[0].get_data()
+    for axis, curve in ((shown_activity, activity), (shown_gain, torch.zeros(len(activity)))):
+        times, drawn = axis.lines[0].get_data()
         assert np.allclose(drawn, curve.numpy(), atol=1e-4)
-        assert np.allclose(np.diff(times), 256 / RATE)
-        assert axes[name].get_xlim() == axes["Noisy |x|²"].get_xlim() == pytest.approx((0, len(activity) * 256 / RATE))
-    iterations, values = trace.axes[0].lines[0].get_data()
+        assert np.allclose(times, np.arange(len(activity)) * 256 / RATE)  # where the windows have their middles
+        assert axis.get_xlim() == five[0].get_xlim() == pytest.approx((0, (len(activity) - 1) * 256 / RATE))
+    assert five[0].images[0].get_extent()[:2] == pytest.approx((-128 / RATE, (len(activity) - 0.5) * 256 / RATE))
+    for axis in (*five, wiener, shown_activity, shown_gain):
+        assert axis.get_xlabel() == "time (s)"
+    iterations, values = trace.lines[0].get_data()
     assert list(iterations) == [1, 2, 3]
     assert np.allclose(values, separation.objective.numpy())
-    assert "not converged" in trace.axes[0].get_title()
+    assert "lower is better; not converged, stopped at the limit" in found.page.text
 
 
-def test_a_gain_is_drawn_in_decibels(figures: list[Any]) -> None:
-    ones = torch.ones(4, 3)
-    plots.separation(
-        torch.ones(3, 4, 3), torch.ones(2, 4, 3), ones, ones[:, 0], torch.tensor([1.0, 10.0, 100.0, 0.001]), RATE, 256
-    )
-    (axis,) = [axis for axis in figures[0].axes if axis.get_title().startswith("Gain")]
-    assert np.allclose(axis.lines[0].get_ydata(), [0, 10, 20, -30], atol=1e-4)
+def test_a_gain_is_drawn_in_decibels(alive: AudioVAE, tmp_path: Path, figures: list[Any]) -> None:
+    soundfile.write(tmp_path / "noisy.wav", noisy(0.1), RATE)
+    quick = enhancer_of(alive, PointEstimate, Stationary, n_iterations=1)
+    first = first_block(quick, tmp_path / "noisy.wav")
+    n_frames = len(first.spectrogram)
+    gain = torch.logspace(-3, 2, n_frames)
+    source = replace(first.separation.sources[0], gain=gain)
+    separation = replace(first.separation, sources=(source, *first.separation.sources[1:]))
+    write_enhancement_report(tmp_path / "r.html", replace(first, separation=separation), quick)
+    axis = figures[7].axes[0]
+    assert axis.get_ylabel() == "gain (dB)"
+    assert np.allclose(axis.lines[0].get_ydata(), np.linspace(-30, 20, n_frames), atol=1e-3)
     low, high = axis.get_ylim()
     assert low < -30 < 20 < high
+
+
+def test_what_made_it_is_named_with_the_version(alive: AudioVAE, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "noisy.wav", noisy(0.1), RATE)
+    quick = enhancer_of(alive, PointEstimate, Stationary, n_iterations=1)
+    made = {"method": "peem", "prior": "my <prior>", "noise model": "slow, rank 8"}
+    write_enhancement_report(tmp_path / "r.html", first_block(quick, tmp_path / "noisy.wav"), quick, made=made)
+    text = " ".join(Page(tmp_path / "r.html").text)
+    assert "Method peem; prior my <prior>; noise model slow, rank 8." in text
+    assert f"Made by audiovae {audiovae.__version__}." in text
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -337,7 +357,7 @@ def test_silence_has_a_page(alive: AudioVAE, tmp_path: Path) -> None:
         numbers(page)["level of the active frames"] == numbers(page)["mean power taken away"] == "none: digital silence"
     )
     assert not re.search(r"\b(nan|inf)\b", text)
-    assert len(page.content("img")) == 2
+    assert [tag for tag, _ in page.tags].count("svg") == 9
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from audiovae import AudioVAE
 from audiovae.errors import AudiovaeError
 from audiovae.report import page as page_module
 from audiovae.report import plots
+from audiovae.report.index import write_index
+from audiovae.report.markup import write_page
 from audiovae.report.page import Evaluation, ReportedFile, write_report
 
 RATE = 16000
@@ -56,7 +60,9 @@ class Page(HTMLParser):
 
     def content(self, tag: str) -> list[bytes]:
         """What the sources of these tags hold."""
-        sources = [str(attributes["src"]) for name, attributes in self.tags if name == tag]
+        sources = [
+            str(attributes.get("src") or attributes.get("href")) for name, attributes in self.tags if name == tag
+        ]
         return [base64.b64decode(source.split(";base64,")[1], validate=True) for source in sources]
 
 
@@ -86,10 +92,10 @@ def test_the_page_needs_nothing_but_itself(page: tuple[Path, Page]) -> None:
         if name in ("src", "href", "srcset", "data", "poster")
     ]
     assert sources
-    assert all(str(source).startswith("data:") for source in sources)
-    without_data = re.sub(r'src="data:[^"]*"', "", path.read_text(encoding="utf-8"))
+    assert all(str(source).startswith(("data:", "#")) for source in sources)
+    without_data = re.sub(r'(src|href)="data:[^"]*"', "", path.read_text(encoding="utf-8"))
     assert not re.search(
-        r"(https?:)?//|file:|url\(|@import|<script|<link|<iframe",
+        r"(https?:)?//|file:|url\((?!#)|@import|<script |<link|<iframe",
         without_data.replace(html.escape(str(path.parent)), ""),
     )
 
@@ -104,27 +110,30 @@ def test_the_sounds_are_the_recording_and_its_resyntheses_at_the_rate_of_the_mod
     assert all(rate == prior.sample_rate for _, rate in sounds)
     trimmed = librosa.effects.trim(soundfile.read(toy_corpus_folder / "speaker0" / "0.wav")[0], top_db=30)[0]
     expected = prior.resynthesize(torch.from_numpy(trimmed.astype(np.float32))).detach().numpy()
-    for (wave, _), reference in zip(sounds[:2], (trimmed, expected), strict=True):
+    for (wave, _), reference, other in zip(sounds[:2], (trimmed, expected), (expected, trimmed), strict=True):
         assert len(wave) == len(trimmed)
-        assert np.corrcoef(wave, reference)[0, 1] > 0.999
+        likeness = np.corrcoef([wave, reference, other])[0]
+        assert likeness[1] > 0.85  # MP3: what sounds like noise is not kept to the sample
+        assert likeness[1] > likeness[2] + 0.05
     levels = [np.sqrt(np.mean(wave**2)) for wave, _ in sounds]
-    assert max(levels) < 1.02 * min(levels)  # none is louder: a louder one always seems better
+    assert max(levels) < 1.1 * min(levels)  # none is louder but by what MP3 drops: a louder one always seems better
 
 
 def test_the_pictures_can_be_decoded(page: tuple[Path, Page]) -> None:
-    pictures = [Image.open(io.BytesIO(content)) for content in page[1].content("img")]
-    assert [picture.format for picture in pictures] == ["PNG", "PNG"]
+    pictures = [Image.open(io.BytesIO(content)) for content in page[1].content("image")]
+    assert [picture.format for picture in pictures] == ["WEBP"] * 3  # spectrogram, PSD, latents
     for picture in pictures:
         picture.load()
         assert picture.width > 500
-        assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 20
-    assert all(attributes.get("alt") for tag, attributes in page[1].tags if tag == "img")
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 20
+    assert [tag for tag, _ in page[1].tags].count("svg") == 4  # and the KL
 
 
 def test_odd_names_titles_and_notes_are_escaped(page: tuple[Path, Page]) -> None:
     path, parsed = page
     text = "\n".join(parsed.text)
-    assert f"{path.parent}/{ODD_NAME}" in text
+    assert f"\n{ODD_NAME}\n" in text
+    assert f"below {path.parent}" in text
     assert "A <title> & more" in text
     assert "note: 1 < 2" in text
     assert "b" not in {tag for tag, _ in parsed.tags}
@@ -168,17 +177,26 @@ def test_a_reason_stands_where_only_some_files_could_be_scored(
     assert "PESQ finds no <speech>" in Page(tmp_path / "r.html").text
 
 
-def test_several_priors_are_headed_and_long_lists_shortened(
+def test_several_priors_stand_side_by_side_and_long_lists_are_shortened(
     prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "SHOWN_RECORDINGS", 2)
-    file = reported(toy_corpus_folder / "speaker1" / "0.wav")
-    evaluations = [Evaluation("first & one", prior, [file]), Evaluation("second", prior, [file] * 3)]
+    found = [reported(toy_corpus_folder / f"speaker{n}" / "0.wav", si_sdr=float(n)) for n in range(3)]
+    evaluations = [Evaluation("first & one", prior, found[:1]), Evaluation("second", prior, found)]
     write_report(tmp_path / "r.html", evaluations, "t")
     parsed = Page(tmp_path / "r.html")
-    assert [tag for tag, _ in parsed.tags].count("audio") == 3 * (1 + 2)
-    assert [tag for tag, _ in parsed.tags].count("h2") == 2
-    assert "first & one" in parsed.text
+    assert [attributes["aria-label"] for tag, attributes in parsed.tags if tag == "audio"] == [
+        "original",  # once, for both
+        *(f"{name}, {how}" for name in ("first & one", "second") for how in ("posterior mean", "sampled latents")),
+        "original",
+        "second, posterior mean",
+        "second, sampled latents",
+    ]
+    sounds = [attributes["src"] for tag, attributes in parsed.tags if tag == "audio"]
+    assert len(set(sounds[:1] + sounds[5:])) == 4
+    head = parsed.text.index("prior")
+    assert [text for text in parsed.text[head:] if text in ("first & one", "second")][:2] == ["first & one", "second"]
+    assert "1.00 ± 2.48" in parsed.text  # of 0, 1, 2: t(0.975, 2) = 4.303 times 1 / sqrt(3)
     assert any("first 2 of 3 files" in text for text in parsed.text)
 
 
@@ -196,7 +214,7 @@ def test_odd_recordings_have_pictures_and_sound(prior: AudioVAE, tmp_path: Path,
     soundfile.write(tmp_path / "a.wav", wave, rate, "FLOAT")
     write_report(tmp_path / "r.html", [Evaluation("m", prior, [reported(tmp_path / "a.wav")])], "t")
     parsed = Page(tmp_path / "r.html")
-    assert len(parsed.content("img")) == 2
+    assert [tag for tag, _ in parsed.tags].count("svg") == 4
     for content in parsed.content("audio"):
         sound, sound_rate = soundfile.read(io.BytesIO(content))
         assert sound_rate == RATE
@@ -248,11 +266,75 @@ def test_decibels_are_below_the_loudest_bin_of_all_and_at_most_80() -> None:
     assert np.allclose(plots.decibels([torch.zeros(2, 3)])[0], -80.0)
 
 
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are drawn from here on."""
+    drawn: list[Any] = []
+    save = plots._svg
+    monkeypatch.setattr(plots, "_svg", lambda figure: (drawn.append(figure), save(figure))[1])
+    return drawn
+
+
 def test_a_picture_has_low_frequencies_at_the_bottom_and_the_first_frame_at_the_left() -> None:
-    power = torch.zeros(4, 3)
-    power[0, 0] = 1.0  # first frame, lowest bin
-    image = plots.decibel_image([power, torch.zeros(4, 3)])
-    assert image.shape == (3, 6, 4)
-    brightness = image.astype(int).sum(axis=0)
-    assert np.unravel_index(brightness.argmax(), brightness.shape) == (2, 0)
-    assert (np.sort(brightness.ravel())[:-1] == brightness.min()).all()
+    powers = torch.zeros(4, 3)
+    powers[0, 0] = 1.0  # first frame, lowest bin
+    markup = plots.spectrogram(plots.decibels([powers])[0], 0.5, RATE)
+    (source,) = re.findall(r'href="data:image/webp;base64,([^"]*)"', markup)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))).astype(int).sum(-1)
+    flipped = "scale(1 -1)" in markup
+    row, column = np.unravel_index(picture.argmax(), picture.shape)
+    assert column < picture.shape[1] / 4
+    assert (row < picture.shape[0] / 3) if flipped else (row > 2 * picture.shape[0] / 3)
+    texts = re.findall(r">([^<>]+)</text>", markup)
+    assert {"time (s)", "frequency (kHz)", "0.0", "0.8", "0", "8"} <= set(texts)
+
+
+def test_a_picture_takes_its_colours_from_the_page(figure: list[Any]) -> None:
+    markup = plots.over_time(torch.rand(10), 1.0, "share", (-0.03, 1.03))
+    assert "stroke: var(--first)" in markup
+    assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'(href|id)="[^"]*"|url\([^)]*\)', "", markup))
+    assert figure[0].axes[0].get_ylim() == (-0.03, 1.03)
+
+
+def test_pictures_for_tensorboard_name_their_axes_and_their_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    save = plots._pixels
+    monkeypatch.setattr(plots, "_pixels", lambda figure: (drawn.append(figure), save(figure))[1])
+    pixels = plots.spectrogram_pixels({"spectrogram": torch.rand(5, 9), "decoded PSD": torch.rand(5, 9)}, 1.0, RATE)
+    assert pixels.shape == (560, 700, 3)
+    first, second, bar = drawn[0].axes
+    assert (first.get_title(), second.get_title()) == ("spectrogram", "decoded PSD")
+    assert {axis.get_xlabel() for axis in (first, second)} == {"time (s)"}
+    assert {axis.get_ylabel() for axis in (first, second)} == {"frequency (kHz)"}
+    assert bar.get_ylabel() == "dB re the loudest bin"
+    plots.kl_pixels(torch.tensor([0.0, 2.0, 1.0]))
+    (axis,) = drawn[1].axes
+    assert [patch.get_height() for patch in axis.patches] == [2.0, 1.0, 0.0]
+    assert axis.get_title() == "3.0 nats per frame, 2 of 3 dimensions active"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The index
+
+
+def test_an_index_links_the_pages_below_its_folder_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "pages & more"
+    write_page(folder / "a #1.html", "A <1>", "note", "", "3.00 s & loud")
+    write_page(folder / "deep" / "b.html", "B", "its note", "")
+    (folder / "other.html").write_text("<title>not ours</title>")
+    for _ in range(2):  # it is written anew
+        assert write_index(folder) == folder / "index.html"
+        parsed = Page(folder / "index.html")
+        links = [attributes["href"] for tag, attributes in parsed.tags if tag == "a"]
+        assert links == ["a%20%231.html", "deep/b.html"]
+        assert all((folder / unquote(str(link))).is_file() for link in links)
+        for text in ("A <1>", "3.00 s & loud", "B", "its note", "2 pages."):
+            assert text in parsed.text
+
+
+def test_what_is_no_index_is_left(tmp_path: Path) -> None:
+    write_page(tmp_path / "index.html", "index.wav, enhanced", "a page of a recording", "")
+    before = (tmp_path / "index.html").read_bytes()
+    with pytest.raises(AudiovaeError, match=r"index\.html: is no index of audiovae's"):
+        write_index(tmp_path)
+    assert (tmp_path / "index.html").read_bytes() == before

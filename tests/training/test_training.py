@@ -43,7 +43,7 @@ from audiovae.corpora.batches import SegmentSampler
 from audiovae.errors import CorpusError, PathError, TrainingError
 from audiovae.models import MODELS
 from audiovae.objectives import ELBO, Objective
-from audiovae.trainable import Trainable
+from audiovae.trainable import Illustration, Trainable
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
@@ -745,8 +745,15 @@ def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrup
     for bound, reconstruction, divergence in zip(elbo, log_likelihood, kl, strict=True):
         assert bound.value == pytest.approx(reconstruction.value - divergence.value, rel=1e-5)
     held_out = PackedCorpus(packed).split("validation")[0]
-    picture = Image.open(io.BytesIO(board.Images("validation/power_and_psd")[-1].encoded_image_string))
-    assert picture.size == (1 + math.ceil(held_out.n_samples / 64), 2 * 129)  # a column a frame, spectrogram above PSD
+    assert set(board.Tags()["images"]) == {"validation/spectrograms", "validation/kl_per_dimension"}
+    for name in board.Tags()["images"]:
+        picture = Image.open(io.BytesIO(board.Images(name)[-1].encoded_image_string))
+        assert picture.size[0] == 700
+        assert len(picture.getcolors(2**20) or []) > 5
+    active = [event.value for event in board.Scalars("validation/active_dimensions")]
+    assert len(active) == 6
+    assert all(0 <= value <= 4 for value in active)
+    assert board.Tags()["histograms"] == ["validation/kl_of_dimensions"]
     for name in ("original", "resynthesis"):
         wave, rate = soundfile.read(io.BytesIO(board.Audio(f"validation/{name}")[-1].encoded_audio_string))
         assert (rate, len(wave)) == (16000, held_out.n_samples)
@@ -995,8 +1002,8 @@ class Loudness(Trainable):
     def config(self) -> dict[str, Any]:
         return {"channels": 2}
 
-    def illustrate(self, wave: torch.Tensor, condition: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        return {"heard": wave, "map": torch.rand(3, 5, 4)}
+    def illustrate(self, wave: torch.Tensor, condition: torch.Tensor | None) -> Illustration:
+        return Illustration({"map": torch.rand(5, 4)}, {"heard": wave}, None)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         saved.write(folder, self.config(), self.state_dict(), str(card))
@@ -1022,7 +1029,7 @@ def test_what_keeps_the_contract_is_trained_to_its_known_best_and_shown(packed: 
     board = EventAccumulator(str(tmp_path / "model" / "training"))
     board.Reload()
     assert board.Tags()["audio"] == ["validation/heard"]
-    assert board.Tags()["images"] == ["validation/map"]
+    assert board.Tags()["images"] == ["validation/spectrograms"]
     with pytest.raises(TrainingError, match="Loudness has no latents"):
         fit(Loudness(), corpus, corpus, tmp_path / "other", replace(settings, free_bits=0.1))
 
