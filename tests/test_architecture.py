@@ -44,7 +44,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("audio",),
     ("containers", "level", "atomic", "quiet"),
     ("locks", "pool"),
-    ("settings", "errors"),
+    ("settings", "errors", "waves"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
