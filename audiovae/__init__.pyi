@@ -68,6 +68,8 @@ from .report.page import Evaluation as Evaluation
 from .report.page import ReportedFile as ReportedFile
 from .report.page import write_report as write_report
 from .saved import shipped_names as shipped_names
+from .separation.methods import enhance as enhance
+from .separation.rooms import separate as separate
 from .settings import AutoencoderSettings as AutoencoderSettings
 from .settings import ContextVAESettings as ContextVAESettings
 from .settings import DKFSettings as DKFSettings

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from audiovae.audio import resample
+
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 def tensor_of(wave: Tensor | np.ndarray, device: torch.device | None = None) -> Tensor:
-    """A tensor as it is; of an array a copy in single precision, or double where the array needs it.
+    """A tensor as it is; of an array a copy in single precision.
 
     Args:
         device: of the copy.
@@ -21,7 +24,7 @@ def tensor_of(wave: Tensor | np.ndarray, device: torch.device | None = None) -> 
         ValueError: a sample is NaN or infinite.
     """
     if isinstance(wave, np.ndarray):
-        wave = torch.from_numpy(np.array(wave, np.float64 if wave.dtype.itemsize > 4 else np.float32)).to(device)
+        wave = torch.from_numpy(np.array(wave, np.float32)).to(device)
     finite = wave.isfinite()
     if not finite.all():
         places = (~finite).nonzero()
@@ -41,6 +44,14 @@ def recording_of(wave: Tensor | np.ndarray) -> Tensor:
     if wave.ndim > 1 and wave.shape[-2] > wave.shape[-1]:
         raise ValueError(f"channels stand before the samples, and the wave has shape {list(wave.shape)}: transpose it")
     return tensor_of(wave)
+
+
+def at_rate(wave: Tensor, rate: int, new_rate: int) -> Tensor:
+    """A wave `[..., sample]` at another rate: see `audiovae.audio.resample`. Has no gradient."""
+    if rate == new_rate:
+        return wave
+    logging.getLogger("audiovae").info("a wave of %d Hz is resampled to %d Hz", rate, new_rate)
+    return torch.from_numpy(resample(wave.float().numpy(force=True), rate, new_rate)).to(wave)
 
 
 def like(result: Tensor, wave: Array) -> Array:

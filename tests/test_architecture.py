@@ -40,11 +40,11 @@ FLOORS: list[tuple[str, ...]] = [
     ("networks",),
     ("distributions",),
     ("metrics", "saved", "phase"),
-    ("stft",),
+    ("stft", "waves"),
     ("audio",),
     ("containers", "level", "atomic", "quiet"),
     ("locks", "pool"),
-    ("settings", "errors", "waves"),
+    ("settings", "errors"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
