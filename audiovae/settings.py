@@ -377,6 +377,8 @@ class PrepareSettings:
         layout: auto, folder, or the name of a known corpus.
         trim: cut silence from both ends (30 dB below the loudest frame).
         validation: share of the speakers held out where the corpus has no official validation split.
+        group: label whose recordings all stand in one split, such as a column of `labels`; default speaker, or
+            recording where there is one speaker only.
         validation_speakers: file that names speakers to hold out for validation, one a line.
         test_speakers: file that names speakers to hold out for testing, one a line.
         speeds: pack every training recording once more at each of these speeds, such as [0.9, 1.1].
@@ -388,6 +390,7 @@ class PrepareSettings:
     layout: str = "auto"
     trim: bool = True
     validation: float = 0.1
+    group: str | None = None
     validation_speakers: str | None = None
     test_speakers: str | None = None
     speeds: tuple[float, ...] = ()
