@@ -118,7 +118,7 @@ class LatentSettings(LabelledSettings):
 
 @dataclass(frozen=True)
 class FrameVAESettings(LatentSettings):
-    """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
+    """Sizes of a frame-wise VAE. The defaults are those of the shipped speech-16k.
 
     Attributes:
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
@@ -127,9 +127,10 @@ class FrameVAESettings(LatentSettings):
         dropout: probability in every hidden layer.
     """
 
-    hidden: tuple[int, ...] = (128,)
-    residual: bool = False
-    activation: ActivationName = "tanh"
+    latent_dim: int = 64
+    hidden: tuple[int, ...] = (512, 512, 512)
+    residual: bool = True
+    activation: ActivationName = "silu"
     dropout: float = 0.0
 
 
@@ -146,10 +147,11 @@ class AutoencoderSettings(SoundSettings):
 
     fixed: ClassVar = {"latent": "point", "dirichlet_concentration": 0.5, "labels": {}}
 
+    latent_dim: int = 64
     likelihood: LikelihoodName = "squared-error"
-    hidden: tuple[int, ...] = (128,)
-    residual: bool = False
-    activation: ActivationName = "tanh"
+    hidden: tuple[int, ...] = (512, 512, 512)
+    residual: bool = True
+    activation: ActivationName = "silu"
     dropout: float = 0.0
 
 
@@ -165,6 +167,7 @@ class ContextVAESettings(LatentSettings):
         decoder_layers: hidden layers of the decoder after its first.
     """
 
+    latent_dim: int = 64
     width: int = 512
     kernel_size: int = 3
     dilations: tuple[int, ...] = (1, 2, 4)
@@ -444,10 +447,10 @@ class TrainingSettings:
         nodes: number of machines.
     """
 
-    steps: int = 20000
+    steps: int = 10000
     batch_frames: int = 1024
     segment_frames: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.0
     beta: float = 1.0

@@ -1074,7 +1074,7 @@ def test_settings_of_two_models_are_not_shared() -> None:
 
 def test_the_classic_size_has_its_number_of_weights() -> None:
     """513-128-16-128-513: (513 + 1) 128 + (128 + 1) 32 + (16 + 1) 128 + (128 + 1) 513."""
-    vae = FrameVAE(513)
+    vae = FrameVAE(513, FrameVAESettings(latent_dim=16, hidden=(128,), residual=False, activation="tanh"))
     expected = 514 * 128 + 129 * 32 + 17 * 128 + 129 * 513
     assert sum(parameter.numel() for parameter in vae.parameters()) == expected == 138273
 
