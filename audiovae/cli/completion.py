@@ -16,7 +16,7 @@ _SHELLS = {
     "bash": "",
     "zsh": "autoload -U +X bashcompinit && bashcompinit\n",
 }
-_SCRIPT = """# For this session: eval "$(audiovae completion {shell})"; for all: audiovae completion {shell} >> ~/.{shell}rc
+_SCRIPT = """# Now: eval "$(audiovae completion {shell})"; for good: audiovae completion {shell} >> ~/.{shell}rc
 {begin}_audiovae() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD - 1]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
