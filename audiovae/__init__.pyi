@@ -5,6 +5,7 @@ from . import evaluation as evaluation
 from . import files as files
 from . import metrics as metrics
 from . import models as models
+from . import notebook as notebook
 from . import report as report
 from . import separation as separation
 from . import settings as settings

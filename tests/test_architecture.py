@@ -26,6 +26,7 @@ PACKAGE = ROOT / "audiovae"
 FLOORS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
+    ("notebook",),
     ("training",),
     ("evaluation",),
     ("report",),
