@@ -416,7 +416,8 @@ class TrainingSettings:
     """Settings of `fit`.
 
     Attributes:
-        steps: optimiser steps; the learning rate follows one cosine over them.
+        steps: optimiser steps; the learning rate follows one cosine over them. More than a run had continue it, on the
+            cosine of that many from the start.
         batch_frames: STFT frames per step and device.
         segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames
             segments.
