@@ -325,6 +325,8 @@ class _Run:
                     f"{record.folder}: its checkpoint is not of this run ({' '.join(str(error).split())[:200]}); "
                     "--overwrite starts anew"
                 ) from error
+            if record.lengthened:
+                self.state.waited = 0  # its patience begins anew
         record.rewind(self.state.step, self.state.trace)
         self._held_out = data.held_out()
 

@@ -43,6 +43,9 @@ class Record:
         writes: False on all but one process of several; those leave no trace.
         overwrite: delete what a run left in the folder, and nothing else that may be there.
 
+    Attributes:
+        lengthened: the run in the folder had fewer steps.
+
     Raises:
         TrainingError: the folder holds another run, or a model that no run left there.
     """
@@ -60,6 +63,7 @@ class Record:
         self.folder = folder / "training"
         self._writes = writes
         self._board: Any = None
+        self.lengthened = False
         self._run = {
             "format": {"version": _FORMAT},
             "settings": asdict(settings),
@@ -115,6 +119,7 @@ class Record:
             for name in sorted({*self._run[group], *found.get(group, {})}):
                 there, here = found.get(group, {}).get(name), self._run[group].get(name)
                 if (group, name) == ("settings", "steps") and isinstance(there, int) and there < n_steps:
+                    self.lengthened = True
                     logging.getLogger("audiovae").warning(
                         "%s: a run of %d steps goes on to %d; from here its learning rate is that of a run of %d steps",
                         self.model_folder, there, n_steps, n_steps,

@@ -654,6 +654,16 @@ def test_patience_stops_training(
     assert fitted.steps == stops_at == 5 * len(seen)
 
 
+def test_more_steps_go_on_where_patience_ended_a_run(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, patience=2)
+    prescribed_elbos(monkeypatch, [-5.0, -6.0, -7.0, -4.0, -6.0, -7.0])
+    assert run(packed, tmp_path / "model", settings).steps == 15
+    fitted = run(packed, tmp_path / "model", replace(settings, steps=60))
+    assert (fitted.steps, fitted.best_step, fitted.elbo) == (30, 20, -4.0)
+
+
 def test_patience_goes_on_where_an_interrupted_run_left_it(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
