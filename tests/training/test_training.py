@@ -50,7 +50,7 @@ from audiovae.training.loop import Fitted, Progress, beta, learning_rate
 
 # Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up,
 # dropout, equaliser.
-SIZES = FrameVAESettings(latent_dim=4, hidden=(16,), dropout=0.1)
+SIZES = FrameVAESettings(latent_dim=4, hidden=(16,), dropout=0.1, activation="tanh")
 FRONT_END = STFTSettings(n_fft=256, hop_length=64)
 SETTINGS = TrainingSettings(
     steps=30, batch_frames=64, segment_frames=8, learning_rate=1e-2, warmup=0.1, beta_warmup=0.3, averaging=0.9,
@@ -250,6 +250,7 @@ def command(packed: Path, folder: Path, *more: str) -> list[str]:
         "--vae.latent_dim=4",
         "--vae.hidden=[16]",
         "--vae.dropout=0.1",
+        "--vae.activation=tanh",
         "--stft.n_fft=256",
         "--stft.hop_length=64",
     ]
