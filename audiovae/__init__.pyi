@@ -5,6 +5,7 @@ from . import evaluation as evaluation
 from . import files as files
 from . import metrics as metrics
 from . import models as models
+from . import notebook as notebook
 from . import report as report
 from . import separation as separation
 from . import settings as settings
@@ -68,6 +69,8 @@ from .report.page import Evaluation as Evaluation
 from .report.page import ReportedFile as ReportedFile
 from .report.page import write_report as write_report
 from .saved import shipped_names as shipped_names
+from .separation.methods import enhance as enhance
+from .separation.rooms import separate as separate
 from .settings import AutoencoderSettings as AutoencoderSettings
 from .settings import ContextVAESettings as ContextVAESettings
 from .settings import DKFSettings as DKFSettings

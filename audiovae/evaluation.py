@@ -17,6 +17,7 @@ from audiovae.metrics import WAVE_METRICS, NotScored, Score, compare, normalise,
 from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
 from audiovae.stft import StreamingAnalysis, power
+from audiovae.waves import tensor_of
 
 _SILENCE = 1e-12  # of the power at unit level: digital silence, and what resampling leaves of it
 _BLOCK = 2**19  # samples that are scored at a time
@@ -38,7 +39,9 @@ def bound(
 
     Raises:
         NotScored: the model's likelihood is no density of the STFT, or the wave is silent.
+        ValueError: a sample that is NaN or infinite.
     """
+    tensor_of(wave)
     return _bound(prior, lambda: iter([wave]), len(wave), n_samples, condition)
 
 

@@ -33,6 +33,7 @@ from audiovae.phase import griffin_lim
 from audiovae.settings import LARGEST_RATE, TrainingSettings, settings_from_config, settings_to_config
 from audiovae.stft import STFT, Front, power
 from audiovae.trainable import Equaliser, Illustration, Trainable
+from audiovae.waves import Array, like, tensor_of
 
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
@@ -64,7 +65,8 @@ class Latents:
 class AudioVAE(Trainable):
     """A prior of clean audio: a distribution over STFT frames, at any level.
 
-    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device. A wave is divided
+    Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device, or NumPy arrays:
+    then what has the shape of a wave, of its frames or of its level is an array, too. A wave is divided
     by its level, and what comes back is multiplied by it, so `resynthesize(a * x) == a * resynthesize(x)`. The level is
     that of each wave alone unless it is given: pass one for the channels of a recording, or for a live stream.
 
@@ -100,6 +102,9 @@ class AudioVAE(Trainable):
     ) -> AudioVAE:
         """Load a shipped prior by name, or a saved one from its folder, ready for inference.
 
+        Its weights need no gradient (waves and latents may); `fit` trains them all the same, and `requires_grad_()`
+        asks for it.
+
         Raises:
             ModelError: no such model, or its files are damaged, incomplete or from a newer version.
         """
@@ -111,7 +116,8 @@ class AudioVAE(Trainable):
             prior.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise saved.misfit(folder, error) from error
-        return prior.to(device or "cpu").eval()
+        prior.origin = saved.Origin(folder.resolve().name, config["config_sha256"], saved.read_card(folder))
+        return prior.to(device or "cpu").eval().requires_grad_(False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AudioVAE:
@@ -139,7 +145,13 @@ class AudioVAE(Trainable):
         return saved.model_hash(self.config(), self.state_dict())
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
-        """Write `config.json`, `model.safetensors` and the model card `README.md` (`card`, or a short default)."""
+        """Write `config.json`, `model.safetensors` and the model card `README.md`.
+
+        Args:
+            card: default that of the model which the weights are from, if any: its data, licence and attribution.
+        """
+        if card is None and self.origin is not None:
+            card = self.origin.card
         short = (
             f"# An audiovae prior\n\n{self.sample_rate} Hz, {self.kind}. Nothing else was recorded when it was saved.\n"
         )
@@ -153,14 +165,17 @@ class AudioVAE(Trainable):
     def device(self) -> torch.device:
         return self.stft.window.device
 
-    def measure_level(self, wave: Float[Tensor, "*batch sample"], channels: bool = False) -> Float[Tensor, "*batch"]:
+    def measure_level(self, wave: Float[Array, "*batch sample"], channels: bool = False) -> Float[Array, "*batch"]:
         """Level of each wave alone, or the one that the channels of each recording share: see `analyse`."""
-        return self._heard(wave, None, channels).level
+        return like(self._heard(wave, None, channels).level, wave)
 
     def analyse(
-        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, channels: bool = False
+        self,
+        wave: Float[Tensor | np.ndarray, "*batch sample"],
+        level: Tensor | float | None = None,
+        channels: bool = False,
     ) -> tuple[Complex[Tensor, "*batch frame freq"], Float[Tensor, "*batch"]]:
-        """STFT of wave / level, and the level (measured where none is given; silence is divided by 1).
+        """STFT of wave / level, and the level (measured where none is given; silence is divided by 1), both tensors.
 
         Where the level is measured, loud rumble is turned down; see the class.
 
@@ -169,18 +184,20 @@ class AudioVAE(Trainable):
                 their mean power: which of them is louder, and by how much, stays in the spectrogram.
 
         Raises:
-            ValueError: no sample, or `channels` of a wave without that dimension.
+            ValueError: no sample, one that is NaN or infinite, or `channels` of a wave without that dimension.
         """
         heard = self._heard(wave, level, channels)
         return self.stft(heard.wave / _divisor(heard.level).unsqueeze(-1)), heard.level
 
-    def _heard(self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None, channels: bool) -> _Heard:
+    def _heard(
+        self, wave: Float[Tensor | np.ndarray, "*batch sample"], level: Tensor | float | None, channels: bool
+    ) -> _Heard:
         """The first pass over waves, each alone or all channels of a recording together: see `analyse`."""
         if wave.shape[-1] == 0:
             raise ValueError("a wave needs at least one sample, got shape " + str(list(wave.shape)))
         if channels and wave.ndim < 2:
             raise ValueError(f"channels stand before the samples, and the wave has shape {list(wave.shape)}")
-        wave = wave.to(next(self.vae.parameters()).dtype)
+        wave = tensor_of(wave, self.device).to(next(self.vae.parameters()).dtype)
         if level is not None:
             given = torch.as_tensor(level, dtype=wave.dtype, device=wave.device)
             return _Heard(wave, None, given.expand(wave.shape[:-1]))
@@ -195,9 +212,12 @@ class AudioVAE(Trainable):
         return _Heard(wave - excess, excess, each)
 
     def encode(
-        self, wave: Float[Tensor, "*batch sample"], level: Tensor | float | None = None, condition: Tensor | None = None
+        self,
+        wave: Float[Tensor | np.ndarray, "*batch sample"],
+        level: Tensor | float | None = None,
+        condition: Tensor | None = None,
     ) -> Latents:
-        """Infer the posterior of every frame."""
+        """Infer the posterior of every frame: distributions of tensors, whatever the wave is."""
         spectrogram, level = self.analyse(wave, level)
         return Latents(self.vae.infer(power(spectrogram), condition, mean=True), level, wave.shape[-1])
 
@@ -216,13 +236,13 @@ class AudioVAE(Trainable):
 
     def resynthesize(
         self,
-        wave: Float[Tensor, "*batch sample"],
+        wave: Float[Array, "*batch sample"],
         phase: Phase = "original",
         latents: LatentChoice = "mean",
         level: Tensor | float | None = None,
         condition: Tensor | None = None,
         teacher_forcing: bool = False,
-    ) -> Float[Tensor, "*batch sample"]:
+    ) -> Float[Array, "*batch sample"]:
         """Encode, decode, and turn the PSD back into a wave of the same length.
 
         Args:
@@ -234,7 +254,7 @@ class AudioVAE(Trainable):
                 from latents. Others ignore it.
 
         Raises:
-            ValueError: another phase or choice of latents.
+            ValueError: another phase or choice of latents, or a sample that is NaN or infinite.
         """
         if phase not in ("original", "griffin-lim"):
             raise ValueError(f"phase must be 'original' or 'griffin-lim', got {phase!r}")
@@ -249,15 +269,15 @@ class AudioVAE(Trainable):
         else:
             again = self.stft.inverse(magnitude * torch.sgn(spectrogram), wave.shape[-1])
         again = again * level.unsqueeze(-1)
-        return again if heard.excess is None else again + heard.excess
+        return like(again if heard.excess is None else again + heard.excess, wave)
 
     def log_likelihood(
         self,
-        wave: Float[Tensor, "*batch sample"],
+        wave: Float[Array, "*batch sample"],
         n_samples: int = 1,
         level: Tensor | float | None = None,
         condition: Tensor | None = None,
-    ) -> Float[Tensor, "*batch frame"]:
+    ) -> Float[Array, "*batch frame"]:
         """A lower bound of log p(x_t) for every frame of the wave's STFT, in nats.
 
         The density is that of the STFT of the wave as it is (scale of `torch.stft`, all bins as circular complex, log
@@ -270,6 +290,7 @@ class AudioVAE(Trainable):
 
         Raises:
             AudiovaeError: the model's likelihood is no density of the STFT.
+            ValueError: a sample is NaN or infinite.
         """
         if not self.vae.is_density:
             raise AudiovaeError(NO_DENSITY)
@@ -278,7 +299,7 @@ class AudioVAE(Trainable):
             bound = elbo(self.vae, power(spectrogram), condition).bound
         else:
             bound = importance_weighted_bound(self.vae, power(spectrogram), n_samples, condition)
-        return bound - 2 * self.stft.n_freqs * _divisor(level).log().unsqueeze(-1)
+        return like(bound - 2 * self.stft.n_freqs * _divisor(level).log().unsqueeze(-1), wave)
 
     def sample(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame freq"]:
         """PSD of `n_frames` frames drawn from the prior, at level 1."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,21 @@ _ATTEMPTS = 10
 _NEWER = "was saved by a newer audiovae (format {found}, this one reads up to {known}); update audiovae"
 
 Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The saved model that weights are from.
+
+    Attributes:
+        name: of its folder.
+        sha256: see `model_hash`.
+        card: its README.md; None where it has none.
+    """
+
+    name: str
+    sha256: str
+    card: str | None
 
 
 def write(folder: str | Path, config: Mapping[str, Any], tensors: Tensors, card: str) -> None:
@@ -174,6 +190,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if digest != _digest_of_fields(config):
         raise ModelError(path, "is damaged: its fields do not match their SHA-256; copy or train the model again")
     return config
+
+
+def read_card(folder: Path) -> str | None:
+    """README.md of a model folder, or None."""
+    try:
+        return (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -118,7 +118,7 @@ class LatentSettings(LabelledSettings):
 
 @dataclass(frozen=True)
 class FrameVAESettings(LatentSettings):
-    """Sizes of a frame-wise VAE. The defaults are the classic size 513-128-16-128-513.
+    """Sizes of a frame-wise VAE. The defaults are those of the shipped speech-16k.
 
     Attributes:
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
@@ -127,9 +127,10 @@ class FrameVAESettings(LatentSettings):
         dropout: probability in every hidden layer.
     """
 
-    hidden: tuple[int, ...] = (128,)
-    residual: bool = False
-    activation: ActivationName = "tanh"
+    latent_dim: int = 64
+    hidden: tuple[int, ...] = (512, 512, 512)
+    residual: bool = True
+    activation: ActivationName = "silu"
     dropout: float = 0.0
 
 
@@ -146,10 +147,11 @@ class AutoencoderSettings(SoundSettings):
 
     fixed: ClassVar = {"latent": "point", "dirichlet_concentration": 0.5, "labels": {}}
 
+    latent_dim: int = 64
     likelihood: LikelihoodName = "squared-error"
-    hidden: tuple[int, ...] = (128,)
-    residual: bool = False
-    activation: ActivationName = "tanh"
+    hidden: tuple[int, ...] = (512, 512, 512)
+    residual: bool = True
+    activation: ActivationName = "silu"
     dropout: float = 0.0
 
 
@@ -165,6 +167,7 @@ class ContextVAESettings(LatentSettings):
         decoder_layers: hidden layers of the decoder after its first.
     """
 
+    latent_dim: int = 64
     width: int = 512
     kernel_size: int = 3
     dilations: tuple[int, ...] = (1, 2, 4)
@@ -377,6 +380,8 @@ class PrepareSettings:
         layout: auto, folder, or the name of a known corpus.
         trim: cut silence from both ends (30 dB below the loudest frame).
         validation: share of the speakers held out where the corpus has no official validation split.
+        group: label whose recordings all stand in one split, such as a column of `labels`; default speaker, or
+            recording where there is one speaker only.
         validation_speakers: file that names speakers to hold out for validation, one a line.
         test_speakers: file that names speakers to hold out for testing, one a line.
         speeds: pack every training recording once more at each of these speeds, such as [0.9, 1.1].
@@ -388,6 +393,7 @@ class PrepareSettings:
     layout: str = "auto"
     trim: bool = True
     validation: float = 0.1
+    group: str | None = None
     validation_speakers: str | None = None
     test_speakers: str | None = None
     speeds: tuple[float, ...] = ()
@@ -410,7 +416,8 @@ class TrainingSettings:
     """Settings of `fit`.
 
     Attributes:
-        steps: optimiser steps; the learning rate follows one cosine over them.
+        steps: optimiser steps; the learning rate follows one cosine over them. More than a run had continue it, on the
+            cosine of that many from the start.
         batch_frames: STFT frames per step and device.
         segment_frames: consecutive frames that are drawn together; a batch holds batch_frames / segment_frames
             segments.
@@ -441,10 +448,10 @@ class TrainingSettings:
         nodes: number of machines.
     """
 
-    steps: int = 20000
+    steps: int = 10000
     batch_frames: int = 1024
     segment_frames: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.0
     beta: float = 1.0

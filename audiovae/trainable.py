@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.objectives import ELBO, Objective
+from audiovae.saved import Origin
 from audiovae.settings import TrainingSettings
 
 Equaliser = Callable[[int], Float[Tensor, "segment 1 freq"]]  # power gains of each segment in so many bins
@@ -40,9 +41,11 @@ class Trainable(nn.Module, ABC):
         labels: names and classes of the labels that condition it; empty for most.
         kind: what it is called in the card of a saved model.
         unit: of its ELBO, as in "nats per frame".
+        origin: the saved model that its weights are from, if any.
     """
 
     sample_rate: int
+    origin: Origin | None = None
 
     @property
     @abstractmethod

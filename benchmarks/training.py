@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovae import STFT, AudioVAE, FrameVAE, PackedCorpus, TrainingSettings, fit, power
+from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings, PackedCorpus, TrainingSettings, fit, power
 from audiovae.cli.progress import print_table
 from audiovae.corpora.packed import Header, Utterance, write_index
 from audiovae.objectives import Objective, training_loss
 
 BATCH, STEPS, ROUNDS = 4096, 500, 3
+CLASSIC = FrameVAESettings(latent_dim=16, hidden=(128,), residual=False, activation="tanh")
 SEGMENT = TrainingSettings().segment_frames
 LAYERS = [(513, 128), (128, 32), (16, 128), (128, 513)]  # encoder, its two heads as one, decoder
 
@@ -115,7 +116,7 @@ def likelihood(frame_power: torch.Tensor) -> Callable[[], object]:
 
 
 def new_model() -> tuple[FrameVAE, torch.optim.Optimizer]:
-    vae = FrameVAE(513)
+    vae = FrameVAE(513, CLASSIC)
     return vae, torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=True)
 
 
@@ -155,7 +156,7 @@ def write_corpus(folder: Path) -> PackedCorpus:
 
 def fit_step(corpus: PackedCorpus, folder: Path, steps: int = STEPS) -> float:
     """Seconds per step of a whole run: set-up, validation, checkpoints and the saved model included."""
-    prior = AudioVAE(STFT(), FrameVAE(513), 16000)
+    prior = AudioVAE(STFT(), FrameVAE(513, CLASSIC), 16000)
     begin = time.perf_counter()
     fit(prior, corpus, corpus, folder / f"run-{time.monotonic_ns()}", TrainingSettings(steps=steps, batch_frames=BATCH))
     return (time.perf_counter() - begin) / steps

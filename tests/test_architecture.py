@@ -26,6 +26,7 @@ PACKAGE = ROOT / "audiovae"
 FLOORS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
+    ("notebook",),
     ("training",),
     ("evaluation",),
     ("report",),
@@ -40,7 +41,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("networks",),
     ("distributions",),
     ("metrics", "saved", "phase"),
-    ("stft",),
+    ("stft", "waves"),
     ("audio",),
     ("containers", "level", "atomic", "quiet"),
     ("locks", "pool"),

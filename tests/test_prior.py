@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import RATE, build_prior, speech_like
 from torch import Tensor
@@ -256,6 +257,35 @@ def test_griffin_lim_finds_a_wave_of_the_magnitude(n_fft: int, hop_length: int) 
     magnitude = stft(wave()).abs()
     found = griffin_lim(stft, magnitude, len(wave()))
     assert float((stft(found).abs() - magnitude).norm() / magnitude.norm()) < 0.2
+
+
+# Arrays --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_prior_answers_arrays_with_arrays_that_can_be_written(model_folder: Path, tmp_path: Path) -> None:
+    loaded, heard = AudioVAE.from_pretrained(model_folder), wave()
+    again = loaded.resynthesize(heard)
+    soundfile.write(tmp_path / "tensor.wav", again, loaded.sample_rate)  # needs no gradient
+    array = loaded.resynthesize(heard.numpy().astype(np.float64))
+    assert isinstance(array, np.ndarray)
+    assert np.array_equal(array, again.numpy())
+    torch.manual_seed(0)
+    bound = loaded.log_likelihood(heard)
+    torch.manual_seed(0)
+    assert np.array_equal(loaded.log_likelihood(heard.numpy()), bound.numpy())
+    assert loaded.measure_level(heard.numpy()) == loaded.measure_level(heard).numpy()
+    assert torch.equal(loaded.decode(loaded.encode(heard.numpy())), loaded.decode(loaded.encode(heard)))
+    assert loaded.resynthesize(heard.clone().requires_grad_()).requires_grad  # where the wave needs one
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["resynthesize", "encode", "log_likelihood", "analyse", "measure_level"])
+def test_a_wave_with_a_sample_that_is_no_number_is_refused(method: str, value: float, prior: AudioVAE) -> None:
+    broken = wave().expand(2, -1).clone()
+    broken[1, 77:80] = value
+    for given in (broken, broken.numpy()):
+        with pytest.raises(ValueError, match="holds 3 samples that are NaN or infinite, the first at sample 77"):
+            getattr(prior, method)(given)
 
 
 # Silence and other odd sound -----------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ _TOP_HELP = """usage: audiovae VERB ...
 {verbs}
 
 audiovae help VERB, or audiovae VERB --help, explains a verb; audiovae --version prints the version.
+Tab completes verbs and options after: eval "$(audiovae completion bash)", or zsh.
 Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input."""
 
 
@@ -198,6 +199,8 @@ def _run(given: list[str]) -> int:
     if given[0] == "--version":
         print(f"audiovae {__version__}")
         return 0
+    if given[0] == "completion":
+        return int(importlib.import_module("audiovae.cli.completion").run(given[1:]))
     verb = given[0]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)

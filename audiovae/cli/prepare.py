@@ -57,6 +57,12 @@ def run(options: Any) -> int:
         print(f"audiovae: {options.folder}/{file.id}: left out: {file.reason}", file=sys.stderr)
     if result.n_resampled and not options.quiet:
         print(f"audiovae: {result.n_resampled} files were resampled to {settings.sample_rate} Hz", file=sys.stderr)
+    if result.split_by == "recording" and settings.group is None and not options.quiet:
+        print(
+            "audiovae: the folder does not tell several speakers: recordings are held out for validation, maybe of "
+            "voices that are trained on; --labels with a column speaker, or --group, tells them",
+            file=sys.stderr,
+        )
     splits = []
     for split in ("train", "validation", "test"):
         utterances = [u for u in result.utterances if u.split == split]
@@ -75,6 +81,7 @@ def run(options: Any) -> int:
         print_json(
             {
                 "layout": result.layout,
+                "split_by": result.split_by,
                 "new": result.n_new,
                 "splits": splits,
                 "left_out": [asdict(file) for file in result.left_out],

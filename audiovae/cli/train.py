@@ -7,30 +7,48 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock
-from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings
+from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings, settings_from_config
+
+if TYPE_CHECKING:
+    from audiovae.corpora.packed import PackedCorpus
+    from audiovae.prior import AudioVAE
 
 _PLAIN_SECONDS, _PLAIN_SECONDS_OF_VALIDATIONS = 10.0, 1.0  # between two lines in a log
 _MOST_VALUES = 10_000  # of a YAML file
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    kind = _kind(getattr(parser, "given", ()), getattr(parser, "config", None))
+    given, config = getattr(parser, "given", ()), getattr(parser, "config", None)
+    init = _named("init", given, config)
+    kind, sizes = ("FrameVAE", {}) if init is None else _of_model(init)
+    if init is None and (named := _named("type", given, config)) in MODEL_SETTINGS:
+        kind = str(named)
     parser.add_argument("packed", help="corpus as prepared by: audiovae prepare")
     parser.add_argument(
-        "-o", "--output", metavar="MODEL", required=True, help="model folder; a run that was stopped there is continued"
+        "-o",
+        "--output",
+        metavar="MODEL",
+        required=True,
+        help="model folder; a run there is continued: one that stopped, or has fewer steps",
     )
     parser.add_argument(
         "--validation", metavar="PACKED", help="corpus whose validation split is scored, if not the same"
     )
     parser.add_argument(
         "--config", action="config", help="YAML file of the options below; dotted options after it override it"
+    )
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="fine-tune a shipped model or your own: type, sizes, front end and labels are its own; a lower "
+        "--training.learning_rate keeps more of what it knows",
     )
     parser.add_argument(
         "--type",
@@ -49,6 +67,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         MODEL_SETTINGS[kind], "vae", skip={"labels"} if _takes_labels(kind) else set(), help=f"sizes of {kind}"
     )
     parser.add_class_arguments(STFTSettings, "stft", help="front end")
+    parser.set_defaults({name: value for name, value in sizes.items() if name != "labels"})
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
     parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
@@ -60,11 +79,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_common(parser, "device", "seed", first_seed=None)
 
 
-def _kind(given: Sequence[str], config: str | None) -> str:
-    """The type of the model, which decides what other options there are: as typed, of the YAML file, or the default."""
-    words = [part for text in given for part in (text.split("=", 1) if text.startswith("--type=") else [text])]
-    kind = next((words[i + 1] for i, text in enumerate(words[:-1]) if text == "--type"), None)
-    if kind is None and config is not None:
+def _named(option: str, given: Sequence[str], config: str | None) -> str | None:
+    """An option that decides what others there are, such as the type of the model: as typed, or of the YAML file."""
+    words = [part for text in given for part in (text.split("=", 1) if text.startswith(f"--{option}=") else [text])]
+    value = next((words[i + 1] for i, text in enumerate(words[:-1]) if text == f"--{option}"), None)
+    if value is None and config is not None:
         import yaml
 
         try:
@@ -73,8 +92,47 @@ def _kind(given: Sequence[str], config: str | None) -> str:
             content = None  # the parser says what is wrong
         if not _is_small(content):
             raise AudiovaeError(f"{config}: is not a YAML file of options: it has too many values")
-        kind = content.get("type") if isinstance(content, dict) else None
-    return kind if isinstance(kind, str) and kind in MODEL_SETTINGS else "FrameVAE"
+        value = content.get(option) if isinstance(content, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _of_model(init: str) -> tuple[str, dict[str, Any]]:
+    """Type of a saved model, and its options by name.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from audiovae import saved
+
+    folder = saved.find(init)
+    config = saved.read_config(folder)
+    try:
+        kind = config["vae"]["type"]
+        sizes = asdict(settings_from_config(kind, config["vae"]["settings"]))
+        stft = dict(config["stft"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise saved.misfit(folder, error) from error
+    own = {"labels": list(sizes.pop("labels", ()))}
+    own |= {f"vae.{name}": value for name, value in sizes.items()}
+    return kind, own | {f"stft.{name}": value for name, value in stft.items()}
+
+
+def _check_init(options: Any) -> None:
+    """Raises AudiovaeError for an option that says something else than the model that is fine-tuned."""
+    kind, own = _of_model(options.init)
+    found = {"type": options.type} | {
+        f"{group}.{name}": value for group in ("vae", "stft") for name, value in _group(options, group).items()
+    }
+    own = {"type": kind, **own}
+    if options.labels:
+        found["labels"], own["labels"] = sorted(options.labels), sorted(own["labels"])
+    for name, value in found.items():
+        here, there = (list(x) if isinstance(x, tuple) else x for x in (value, own[name]))
+        if here != there:
+            raise AudiovaeError(
+                f"train: --{name} {here} contradicts {options.init}, which has {there}; leave it out to fine-tune that "
+                "model, or --init to train another"
+            )
 
 
 def _group(options: Any, name: str) -> dict[str, Any]:
@@ -104,11 +162,32 @@ def _takes_labels(kind: str) -> bool:
     return any(field.name == "labels" for field in fields(MODEL_SETTINGS[kind]))
 
 
+def _prior(options: Any, corpus: PackedCorpus) -> AudioVAE:
+    """The model to train, as it begins."""
+    from audiovae.models import build
+    from audiovae.prior import AudioVAE
+    from audiovae.stft import STFT
+
+    if options.init is not None:
+        return AudioVAE.from_pretrained(options.init)
+    try:
+        stft = STFT(**_group(options, "stft"))
+        sizes = _group(options, "vae")
+        if options.labels:
+            sizes["labels"] = {name: corpus.classes(name) for name in options.labels}
+        vae = build(options.type, stft.n_freqs, MODEL_SETTINGS[options.type](**sizes))
+        return AudioVAE(stft, vae, corpus.header.sample_rate)
+    except ValueError as error:
+        raise AudiovaeError(f"train: {error}") from error
+
+
 def run(options: Any) -> int:
     if arguments.rank("LOCAL_RANK") or arguments.rank("NODE_RANK"):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
     shorts = {name: value for name in ("devices", "nodes", "seed") if (value := getattr(options, name)) is not None}
-    if options.labels and not _takes_labels(options.type):
+    if options.init is not None:
+        _check_init(options)
+    elif options.labels and not _takes_labels(options.type):
         takers = ", ".join(filter(_takes_labels, MODEL_SETTINGS))
         raise AudiovaeError(f"train: {options.type} takes no labels: its structure has no place for them; {takers} do")
     try:
@@ -121,9 +200,6 @@ def run(options: Any) -> int:
     from audiovae.cli.batch import print_json
     from audiovae.cli.progress import bar
     from audiovae.corpora.packed import PackedCorpus
-    from audiovae.models import build
-    from audiovae.prior import AudioVAE
-    from audiovae.stft import STFT
     from audiovae.training.loop import Progress, fit
 
     corpus = PackedCorpus(options.packed)
@@ -131,17 +207,7 @@ def run(options: Any) -> int:
     output = Path(options.output)
     device = arguments.resolve_device(options.device).replace("cpu:0", "cpu")
     torch.manual_seed(settings.seed)
-    try:
-        stft = STFT(**_group(options, "stft"))
-        sizes = _group(options, "vae")
-        if options.labels:
-            sizes["labels"] = {name: corpus.classes(name) for name in options.labels}
-        prior = AudioVAE(
-            stft, build(options.type, stft.n_freqs, MODEL_SETTINGS[options.type](**sizes)), corpus.header.sample_rate
-        )
-    except ValueError as error:
-        raise AudiovaeError(f"train: {error}") from error
-
+    prior = _prior(options, corpus)
     if options.break_lock:
         break_lock(output)
     if options.verify:

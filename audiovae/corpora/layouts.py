@@ -172,17 +172,39 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
     return layout_name, found
 
 
+def split_by(recordings: list[Source], group: str | None) -> str:
+    """What is held out as a whole: what is asked for, or speakers; "recording" where there is one speaker only, or a
+    folder that tells of none.
+    """
+    if group is not None:
+        return group
+    there = [source for source in recordings if source.left_out is None]
+    one = len({source.speaker for source in there}) == 1 and all(source.split is None for source in there)
+    return "recording" if one or all(source.speaker == source.id for source in there) else "speaker"
+
+
 def assign_splits(
-    recordings: list[Source], layout_name: str, fraction: float, validation: frozenset[str], test: frozenset[str]
+    recordings: list[Source],
+    layout_name: str,
+    fraction: float,
+    validation: frozenset[str],
+    test: frozenset[str],
+    group: str | None = None,
 ) -> list[Source]:
-    """Give every recording a split such that no speaker stands in two (but for corpora of a single speaker).
+    """Give every recording a split such that no group stands in two.
 
     Speakers named in `validation` and `test` come first, then official splits, then a share of `fraction` of the other
-    speakers, chosen by a hash of their names, is held out for validation (unless there already is some).
+    groups, chosen by a hash of their names, is held out for validation (unless there already is some).
+
+    Args:
+        group: see `split_by`: "speaker", "recording" or another label; None: speakers, where the corpus itself does not
+            have them in several splits.
 
     Raises:
-        CorpusError: a named speaker does not exist, is named twice, or a speaker is in two official splits.
+        CorpusError: a named speaker does not exist, is named twice, a group is in two official splits, or recordings
+            have no such label.
     """
+    group_of = {source.id: _group(source, group or "speaker") for source in recordings if source.left_out is None}
     speakers = {source.speaker for source in recordings if source.left_out is None}
     for name in sorted((validation | test) - speakers):
         raise CorpusError(name, "is named as a validation or test speaker, but the corpus has no such speaker")
@@ -191,23 +213,32 @@ def assign_splits(
     named: dict[str, Split] = {**dict.fromkeys(validation, "validation"), **dict.fromkeys(test, "test")}
     chosen = [replace(source, split=named.get(source.speaker, source.split)) for source in recordings]
     if not any(source.split == "validation" for source in chosen):
-        free = sorted({s.speaker for s in chosen if s.split is None and not s.left_out}, key=_hash)
+        free = sorted({group_of[s.id] for s in chosen if s.split is None and not s.left_out}, key=_hash)
         n_held_out = max(1, round(fraction * len(free))) if fraction > 0 and len(free) > 1 else 0
         held_out = set(free[:n_held_out])
-        chosen = [replace(s, split="validation") if s.split is None and s.speaker in held_out else s for s in chosen]
+        chosen = [
+            replace(s, split="validation") if s.split is None and group_of.get(s.id) in held_out else s for s in chosen
+        ]
     chosen = [replace(source, split=source.split or "train") for source in chosen]
-    if layout_name == "folder" or not (LAYOUTS[layout_name].single_speaker or LAYOUTS[layout_name].shared_speakers):
-        _check_speakers(chosen)
+    layout = LAYOUTS.get(layout_name)
+    if group is not None or layout is None or not (layout.single_speaker or layout.shared_speakers):
+        _check_groups(chosen, group_of, group or "speaker")
     return chosen
 
 
-def _check_speakers(recordings: list[Source]) -> None:
+def _group(source: Source, group: str) -> str:
+    known = {**source.labels, "speaker": source.speaker, "recording": source.id}
+    if group not in known:
+        raise CorpusError(source.path, f"has no label {group!r} to split by; it has {', '.join(sorted(known))}")
+    return known[group]
+
+
+def _check_groups(recordings: list[Source], group_of: dict[str, str], name: str) -> None:
     split_of: dict[str, Split | None] = {}
     for source in recordings:
-        if source.left_out is None and split_of.setdefault(source.speaker, source.split) != source.split:
-            raise CorpusError(
-                source.path, f"speaker {source.speaker} is in the splits {split_of[source.speaker]} and {source.split}"
-            )
+        group = group_of.get(source.id)
+        if group is not None and split_of.setdefault(group, source.split) != source.split:
+            raise CorpusError(source.path, f"{name} {group} is in the splits {split_of[group]} and {source.split}")
 
 
 def _hash(speaker: str) -> str:

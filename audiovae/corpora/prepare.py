@@ -15,7 +15,7 @@ import numpy as np
 
 from audiovae import audio
 from audiovae.corpora import packed
-from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources
+from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources, split_by
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.corpora.signal import Signal
 from audiovae.errors import AudioError, CorpusError
@@ -32,6 +32,7 @@ class Prepared:
     """What a run did.
 
     Attributes:
+        split_by: what stands in one split only, see `audiovae.corpora.layouts.split_by`.
         utterances: all recordings now in the corpus.
         left_out: all files that are not.
         n_new: recordings packed by this run.
@@ -40,6 +41,7 @@ class Prepared:
     """
 
     layout: str
+    split_by: str
     utterances: list[Utterance]
     left_out: list[LeftOut]
     n_new: int
@@ -93,10 +95,11 @@ def _prepare(
         raise CorpusError(
             folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)"
         )
-    found = assign_splits(
-        found, layout, settings.validation, _names(settings.validation_speakers), _names(settings.test_speakers)
-    )
-    found = at_speeds(_labelled(found, folder, settings.labels), settings.speeds)
+    found = _labelled(found, folder, settings.labels)
+    group = split_by(found, settings.group)
+    named = _names(settings.validation_speakers), _names(settings.test_speakers)
+    asked = group if group != "speaker" else settings.group
+    found = at_speeds(assign_splits(found, layout, settings.validation, *named, asked), settings.speeds)
     header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
     utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
 
@@ -145,7 +148,7 @@ def _prepare(
         raise CorpusError(
             target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
-    return Prepared(layout, utterances, left_out, len(utterances) - n_before, seconds_new, n_resampled)
+    return Prepared(layout, group, utterances, left_out, len(utterances) - n_before, seconds_new, n_resampled)
 
 
 def _once(found: list[Source]) -> list[Source]:
@@ -251,7 +254,7 @@ def _process(task: list[Source], settings: PrepareSettings) -> list[Signal | str
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
     """Add the labels of a table, whose column "file" holds paths below the folder and whose other columns are named by
-    label.
+    label; one named speaker says whose voice it is.
     """
     if table is None:
         return found
@@ -275,7 +278,11 @@ def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Sour
     missing = next((source.id for source in found if source.left_out is None and source.id not in labels), None)
     if missing is not None:
         raise CorpusError(table, f"has no row for {missing}")
-    return [replace(source, labels={**source.labels, **labels.get(source.id, {})}) for source in found]
+    new = [labels.get(source.id, {}) for source in found]
+    return [
+        replace(source, speaker=of_table.get("speaker", source.speaker), labels={**source.labels, **of_table})
+        for source, of_table in zip(found, new, strict=True)
+    ]
 
 
 def _names(path: str | None) -> frozenset[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from audiovae.stft import STFT
+from audiovae.waves import recording_of
 
 _WINDOW_SECONDS = 1.024  # most of what a room adds to a speaker is then one direction of each frequency
 _LOWEST_HZ, _HIGHEST_HZ = 300.0, 6000.0  # a small array is blind below, and speech is faint above
@@ -14,7 +16,7 @@ _HEARD = 1e-5  # of the loudest frequency's power
 _SHARES_DB = (-15.6, -19.8)  # of the second and third direction in the power, above which they are speakers'
 
 
-def count_sources(wave: Float[Tensor, "channel sample"], sample_rate: int) -> int:
+def count_sources(wave: Float[Tensor | np.ndarray, "channel sample"], sample_rate: int) -> int:
     """The number of sources in a recording of several microphones, from 1 to 3.
 
     The second (third) speaker is there if the second (third) eigenvalue of the spatial covariance is more than so many
@@ -22,11 +24,12 @@ def count_sources(wave: Float[Tensor, "channel sample"], sample_rate: int) -> in
     three speakers in rooms (recipes/rooms); a noise from one place counts as a source.
 
     Raises:
-        ValueError: a single channel.
+        ValueError: a single channel, a sample that is NaN or infinite, or channels that stand last.
 
     Reference: M. Wax, T. Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33(2),
         1985 (eigenvalues tell the number; their criteria count reverberation as well).
     """
+    wave = recording_of(wave)
     if len(wave) < 2:
         raise ValueError("the number of sources is told by several microphones, and this recording has one")
     n_fft = 4 * round(_WINDOW_SECONDS * sample_rate / 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,7 +83,8 @@ class _Run:
         self.deep = [n for n, source in enumerate(sources) if not isinstance(source, ShallowSource)]
         self.shallow = [(n, source) for n, source in enumerate(sources) if isinstance(source, ShallowSource)]
 
-    def __call__(self, n_iterations: int) -> list[Separation]:
+    def __call__(self, n_iterations: int, tick: Callable[[], None] = lambda: None) -> list[Separation]:
+        """Args: tick: called after every iteration."""
         traces: list[list[float]] = [[] for _ in self.mixture.generators]
         results: dict[int, Separation] = {}
         for _ in range(self.settings.warm_up):
@@ -105,6 +107,7 @@ class _Run:
                     if converged or iteration == n_iterations - 1:
                         done.append((i, converged))
             results |= self._results(done, traces)
+            tick()
             if len(results) == len(traces):
                 break
         return [results[i] for i in range(len(traces))]
@@ -212,6 +215,7 @@ class Separator:
         levels: Sequence[float] | None = None,
         states: Sequence[Sequence[Tensor | None] | None] | None = None,
         waves: Sequence[Float[Tensor, "_ _"]] | None = None,
+        progress: Callable[[float], None] = lambda done: None,
     ) -> list[Separation]:
         """Take recordings apart.
 
@@ -223,19 +227,28 @@ class Separator:
             states: `Finding.state` of the sources of each at the end of the block before; None for a recording that
                 begins.
             waves: of each, `[channel, sample]`: starts and finishes that use another window need them.
+            progress: called after every iteration with the share that is done, and at the end with 1.
         """
         if not mixtures:
             return []
+        several, n_iterations, audition = len(self.starts), self.settings.n_iterations, self.settings.audition
+        planned = several * audition + n_iterations if several > 1 and audition else several * n_iterations
+        done = itertools.count(1)
+
+        def tick() -> None:
+            progress(min(next(done), planned) / (planned + 1))
+
         whole = [x if x.ndim == 3 else x.unsqueeze(-1) for x in mixtures]
         with torch.autocast(whole[0].device.type, enabled=False):  # within, a prior's own calls alone may differ
             at_levels = self._levels(whole, levels)
             mixture = Mixture.of(whole, at_levels, seeds or [0] * len(whole), self.settings.padding, states, waves)
             beginnings = [start(mixture) for start in self.starts]
             if len(beginnings) > 1 and self.settings.audition:
-                beginnings = [self._best(mixture, beginnings)]
-            tried = [self._from(mixture, beginning, self.settings.n_iterations) for beginning in beginnings]
+                beginnings = [self._best(mixture, beginnings, tick)]
+            tried = [self._from(mixture, beginning, n_iterations, tick) for beginning in beginnings]
             found = [min(runs, key=_final) for runs in zip(*tried, strict=True)]
             found = found if self.finish is None else self._finished(self.finish, mixture, found)
+        progress(1.0)
         found = [self._with_one_noise(run) for run in found]
         return [
             replace(run, images=run.images[..., : x.shape[-1]] if x.ndim == 3 else run.images[..., 0])
@@ -248,13 +261,15 @@ class Separator:
         window = self.front.stft.window
         return torch.stack([spectrogram_level(power(x).mean(-1), window, self.front.sample_rate) for x in mixtures])
 
-    def _best(self, mixture: Mixture, beginnings: list[Beginning]) -> Beginning:
+    def _best(self, mixture: Mixture, beginnings: list[Beginning], tick: Callable[[], None]) -> Beginning:
         """For every recording the start of the lowest objective after a few iterations."""
-        trials = [self._from(mixture, beginning, self.settings.audition) for beginning in beginnings]
+        trials = [self._from(mixture, beginning, self.settings.audition, tick) for beginning in beginnings]
         best = torch.tensor([[_final(one) for one in trial] for trial in trials]).argmin(0).tolist()
         return Beginning.of_recordings([beginnings[place] for place in best])
 
-    def _from(self, mixture: Mixture, beginning: Beginning, n_iterations: int) -> list[Separation]:
+    def _from(
+        self, mixture: Mixture, beginning: Beginning, n_iterations: int, tick: Callable[[], None]
+    ) -> list[Separation]:
         """From one start, with the labels that explain each recording best."""
 
         def made(chosen: dict[int, Tensor]) -> list[Source]:
@@ -266,13 +281,13 @@ class Separator:
                 source.choose(condition)
             return sources
 
-        def run(sources: list[Source], n_iterations: int) -> list[Separation]:
+        def run(sources: list[Source], n_iterations: int, tick: Callable[[], None] = lambda: None) -> list[Separation]:
             space = beginning.space
             if beginning.levels is not None:
                 psds = [without_draws(source.psd()) for source in sources]
                 space = masked_covariances(mixture, psds, beginning.levels)
             spatial = self.spatial(mixture, space)
-            return _Run(mixture, sources, spatial, self.settings)(n_iterations)
+            return _Run(mixture, sources, spatial, self.settings)(n_iterations, tick)
 
         chosen: dict[int, Tensor] = {}
         sources = made(chosen)
@@ -282,7 +297,7 @@ class Separator:
                 trials = [run(made({**chosen, n: condition}), _AUDITION_ITERATIONS) for condition in every]
                 objectives = torch.tensor([[float(one.objective[-1]) for one in trial] for trial in trials])
                 chosen[n] = torch.stack(list(source.candidates))[objectives.argmin(0)]
-        return run(made(chosen) if chosen else sources, n_iterations)
+        return run(made(chosen) if chosen else sources, n_iterations, tick)
 
     def _with_one_noise(self, run: Separation) -> Separation:
         n = self.n_targets

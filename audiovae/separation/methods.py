@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiovae.errors import AudiovaeError
 from audiovae.prior import AudioVAE
 from audiovae.separation.em import EMSettings, Separator
 from audiovae.separation.inference.e_step import EStep
@@ -24,6 +23,7 @@ from audiovae.separation.sources.source import MakeSource
 from audiovae.separation.sources.stationary import Stationary
 from audiovae.separation.starts import quiet_start
 from audiovae.settings import MethodName, NoiseName
+from audiovae.waves import Array, at_rate, like, recording_of
 
 PRIOR_WEIGHT, ANNEALING = 12.0, 4.0  # the first at a hop of a quarter: see `LatentEnergy` and `EMSettings`
 GAIN_DEVIATION, COLOUR_DEVIATION = 0.2, 0.6
@@ -102,23 +102,34 @@ def enhancer(
 
 @torch.no_grad()
 def enhance(
-    wave: Float[Tensor, "*channel sample"], sample_rate: int, method: MethodName = "peem", seed: int = 0
-) -> Float[Tensor, "*channel sample"]:
+    wave: Float[Array, "*channel sample"],
+    sample_rate: int,
+    method: MethodName = "peem",
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Float[Array, "*channel sample"]:
     """The speech of a noisy wave by a method and its own shipped prior; channels share one gain.
 
-    It comes out as of `enhance_file`: an offset and loud rumble are no speech, see `AudioVAE.analyse`.
+    It comes out as of `enhance_file`: an offset and loud rumble are no speech, see `AudioVAE.analyse`. All of it is
+    worked on at once: about a minute at a time is a matter of memory, longer ones are for `enhance_file`.
+
+    Args:
+        wave: an array or a tensor of any rate; a method hears it at its prior's, and what it has above is no speech.
+        sample_rate: of the wave, in Hz.
+        progress: called now and then with the share that is done, from 0 to 1.
 
     Raises:
-        AudiovaeError: another rate than the prior's.
+        ValueError: a sample that is NaN or infinite, or channels that stand last.
     """
-    prior = AudioVAE.from_pretrained(METHODS[method].prior, wave.device)
-    if sample_rate != prior.sample_rate:
-        raise AudiovaeError(f"the prior hears {prior.sample_rate} Hz, and the wave has {sample_rate} Hz; resample it")
-    channels = torch.atleast_2d(wave)
+    whole = recording_of(wave)
+    prior = AudioVAE.from_pretrained(METHODS[method].prior, whole.device)
+    channels = at_rate(torch.atleast_2d(whole), sample_rate, prior.sample_rate)
     spectrogram, level = prior.analyse(channels, channels=True)
-    (found,) = enhancer(prior, method)([spectrogram.movedim(0, -1)], [seed], [float(level[0] > 0)])
-    speech = prior.stft.inverse(found.images[0].movedim(-1, 0), wave.shape[-1]) * level.unsqueeze(-1)
-    return speech.reshape(wave.shape)
+    separates = enhancer(prior, method)
+    (found,) = separates([spectrogram.movedim(0, -1)], [seed], [float(level[0] > 0)], progress=progress)
+    speech = prior.stft.inverse(found.images[0].movedim(-1, 0), channels.shape[-1]) * level.unsqueeze(-1)
+    speech = at_rate(speech, prior.sample_rate, sample_rate)[..., : wave.shape[-1]]
+    return like(speech.reshape(wave.shape), wave)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

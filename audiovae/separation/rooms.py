@@ -29,6 +29,7 @@ from audiovae.separation.spatial.joint_diagonal import JointDiagonal
 from audiovae.separation.starts import even_start
 from audiovae.settings import RoomMethodName
 from audiovae.stft import STFT, Front
+from audiovae.waves import Array, at_rate, like, recording_of
 
 ROOM_RANK, ROOM_ITERATIONS = 8, 100
 
@@ -199,27 +200,39 @@ def _samples(seconds: float, sample_rate: int) -> int:
 
 @torch.no_grad()
 def separate(
-    wave: Float[Tensor, "channel sample"],
+    wave: Float[Array, "channel sample"],
     sample_rate: int,
     n_sources: int,
     method: RoomMethodName = "deep",
     seed: int = 0,
-) -> Float[Tensor, "source channel sample"]:
+    progress: Callable[[float], None] = lambda done: None,
+) -> Float[Array, "source channel sample"]:
     """Images of the sources of a recording of several microphones, the loudest first, and the noise last; they sum to
     it.
 
+    Args:
+        wave: an array or a tensor of any rate; a method with a prior hears it at the prior's, and what it has above is
+            the noise's.
+        sample_rate: of the wave, in Hz.
+        progress: called now and then with the share that is done, from 0 to 1.
+
     Raises:
-        AudiovaeError: a single channel, or another rate than the prior's.
+        AudiovaeError: a single channel.
+        ValueError: a sample that is NaN or infinite, or channels that stand last.
     """
-    if len(wave) < 2:
+    whole = recording_of(wave)
+    if whole.ndim < 2 or len(whole) < 2:
         raise AudiovaeError("separation in space needs at least two channels, got one; enhance() takes one")
     name = ROOM_METHODS[method].prior
-    prior = None if name is None else AudioVAE.from_pretrained(name, wave.device)
-    if prior is not None and sample_rate != prior.sample_rate:
-        raise AudiovaeError(f"the prior hears {prior.sample_rate} Hz, and the wave has {sample_rate} Hz; resample it")
-    separates = separator(n_sources, method, prior, sample_rate)
-    stft = separates.front.stft.to(wave.device, wave.dtype)
-    (found,) = separates([stft(wave).movedim(0, -1)], [seed], waves=[wave])
-    images = stft.inverse(found.images.movedim(-1, 1), wave.shape[-1])
+    prior = None if name is None else AudioVAE.from_pretrained(name, whole.device)
+    rate = sample_rate if prior is None else prior.sample_rate
+    heard = at_rate(whole if prior is None else whole.float(), sample_rate, rate)
+    separates = separator(n_sources, method, prior, rate)
+    stft = separates.front.stft.to(heard.device, heard.dtype)
+    (found,) = separates([stft(heard).movedim(0, -1)], [seed], waves=[heard], progress=progress)
+    images = stft.inverse(found.images.movedim(-1, 1), heard.shape[-1])
     order = images[:n_sources].square().sum((1, 2)).argsort(descending=True)
-    return torch.cat([images[order], images[n_sources:]])
+    images = at_rate(torch.cat([images[order], images[n_sources:]]), rate, sample_rate)[..., : wave.shape[-1]]
+    if rate != sample_rate:
+        images[-1] += whole - images.sum(0)
+    return like(images, wave)

@@ -84,8 +84,15 @@ def fit(
     seed and the step alone, and all else (weights, their average, the optimiser, best weights, patience, trace) is in
     the checkpoint.
 
+    More steps than a run had, finished or not, continue it. Schedules are functions of the share of all steps, so from
+    there on they are those of a run of that many steps from the start: the learning rate, which had fallen towards
+    zero, jumps up to where that run would have it, and falls again.
+
+    A model that was loaded is fine-tuned: its constants stay as they are, and its card goes on below the new one.
+
     Args:
-        model: such as an `AudioVAE`.
+        model: such as an `AudioVAE`. Weights that need a gradient are trained, or all, where none does; at the end none
+            does, as of a model that is loaded.
         corpus: its "train" split is drawn from.
         validation: its "validation" split is scored (may be the same corpus).
         folder: receives `config.json`, `model.safetensors`, `README.md` (the best weights) and `training/`.
@@ -103,6 +110,8 @@ def fit(
     fabric = _engine(settings, device)
     with locked_folder(Path(folder)) if fabric.is_global_zero else nullcontext():
         model.to(fabric.device).train()
+        if not any(weight.requires_grad for weight in model.parameters()):
+            model.requires_grad_()
         data = _Data(model, corpus, validation, settings, fabric)
         record = Record(Path(folder), model, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
         fabric.barrier()  # what is overwritten is gone before any process looks for a checkpoint
@@ -299,7 +308,7 @@ class _Run:
         self._model, self._data, self._settings = model, data, settings
         self._fabric, self._record = fabric, record
         checkpoint = load_checkpoint(record.folder)
-        if checkpoint is None:
+        if checkpoint is None and model.origin is None:
             model.calibrate(data.calibration())
         adam = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -316,6 +325,8 @@ class _Run:
                     f"{record.folder}: its checkpoint is not of this run ({' '.join(str(error).split())[:200]}); "
                     "--overwrite starts anew"
                 ) from error
+            if record.lengthened:
+                self.state.waited = 0  # its patience begins anew
         record.rewind(self.state.step, self.state.trace)
         self._held_out = data.held_out()
 
@@ -383,8 +394,8 @@ class _Run:
         if state.best is None:
             raise TrainingError(f"no validation ELBO was finite in {state.step} steps; lower learning_rate")
         model.load_state_dict(state.best)
-        model.eval()
-        self._record.repair(model, state.best_step, state.best_elbo)
+        model.eval().requires_grad_(False)
+        model.origin = self._record.repair(model, state.best_step, state.best_elbo)
         with torch.no_grad():
             warning = model.warning(*self._held_out[0])
         return Fitted(state.step, state.best_elbo, state.best_step, warning)

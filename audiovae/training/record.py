@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from audiovae import saved
 from audiovae.atomic import atomic_path
-from audiovae.errors import TrainingError
-from audiovae.saved import CARD, CONFIG, NEXT, TENSORS
+from audiovae.errors import ModelError, TrainingError
+from audiovae.saved import CARD, CONFIG, NEXT, TENSORS, Origin
 from audiovae.settings import TrainingSettings
 from audiovae.trainable import Trainable
 from audiovae.training.state import TraceRow
@@ -27,7 +28,8 @@ from audiovae.training.state import TraceRow
 RUN, TRACE = "run.json", "trace.csv"
 _FORMAT = 3  # of run.json and the checkpoints beside it
 _LISTENING_SECONDS = 5.0
-_MAY_DIFFER = ("versions",)  # of what run.json holds, when a run continues
+_MAY_DIFFER = ("versions", "init")  # of what run.json holds, when a run continues
+_FRONT_MATTER = "library_name: audiovae\ntags: [audio, speech, vae, unsupervised]\n"
 
 
 class Record:
@@ -40,6 +42,9 @@ class Record:
         data: fingerprints of the corpora by role.
         writes: False on all but one process of several; those leave no trace.
         overwrite: delete what a run left in the folder, and nothing else that may be there.
+
+    Attributes:
+        lengthened: the run in the folder had fewer steps.
 
     Raises:
         TrainingError: the folder holds another run, or a model that no run left there.
@@ -58,11 +63,13 @@ class Record:
         self.folder = folder / "training"
         self._writes = writes
         self._board: Any = None
+        self.lengthened = False
         self._run = {
             "format": {"version": _FORMAT},
             "settings": asdict(settings),
             "model": _leaves(model.config()),
             "data": data,
+            "init": {} if model.origin is None else asdict(model.origin),
             "versions": {
                 "audiovae": version("audiovae"),
                 "torch": torch.__version__,
@@ -73,7 +80,7 @@ class Record:
         if overwrite and writes:
             self._delete()
         elif writes:
-            self._compare()
+            self._compare(settings.steps)
         if writes:
             with atomic_path(self.folder / RUN) as temporary:
                 temporary.write_text(json.dumps(self._run, indent=2) + "\n")
@@ -88,7 +95,7 @@ class Record:
         except OSError as error:
             raise TrainingError(f"{self.model_folder}: cannot be replaced ({error.strerror})") from error
 
-    def _compare(self) -> None:
+    def _compare(self, n_steps: int) -> None:
         path = self.folder / RUN
         if not path.exists():
             if (self.model_folder / CONFIG).exists():
@@ -107,14 +114,37 @@ class Record:
                 f"{self.model_folder}: holds a run of another version of audiovae, whose checkpoints this one cannot "
                 "continue; --overwrite starts anew"
             )
+        self._compare_beginning(found.get("init", {}))
         for group in (name for name in self._run if name not in _MAY_DIFFER):
             for name in sorted({*self._run[group], *found.get(group, {})}):
                 there, here = found.get(group, {}).get(name), self._run[group].get(name)
-                if there != here:
+                if (group, name) == ("settings", "steps") and isinstance(there, int) and there < n_steps:
+                    self.lengthened = True
+                    logging.getLogger("audiovae").warning(
+                        "%s: a run of %d steps goes on to %d; from here its learning rate is that of a run of %d steps",
+                        self.model_folder, there, n_steps, n_steps,
+                    )  # fmt: skip
+                elif there != here:
                     raise TrainingError(
                         f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} "
                         "now; repeat its settings to continue it, or --overwrite to start anew"
                     )
+
+    def _compare_beginning(self, there: dict[str, Any]) -> None:
+        """A run continues with the model that it began as, or with the one that it left."""
+        here = self._run["init"]
+        try:
+            left = saved.read_config(self.model_folder)["config_sha256"]
+        except ModelError:
+            left = None
+        if here and here["sha256"] == left:
+            self._run["init"] = there
+        elif here.get("sha256") != there.get("sha256"):
+            began = [str(init["name"]) if init else "random weights" for init in (there, here)]
+            raise TrainingError(
+                f"{self.model_folder}: holds a run that began as {began[0]}, and this one begins as {began[1]}; begin "
+                "with the same model to continue it, or --overwrite to start anew"
+            )
 
     def rewind(self, step: int, trace: list[TraceRow]) -> None:
         """Begin, or go back to where a checkpoint was taken: drop what was written after it."""
@@ -179,12 +209,13 @@ class Record:
         if self._writes:
             model.save_pretrained(self.model_folder, self._card(model, step, elbo))
 
-    def repair(self, model: Trainable, step: int, elbo: float) -> None:
-        """Write the best model once more if it was deleted or damaged since."""
-        if not self._writes:
-            return
-        saved.finish(self.model_folder)
+    def repair(self, model: Trainable, step: int, elbo: float) -> Origin:
+        """Write the best model once more if it was deleted or damaged since, and say what it is."""
         card = self._card(model, step, elbo)
+        origin = Origin(self.model_folder.name, saved.model_hash(model.config(), model.state_dict()), card)
+        if not self._writes:
+            return origin
+        saved.finish(self.model_folder)
         if not saved.holds(self.model_folder, model.config(), model.state_dict(), card):
             if (self.model_folder / CONFIG).exists():
                 logging.getLogger("audiovae").warning(
@@ -192,6 +223,7 @@ class Record:
                     self.model_folder,
                 )
             self.save_model(model, step, elbo)
+        return origin
 
     def close(self) -> None:
         if self._board is not None:
@@ -202,25 +234,36 @@ class Record:
         rows = "\n".join(
             f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
         )
+        init, matter, before = self._run["init"], _FRONT_MATTER, ""
+        how, whose = "trained", "that of its training data decides"
+        if init:
+            matter, before = _parts(str(init["card"] or ""))
+            before = f"\n## What it began as\n\nThe card of {init['name']}, as it was:\n\n{before.strip()}\n"
+            how = f"fine-tuned from {init['name']} (SHA-256 {init['sha256'][:16]})"
+            whose = f"those of its training data and of {init['name']}, below, decide"
         return f"""---
-library_name: audiovae
-tags: [audio, speech, vae, unsupervised]
----
+{matter}---
 
 # A {model.sample_rate} Hz audio prior
 
-A {model.kind} of {weights:,} weights, trained with audiovae {self._run["versions"]["audiovae"]}.
+A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
 * Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
 * Validation ELBO: {elbo:.1f} {model.unit}, at unit level, after {step} steps (one draw of the latents).
-* Licence: that of its training data decides; fill it in before you share this model.
+* Licence: {whose}; fill it in before you share this model.
 * Limits: it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own with
   `audiovae evaluate --model FOLDER FILES` before you rely on it.
 
 | setting | value |
 | --- | --- |
 {rows}
-"""
+{before}"""
+
+
+def _parts(card: str) -> tuple[str, str]:
+    """Front matter of a card, which holds its licence and data, and the rest."""
+    found = re.match(r"---\n(.*?\n)---\n", card, flags=re.DOTALL)
+    return (found[1], card[found.end() :]) if found else (_FRONT_MATTER, card)
 
 
 def _leaves(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Put a trained model into the package, with a card made from its run and its scores.
 
-    python recipes/speech_prior/ship.py MODEL SCORES.json SECONDS audiovae/pretrained/speech-16k
+    python recipes/speech_prior/ship.py MODEL SCORES.json KINDS.json SECONDS audiovae/pretrained/speech-16k
 
-SCORES.json is what benchmarks/quality.py wrote for MODEL; SECONDS is how long training took.
+SCORES.json is what benchmarks/quality.py wrote for MODEL, KINDS.json what not_speech.py did; SECONDS is how long
+training took.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import csv
 import json
 import sys
 from pathlib import Path
+
+from not_speech import table
 
 from audiovae import METRICS, AudioVAE, summarise
 
@@ -51,6 +54,20 @@ means with 95 % intervals over files; NLL = -log p(x | z) with z ~ q(z | x), in 
 | --- |{rules}
 {rows}
 
+## What is not speech
+
+Medians (lowest to highest) of eight seconds of each file; then the share of pairs of such a sound and clean speech in
+which the sound has the higher NLL + KL, the higher KL, the worse resynthesis: 0.5 tells nothing, 0 and 1 tell all.
+
+{kinds}
+
+NLL + KL does not tell what is speech: it follows how full a spectrum is, so noise lies above speech, and tones lie far
+away on one side or the other. The KL tells in part: noise takes less to describe, so its KL is *lower*
+than that of speech, and speech in noise lies between; music and chords lie on either side. A resynthesis that is worse
+than that of speech tells music, and much of the noise: the last column. Speech: LibriSpeech. Noisy: VoiceBank-DEMAND.
+Noise: ESC-10. Music: of the Debian packages pathological and tuxtype-data. Tones and chords: see
+recipes/speech_prior/not_speech.py.
+
 ## Training
 
     python recipes/speech_prior/subset.py LIBRISPEECH subset
@@ -64,8 +81,8 @@ EPYC (Zen 5, with bf16 instructions), torch {torch}, audiovae {audiovae}.
 ## Limits
 
 * English read speech, recorded close and clean, with little noise; trained on less than an hour of it. Whispered, sung,
-  shouted, noisy, reverberant or band-limited speech, other languages, children and music are outside: their bound says
-  how far.
+  shouted, noisy, reverberant or band-limited speech, other languages, children and music are outside; no number that it gives says
+  so by itself, see above.
 * {order}
 * "Original phase" is an oracle. With Griffin-Lim, magnitudes are the same and the wave is not.
 * {weight}
@@ -99,7 +116,7 @@ KINDS = {
 }
 
 
-def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
+def main(model: Path, scores_file: Path, kinds_file: Path, seconds: str, target: Path) -> None:
     run = json.loads((model / "training" / "run.json").read_text())
     prior = AudioVAE.from_pretrained(model)
     scores = {
@@ -118,7 +135,9 @@ def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
         utterances = list(csv.DictReader(file, delimiter="\t"))
     count = {role: sum(row["role"] == role for row in utterances) for role in ("train", "tuning", "validation")}
     beta = run["settings"]["beta"]
+    kinds = table(json.loads(kinds_file.read_text())[model.name])
     card = CARD.format(
+        kinds=kinds,
         weight=(BELOW_ONE if beta < 1 else ABOVE_ONE).format(beta=beta),
         name=target.name, what=KINDS[run["model"]["type"]][0], order=KINDS[run["model"]["type"]][1], weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
         n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(METRICS[m].title for m in metrics),
@@ -133,6 +152,6 @@ def main(model: Path, scores_file: Path, seconds: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
+    if len(sys.argv) != 6:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))

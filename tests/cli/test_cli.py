@@ -1514,6 +1514,44 @@ def test_a_model_that_cannot_be_trained_is_refused_in_one_line(
     assert contents(here) == before
 
 
+FINE_TUNE = "train {packed} -o run --training.steps 2 "
+
+
+@pytest.mark.parametrize("place", ["option", "YAML"])
+def test_a_model_is_fine_tuned_with_its_own_sizes(here: Path, packed: Path, prior: AudioVAE, place: str) -> None:
+    Path("c.yaml").write_text("init: model\nvae: {latent_dim: 8}\n")  # what agrees is no contradiction
+    how = "--init=model" if place == "option" else "--config c.yaml"
+    assert audiovae(FINE_TUNE + how + " --training.batch_frames 64 --training.learning_rate 1e-4", packed=packed) == 0
+    tuned = AudioVAE.from_pretrained("run")
+    assert tuned.config() == prior.config()
+    moved = max(float((tuned.state_dict()[name] - before).abs().max()) for name, before in prior.state_dict().items())
+    assert 0 < moved < 1e-3
+    assert torch.equal(tuned.vae.log_power.mean, prior.vae.log_power.mean)
+    assert "fine-tuned from model" in Path("run/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--type RVAE", "train: --type RVAE contradicts model, which has FrameVAE; leave it out to fine-tune that"),
+        ("--vae.hidden [64]", r"train: --vae\.hidden \[64\] contradicts model, which has \[32\]"),
+        ("--stft.n_fft 512", r"train: --stft\.n_fft 512 contradicts model, which has 1024"),
+        ("--labels speaker", r"train: --labels \['speaker'\] contradicts model, which has \[\]"),
+        ("--vae.width 4", r"unknown option or key '--vae\.width'"),
+        ("--init speech-16", r"speech-16: no such model; did you mean 'speech-16k'"),
+    ],
+)
+def test_what_contradicts_the_model_that_is_fine_tuned_is_refused_by_name(
+    here: Path, packed: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    begin = "" if "--init" in options else "--init model "
+    assert audiovae(FINE_TUNE + begin + options, packed=packed) == 2
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 1, output.err
+    assert re.search(message, output.err), output.err
+    assert not Path("run").exists()
+
+
 def test_a_label_that_only_held_out_recordings_have_is_named(
     here: Path, packed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,7 @@ def test_yaml_of_another_shape_is_refused(
 def test_an_empty_group_of_a_yaml_file_has_its_defaults(here: Path, packed: Path) -> None:
     Path("c.yaml").write_text("stft:\ntraining:\n  log_every: 1\nvae:\n")
     assert audiovae(TRAIN + "--config c.yaml", packed=packed) == 0
-    assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [128]
+    assert json.loads(Path("run/config.json").read_text())["vae"]["settings"]["hidden"] == [512, 512, 512]
 
 
 def test_yaml_is_utf_8_whatever_the_locale(here: Path, packed: Path) -> None:

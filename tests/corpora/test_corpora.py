@@ -24,7 +24,7 @@ from audiovae import STFT, PackedCorpus, PrepareSettings, prepare
 from audiovae.corpora import packed as packed_module
 from audiovae.corpora import prepare as prepare_module
 from audiovae.corpora.batches import SegmentSampler, random_equaliser
-from audiovae.corpora.layouts import LAYOUTS, Source, assign_splits, recognise, sources
+from audiovae.corpora.layouts import LAYOUTS, Source, assign_splits, recognise, sources, split_by
 from audiovae.corpora.packed import Header, LeftOut, Utterance, read_index, write_index
 from audiovae.errors import CorpusError
 
@@ -292,6 +292,45 @@ def test_the_share_of_speakers_that_is_held_out(n_speakers: int, fraction: float
     splits = _splits(assign_splits(recordings, "folder", fraction, frozenset(), frozenset()))
     assert all(len(of_speaker) == 1 for of_speaker in splits.values())
     assert sum(of_speaker == {"validation"} for of_speaker in splits.values()) == n_held_out
+
+
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    [
+        ([f"takes/{i}.wav" for i in range(10)], "one folder"),
+        ([f"{i}.wav" for i in range(10)], "no folder"),
+        ([f"cmu_us_bdl_arctic/wav/arctic_a{i:04}.wav" for i in range(10)], "one speaker of a known corpus"),
+    ],
+)
+def test_recordings_are_held_out_where_there_is_one_speaker_only(paths: list[str], name: str) -> None:
+    layout, found = sources(Path(name), [Path(name) / path for path in paths])
+    group = split_by(found, None)
+    assert group == "recording"
+    splits = [source.split for source in assign_splits(found, layout, 0.2, frozenset(), frozenset(), group)]
+    assert sorted(map(str, splits)) == ["train"] * 8 + ["validation"] * 2
+    assert split_by(found, "speaker") == "speaker"  # as asked for
+
+
+def test_a_group_stands_in_one_split(small: Path, tmp_path: Path) -> None:
+    """Sessions of several speakers each; a table that names speakers goes before the folders."""
+    ids = sorted(path.relative_to(small).as_posix() for path in small.rglob("*.wav"))
+    rows = [f"{id_},s{i // 2},v{i % 2}" for i, id_ in enumerate(ids)]
+    table = _table(tmp_path / "labels.csv", ["file,session,speaker", *rows])
+    for group, label in (("session", "session"), ("speaker", "speaker"), (None, "speaker")):
+        found = prepare(small, tmp_path / "packed", PrepareSettings(labels=table, group=group, validation=0.4))
+        assert found.split_by == label
+        splits: dict[str, set[str]] = {}
+        for utterance in found.utterances:
+            splits.setdefault(utterance.labels[label], set()).add(utterance.split)
+        assert all(len(of_group) == 1 for of_group in splits.values())
+        assert set.union(*splits.values()) == {"train", "validation"}
+        assert {u.speaker for u in found.utterances} == {"v0", "v1"}
+    with pytest.raises(CorpusError, match=r"has no label 'day' to split by; it has recording, session, speaker"):
+        prepare(small, tmp_path / "packed", PrepareSettings(labels=table, group="day"))
+    (tmp_path / "names.txt").write_text("v1\n")
+    settings = PrepareSettings(labels=table, group="session", validation_speakers=str(tmp_path / "names.txt"))
+    with pytest.raises(CorpusError, match=r"session s0 is in the splits train and validation"):
+        prepare(small, tmp_path / "packed", settings)
 
 
 def test_the_held_out_speakers_do_not_depend_on_the_order_or_number_of_files() -> None:

@@ -33,11 +33,12 @@ DIGITS, SPEAKERS, INDICES = (
 SECONDS = 0.25
 MEASURED_SAMPLES = 1000  # of the corpus: 63 frames
 LABELS = {"digit": DIGITS, "speaker": SPEAKERS}
+CLASSIC: dict[str, Any] = {"residual": False, "activation": "tanh"}
 MODELS: dict[str, settings.ModelSettings] = {
-    "frame": settings.FrameVAESettings(latent_dim=4, hidden=(8,)),
-    "frame-vmf": settings.FrameVAESettings(latent_dim=4, hidden=(8,), latent="von-mises-fisher"),
-    "frame-dirichlet": settings.FrameVAESettings(latent_dim=4, hidden=(8,), latent="dirichlet"),
-    "autoencoder": settings.AutoencoderSettings(latent_dim=4, hidden=(8,)),
+    "frame": settings.FrameVAESettings(latent_dim=4, hidden=(8,), **CLASSIC),
+    "frame-vmf": settings.FrameVAESettings(latent_dim=4, hidden=(8,), **CLASSIC, latent="von-mises-fisher"),
+    "frame-dirichlet": settings.FrameVAESettings(latent_dim=4, hidden=(8,), **CLASSIC, latent="dirichlet"),
+    "autoencoder": settings.AutoencoderSettings(latent_dim=4, hidden=(8,), **CLASSIC),
     "context": settings.ContextVAESettings(latent_dim=4, width=8, decoder_layers=1),
     "dynamic-labels": settings.DynamicVAESettings(latent_dim=4, width=8, prior_width=8, labels=LABELS),
     "sequence-labels": settings.SequenceVAESettings(latent_dim=4, width=8, hidden=8, blocks=1, labels=LABELS),

@@ -9,6 +9,7 @@ from conftest import RATE, speech_like
 from mixtures import reverberant
 from torch import Tensor
 
+import audiovae
 from audiovae import STFT
 from audiovae.errors import AudiovaeError
 from audiovae.metrics import si_sdr
@@ -59,9 +60,27 @@ def test_what_space_cannot_part_is_refused() -> None:
         separate(torch.randn(1, 4000), RATE, 2)
 
 
-def test_a_prior_hears_its_own_rate_alone() -> None:
-    with pytest.raises(AudiovaeError, match="hears 16000 Hz, and the wave has 8000 Hz"):
-        separate(torch.randn(2, 4000), 8000, 2)
+def test_an_array_of_any_rate_comes_apart_into_arrays_of_that_rate_and_says_how_far_it_is() -> None:
+    wave = np.random.default_rng(0).standard_normal((2, 12001))  # 24 kHz: a third of it lies above the prior's band
+    told: list[float] = []
+    images = audiovae.separate(wave, 24000, 1, "fast", progress=told.append)
+    assert isinstance(images, np.ndarray)
+    assert images.shape == (2, 2, 12001)
+    np.testing.assert_allclose(images.sum(0), wave, atol=1e-5)
+    above = np.abs(np.fft.rfft(images))[..., 8500 * 12001 // 24000 :]
+    assert above[0].max() < 0.02 * above[1].max()
+    assert told[-1] == 1
+    assert 0 < told[0] < 1
+    assert sorted(told) == told
+
+
+def test_a_wave_that_is_none_is_refused() -> None:
+    broken = np.zeros((2, 4000))
+    broken[1, 123] = np.inf
+    with pytest.raises(ValueError, match="holds 1 samples that are NaN or infinite, the first at sample 123; repair"):
+        audiovae.separate(broken, RATE, 2, METHOD)
+    with pytest.raises(ValueError, match=r"channels stand before the samples, .* shape \[4000, 2\]: transpose it"):
+        audiovae.enhance(np.zeros((4000, 2)), RATE)
 
 
 def silent(wave: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ from audiovae.training.loop import Fitted, Progress, beta, learning_rate
 
 # Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up,
 # dropout, equaliser.
-SIZES = FrameVAESettings(latent_dim=4, hidden=(16,), dropout=0.1)
+SIZES = FrameVAESettings(latent_dim=4, hidden=(16,), dropout=0.1, activation="tanh")
 FRONT_END = STFTSettings(n_fft=256, hop_length=64)
 SETTINGS = TrainingSettings(
     steps=30, batch_frames=64, segment_frames=8, learning_rate=1e-2, warmup=0.1, beta_warmup=0.3, averaging=0.9,
@@ -151,6 +151,59 @@ def test_a_finished_run_is_not_trained_further(packed: Path, uninterrupted: Path
     assert results(tmp_path / "model") == results(uninterrupted)
 
 
+def test_more_steps_continue_a_finished_run_and_say_so(
+    packed: Path, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "model")
+    longer, prior = replace(SETTINGS, steps=45), build()
+    steps: list[int] = []
+    fitted = run(packed, tmp_path / "model", longer, prior, progress=lambda now: steps.append(now.step))
+    assert (min(steps), max(steps), fitted.steps) == (33, 45, 45)
+    assert "a run of 30 steps goes on to 45; from here its learning rate is that of a run of 45 steps" in caplog.text
+    assert rows(tmp_path / "model")[:10] == rows(uninterrupted)
+    left = load_checkpoint(tmp_path / "model" / "training")
+    assert left is not None
+    assert left["optimizer"]["param_groups"][0]["lr"] == learning_rate(longer, 44)
+
+    run(packed, tmp_path / "model", replace(longer, steps=48), prior)  # the model as it was left goes on, too
+    run(packed, tmp_path / "model", replace(longer, steps=51), AudioVAE.from_pretrained(tmp_path / "model"))
+    assert "## What it began as" not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_loaded_model_is_fine_tuned_and_keeps_constants_and_card(packed: Path, tmp_path: Path) -> None:
+    first = build(seed=3)
+    first.vae.calibrate(torch.rand(50, first.vae.n_freqs))
+    first.save_pretrained(tmp_path / "base", "---\nlicense: cc-by-4.0\n---\n\n# Base\n\nBy A. Speaker.\n")
+    prior = AudioVAE.from_pretrained(tmp_path / "base")
+    assert not any(weight.requires_grad for weight in prior.parameters())
+    run(packed, tmp_path / "tuned", prior=prior)
+    tuned = AudioVAE.from_pretrained(tmp_path / "tuned")
+    weights = {name for name, _ in prior.named_parameters()}
+    for name, before in first.state_dict().items():
+        assert torch.equal(before, tuned.state_dict()[name]) == (name not in weights), name
+    assert not any(weight.requires_grad for weight in prior.parameters())
+
+    prior.save_pretrained(tmp_path / "copy")
+    for folder in ("tuned", "copy"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert card.startswith("---\nlicense: cc-by-4.0\n---\n")
+        assert f"fine-tuned from base (SHA-256 {first.model_hash()[:16]})" in card
+        assert card.endswith("The card of base, as it was:\n\n# Base\n\nBy A. Speaker.\n")
+    again = AudioVAE.from_pretrained(tmp_path / "base")
+    assert run(packed, tmp_path / "tuned", prior=again).steps == SETTINGS.steps
+    with pytest.raises(TrainingError, match=r"began as base, and this one begins as random weights; begin with the"):
+        run(packed, tmp_path / "tuned")
+
+
+def test_weights_that_need_no_gradient_stay_where_others_do(packed: Path, tmp_path: Path) -> None:
+    prior = build()
+    prior.vae.encoder.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in prior.vae.named_parameters()}
+    run(packed, tmp_path / "model", replace(SETTINGS, steps=5), prior)
+    same = {name for name, tensor in prior.vae.named_parameters() if torch.equal(tensor, before[name])}
+    assert same == {f"encoder.{name}" for name, _ in prior.vae.encoder.named_parameters()}
+
+
 def test_a_finished_run_whose_model_was_deleted_writes_it_again(
     packed: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +250,7 @@ def command(packed: Path, folder: Path, *more: str) -> list[str]:
         "--vae.latent_dim=4",
         "--vae.hidden=[16]",
         "--vae.dropout=0.1",
+        "--vae.activation=tanh",
         "--stft.n_fft=256",
         "--stft.hop_length=64",
     ]
@@ -408,7 +462,7 @@ def begun(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"steps": 40}, r"another steps \(settings\): 30 there, 40 now"),
+        ({"steps": 20}, r"another steps \(settings\): 30 there, 20 now"),
         ({"seed": 7}, r"another seed \(settings\): 0 there, 7 now"),
         ({"learning_rate": 0.5}, r"another learning_rate \(settings\): 0\.01 there, 0\.5 now"),
         ({"patience": 3}, r"another patience \(settings\): 50 there, 3 now"),
@@ -599,6 +653,16 @@ def test_patience_stops_training(
     seen = prescribed_elbos(monkeypatch, elbos)
     fitted = run(packed, tmp_path / "model", replace(SETTINGS, patience=patience))
     assert fitted.steps == stops_at == 5 * len(seen)
+
+
+def test_more_steps_go_on_where_patience_ended_a_run(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, patience=2)
+    prescribed_elbos(monkeypatch, [-5.0, -6.0, -7.0, -4.0, -6.0, -7.0])
+    assert run(packed, tmp_path / "model", settings).steps == 15
+    fitted = run(packed, tmp_path / "model", replace(settings, steps=60))
+    assert (fitted.steps, fitted.best_step, fitted.elbo) == (30, 20, -4.0)
 
 
 def test_patience_goes_on_where_an_interrupted_run_left_it(
