@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiovae.audio import AudioInfo
+from audiovae.files import Recording
 from audiovae.prior import AudioVAE
 from audiovae.separation.em import EMSettings, Separator
 from audiovae.separation.inference.e_step import EStep
@@ -22,7 +26,9 @@ from audiovae.separation.sources.slow import SlowBands
 from audiovae.separation.sources.source import MakeSource
 from audiovae.separation.sources.stationary import Stationary
 from audiovae.separation.starts import quiet_start
+from audiovae.separation.upper_band import UpperBand, reaches_above
 from audiovae.settings import MethodName, NoiseName
+from audiovae.stft import power
 from audiovae.waves import Array, at_rate, like, recording_of
 
 PRIOR_WEIGHT, ANNEALING = 12.0, 4.0  # the first at a hop of a quarter: see `LatentEnergy` and `EMSettings`
@@ -114,7 +120,8 @@ def enhance(
     worked on at once: about a minute at a time is a matter of memory, longer ones are for `enhance_file`.
 
     Args:
-        wave: an array or a tensor of any rate; a method hears it at its prior's, and what it has above is no speech.
+        wave: an array or a tensor of any rate; a method hears it at its prior's. For what it has above see
+            `UpperBand`.
         sample_rate: of the wave, in Hz.
         progress: called now and then with the share that is done, from 0 to 1.
 
@@ -129,6 +136,13 @@ def enhance(
     (found,) = separates([spectrogram.movedim(0, -1)], [seed], [float(level[0] > 0)], progress=progress)
     speech = prior.stft.inverse(found.images[0].movedim(-1, 0), channels.shape[-1]) * level.unsqueeze(-1)
     speech = at_rate(speech, prior.sample_rate, sample_rate)[..., : wave.shape[-1]]
+    given = torch.atleast_2d(whole).numpy(force=True).astype(np.float32)
+    info = AudioInfo(Path("wave"), sample_rate, given.shape[1], len(given), "WAV", "FLOAT")
+    recording = Recording(prior.front, info, float(level[0]))
+    if reaches_above(recording):
+        upper = UpperBand(recording, iter([given]))
+        upper.push(power(found.images[0]).mean(-1), found.psds[1], last=True)
+        speech = speech + torch.from_numpy(upper.take(wave.shape[-1])).to(speech)
     return like(speech.reshape(wave.shape), wave)
 
 

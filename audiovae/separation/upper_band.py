@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -46,9 +47,10 @@ class UpperBand:
 
     Args:
         recording: of a higher rate than its front end's, see `reaches_above`.
+        blocks: its waves, `[channel, sample]`; default those of its file.
     """
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, blocks: Iterator[audio.Wave] | None = None) -> None:
         self._info, self._front = recording.info, recording.front
         self._level = recording.level or 1.0
         rate, device = self._info.sample_rate, self._front.device
@@ -65,7 +67,7 @@ class UpperBand:
         in_band = functional.one_hot(self._band_of, n_bands).float()
         self._n_told = _INDEPENDENT * in_band.sum(0)
         self._mean, self._sparse_mean = (part / part.sum(0) for part in (in_band, in_band[::_STRIDE]))  # [bin, band]
-        self._blocks = audio.blocks(self._info, _CHUNK_FRAMES * hop_length)
+        self._blocks = audio.blocks(self._info, _CHUNK_FRAMES * hop_length) if blocks is None else blocks
         self._analysis, self._synthesis = StreamingAnalysis(self._stft), StreamingSynthesis(self._stft)
         self._n_frames = self._stft.n_frames(self._info.n_samples)
         self._n_done = self._n_below = 0

@@ -15,7 +15,7 @@ from audiovae import STFT, AudioVAE, audio
 from audiovae.cli.main import main
 from audiovae.files.recording import Recording
 from audiovae.metrics import si_sdr
-from audiovae.separation import blocks, enhance_file, enhancer, files
+from audiovae.separation import METHODS, blocks, enhance, enhance_file, enhancer, files
 from audiovae.separation.upper_band import UpperBand, reaches_above
 from audiovae.stft import Front, power
 
@@ -167,3 +167,19 @@ def test_verbs_say_what_they_do_with_it(
     command = f"{verb} {' '.join(map(str, sources))} -o {tmp_path}/out --model {model_folder} --device cpu"
     assert main(command.split()) == 0
     assert f"1 files of 2 have sound above 8000 Hz, {said}" in capsys.readouterr().err
+
+
+def test_a_wave_is_enhanced_as_its_file_is(tmp_path: Path) -> None:
+    rate = 48000
+    noise = np.random.default_rng(0).standard_normal((2, 2 * rate)).astype(np.float32)
+    time = np.arange(2 * rate) / rate
+    wave = 0.01 * noise + 0.2 * noise[::-1] * (np.sin(2 * np.pi * 2 * time) > 0).astype(np.float32)
+    soundfile.write(tmp_path / "in.wav", wave.T, rate, subtype="FLOAT")
+    prior = AudioVAE.from_pretrained(METHODS["fast"].prior)
+    enhance_file(enhancer(prior, "fast"), tmp_path / "in.wav", tmp_path / "out.wav")
+    expected = soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T
+    found = enhance(wave, rate, "fast")
+    assert found.shape == wave.shape
+    above = [np.fft.rfft(x)[:, 10000 * 2 :] for x in (expected, found)]
+    assert np.linalg.norm(above[0]) > 1
+    assert np.linalg.norm(above[1] - above[0]) < 0.05 * np.linalg.norm(above[0])
