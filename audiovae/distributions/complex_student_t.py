@@ -57,13 +57,13 @@ class ComplexStudentT(Distribution):
             df, dtype=wide.dtype, device=wide.device
         )  # most often a single number: cheaper than its expansion
         if validate_args is not False:
-            wrong = ~(torch.isfinite(self._df) & (self._df > 0))
-            if bool(wrong.any()):
+            right = torch.isfinite(self._df) & (self._df > 0)
+            if not torch._is_all_true(right):
                 raise ValueError(
                     "the degrees of freedom of ComplexStudentT must be positive and finite, got "
-                    f"{float(self._df[wrong][0])}"
+                    f"{float(self._df[~right][0])}"
                 )
-            if log_scale is None and not bool((given > 0).all()):
+            if log_scale is None and not torch._is_all_true(given > 0):
                 raise ValueError(f"the scale of ComplexStudentT must be positive, got {float(given[~(given > 0)][0])}")
         self._given = given.log() if log_scale is None else given
         self._log_floor = math.log(floor) if floor > 0 else -math.inf
@@ -102,10 +102,11 @@ class ComplexStudentT(Distribution):
         return self.mean
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> ComplexStudentT:
-        shape = torch.Size(batch_shape)
-        return ComplexStudentT(
-            self._df.expand(shape), log_scale=self.log_scale.expand(shape), validate_args=self._validate_args
-        )
+        new, shape = self._get_checked_instance(ComplexStudentT, _instance), torch.Size(batch_shape)
+        new._df, new._given, new._log_floor = self._df, self._given.expand(shape), self._log_floor
+        super(ComplexStudentT, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def __repr__(self) -> str:
         return f"ComplexStudentT(log_scale: {tuple(self._given.shape)})"
@@ -135,7 +136,8 @@ class ComplexStudentT(Distribution):
         log_scale = self.log_scale
         half = self._df / 2
         power, log_weight = torch.broadcast_tensors(power, -half.log() - log_scale)
-        return -LOG_PI - log_scale - (half + 1) * _Log1pExp.apply(power, log_weight)
+        log1p_exp = _Log1pExp if torch.compiler.is_compiling() else _ForwardLog1pExp
+        return -LOG_PI - log_scale - (half + 1) * log1p_exp.apply(power, log_weight)
 
     def summed_log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob_of_power(power).sum(-1)`."""
@@ -151,13 +153,38 @@ class _Log1pExp(torch.autograd.Function):
     overflows.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, power: Tensor, log_weight: Tensor) -> Tensor:
-        ctx.save_for_backward(power, log_weight)
-        return torch.nn.functional.softplus(power.log().add_(log_weight), threshold=40)
+    def forward(power: Tensor, log_weight: Tensor) -> Tensor:
+        return torch.nn.functional.softplus(power.log() + log_weight, threshold=40)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         power, log_weight = ctx.saved_tensors
-        slope = gradients[0] / (power + torch.exp(-log_weight.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)))
+        slope = gradients[0] / (power + _weight(-log_weight))
         return slope, power * slope
+
+
+class _ForwardLog1pExp(_Log1pExp):
+    """The same with its derivative in forward mode, which torch.func.hessian takes and torch.compile cannot trace."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        power, log_weight = ctx.saved_tensors
+        of_power, of_log_weight = (0.0 if tangent is None else tangent for tangent in tangents)
+        return (of_power + power * of_log_weight) / (power + _weight(-log_weight))
+
+
+def _weight(log_weight: Tensor) -> Tensor:
+    largest = min(_LARGEST_EXPONENT, math.log(torch.finfo(log_weight.dtype).max) - 1)
+    return torch.exp(log_weight.clamp(-largest, largest))
