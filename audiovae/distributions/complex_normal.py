@@ -20,6 +20,11 @@ VARIANCE_FLOOR = 1e-6
 _LARGEST_EXPONENT = 80.0  # exp of it is finite in float32, so that a power of zero counts as zero at any variance
 
 
+def complex_type(dtype: torch.dtype) -> torch.dtype:
+    """As `dtype.to_complex()`, which torch.compile cannot trace."""
+    return torch.promote_types(dtype, torch.complex32)
+
+
 class _Complex(constraints.Constraint):
     """Finite complex numbers."""
 
@@ -61,7 +66,8 @@ class ComplexNormal(Distribution):
                 + ("neither" if variance is None else "both")
             )
         (given,) = broadcast_all(variance if log_variance is None else log_variance)
-        if log_variance is None and validate_args is not False and not torch._is_all_true(given > 0):
+        checked = self._validate_args if validate_args is None else validate_args
+        if checked and log_variance is None and not torch._is_all_true(given > 0):
             raise ValueError(
                 f"Expected parameter variance of ComplexNormal to be positive, but found invalid values:\n{given}"
             )
@@ -80,7 +86,7 @@ class ComplexNormal(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        return torch.zeros_like(self._given, dtype=self._given.dtype.to_complex())
+        return torch.zeros_like(self._given, dtype=complex_type(self._given.dtype))
 
     @property
     def mode(self) -> Tensor:
@@ -104,7 +110,7 @@ class ComplexNormal(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples: sqrt(variance) times a complex standard normal."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self._given.dtype.to_complex(), device=self._given.device)
+        noise = torch.randn(shape, dtype=complex_type(self._given.dtype), device=self._given.device)
         return self.stddev * noise
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
-from audiovae.distributions.complex_normal import LOG_PI, ComplexNormal
+from audiovae.distributions.complex_normal import LOG_PI, ComplexNormal, complex_type
 
 _LARGEST_EXPONENT = 60.0  # exp of it times any degrees of freedom is finite in float32
 
@@ -56,7 +56,7 @@ class ComplexStudentT(Distribution):
         self._df = torch.as_tensor(
             df, dtype=wide.dtype, device=wide.device
         )  # most often a single number: cheaper than its expansion
-        if validate_args is not False:
+        if self._validate_args if validate_args is None else validate_args:
             right = torch.isfinite(self._df) & (self._df > 0)
             if not torch._is_all_true(right):
                 raise ValueError(
@@ -95,7 +95,7 @@ class ComplexStudentT(Distribution):
     @property
     def mean(self) -> Tensor:
         """Zero; for df <= 1, where no expectation exists, the centre all the same."""
-        return torch.zeros_like(self._given, dtype=self._given.dtype.to_complex())
+        return torch.zeros_like(self._given, dtype=complex_type(self._given.dtype))
 
     @property
     def mode(self) -> Tensor:
@@ -114,9 +114,10 @@ class ComplexStudentT(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples, with gradients for scale and degrees of freedom."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self._given.dtype.to_complex(), device=self._given.device)
+        noise = torch.randn(shape, dtype=complex_type(self._given.dtype), device=self._given.device)
         half = (self._df / 2).expand(shape)
-        log_deviation = (self.log_scale + half.log() - torch._standard_gamma(half).log()) / 2
+        single = half.float() if half.dtype.itemsize == 2 else half  # torch draws no Gamma variables of half precision
+        log_deviation = (self.log_scale + half.log() - torch._standard_gamma(single).log().to(half.dtype)) / 2
         return log_deviation.exp() * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -186,5 +187,5 @@ class _ForwardLog1pExp(_Log1pExp):
 
 
 def _weight(log_weight: Tensor) -> Tensor:
-    largest = min(_LARGEST_EXPONENT, math.log(torch.finfo(log_weight.dtype).max) - 1)
+    largest = 8.0 if log_weight.dtype == torch.float16 else _LARGEST_EXPONENT
     return torch.exp(log_weight.clamp(-largest, largest))

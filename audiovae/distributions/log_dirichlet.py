@@ -85,7 +85,7 @@ class LogDirichlet(Distribution):
             raise ValueError(
                 f"LogDirichlet needs at least 2 entries, got a concentration of shape {tuple(concentration.shape)}"
             )
-        if validate_args is not False:
+        if self._validate_args if validate_args is None else validate_args:
             right = torch.isfinite(concentration) & (concentration > 0)
             if not torch._is_all_true(right):
                 raise ValueError(

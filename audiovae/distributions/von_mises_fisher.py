@@ -181,7 +181,7 @@ class AroundDirection(Distribution, ABC):
         if loc.ndim == 0 or loc.shape[-1] < 2:
             raise ValueError(f"{name} needs a loc of at least 2 dimensions, got one of shape {tuple(loc.shape)}")
         given = torch.as_tensor(concentration, dtype=loc.dtype, device=loc.device)
-        if validate_args is not False:
+        if self._validate_args if validate_args is None else validate_args:
             right = torch.isfinite(given) & (given >= 0)
             if not torch._is_all_true(right):
                 raise ValueError(

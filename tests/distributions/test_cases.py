@@ -8,6 +8,8 @@ import inspect
 import math
 import pickle
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,7 +43,12 @@ from audiovae.distributions import (
     SphereUniform,
     VonMisesFisher,
 )
+from audiovae.distributions.von_mises_fisher import AroundDirection
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning"),
+]
 DOUBLE = torch.float64
 Z_LIMIT = 5.0  # a test of a mean fails by chance once in two million
 BATCH = 3
@@ -223,8 +230,7 @@ def quantities(case: Case, **options: object) -> dict[str, Callable[..., Tensor]
         "variance": lambda *given: case.made(*given, **options).variance,
     }
     if case.total:
-        cast = value.to
-        found["log_prob"] = lambda *given: case.made(*given, **options).log_prob(cast(given[0].device))
+        found["log_prob"] = lambda *given: case.made(*given, **options).log_prob(value)
         found["entropy"] = lambda *given: case.made(*given, **options).entropy()
     return found
 
@@ -403,12 +409,13 @@ def test_samples_are_in_the_support_and_other_values_are_refused(case: Case) -> 
 def test_a_support_is_reached_from_real_vectors_or_refused_by_name(case: Case) -> None:
     support = case.made().support
     free = torch.randn(BATCH, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
+    refused = {"_Complex": (transform_to, biject_to), "_Sphere": (biject_to,)}.get(type(support).__name__, ())
     for registry in (transform_to, biject_to):
-        try:
-            transform = registry(support)
-        except NotImplementedError as error:
-            assert "sphere" in str(error) or "Complex" in str(error)
+        if registry in refused:
+            with pytest.raises(NotImplementedError, match=r"sphere|Complex"):
+                registry(support)
             continue
+        transform = registry(support)
         value = transform(free)
         assert support.check(value).all()
         if registry is biject_to:
@@ -548,8 +555,8 @@ def test_summed_densities_go_through_the_transforms_too(kind: type[Distribution]
 
 
 @every
-def test_samples_under_vmap_differ_or_are_refused(case: Case) -> None:
-    """As for torch's Normal nothing is drawn unless a kind of randomness is named; two never share half of a draw."""
+def test_samples_under_vmap_need_a_kind_of_randomness(case: Case) -> None:
+    """As for torch's Normal."""
     if case.kind is Point:
         return
 
@@ -558,11 +565,7 @@ def test_samples_under_vmap_differ_or_are_refused(case: Case) -> None:
 
     with pytest.raises(RuntimeError, match="random"):
         vmap(draw)(*case.parameters)
-    try:
-        drawn = vmap(draw, randomness="different")(*case.parameters)
-    except RuntimeError as error:
-        assert "random" in str(error)
-        return
+    drawn = vmap(draw, randomness="different")(*case.parameters)
     assert drawn.shape == (BATCH, 4, *case.made().event_shape)
     assert case.made().support.check(drawn).all()
 
@@ -580,43 +583,50 @@ def test_directions_under_vmap_are_independent_also_of_one_distribution(kind: ty
         vmap(lambda k: kind(row(0, 0, 1), k).rsample(), randomness="same")(row(1, 2))
 
 
-@every
-def test_compiled_functions_are_whole_and_give_the_same(case: Case) -> None:
+def check_compiled(function: Callable[..., object], parameters: tuple[Tensor, ...]) -> None:
+    """In one graph, and the gradients too."""
     torch._dynamo.reset()
-    functions = quantities(case, validate_args=False)
-    expected = [function(*case.parameters) for function in functions.values()]
-    together = torch.compile(lambda *given: [f(*given) for f in functions.values()], fullgraph=True, backend="eager")
-    torch.testing.assert_close(together(*case.parameters), expected)
+    given, again = leaves(parameters), leaves(parameters)
+    found, expected = torch.compile(function, fullgraph=True, backend="eager")(*given), function(*again)
+    torch.testing.assert_close(found, expected)
+    parts = [(f.sum(), e.sum()) for f, e in zip(found, expected, strict=True) if e.requires_grad]
+    if parts:
+        slopes = [
+            torch.autograd.grad(sum(totals), to, allow_unused=True, materialize_grads=True)
+            for totals, to in zip(zip(*parts, strict=True), (given, again), strict=True)
+        ]
+        torch.testing.assert_close(*slopes)
 
 
-@every_kl
-def test_compiled_divergences_and_their_gradients_are_the_same(
-    kinds: tuple[type[Distribution], type[Distribution]],
-) -> None:
-    torch._dynamo.reset()
-    function = divergence(kinds, validate_args=False)
-    given, again = leaves(pair(kinds)[2]), leaves(pair(kinds)[2])
-    found = torch.compile(function, fullgraph=True, backend="eager")(*given)
-    torch.testing.assert_close(found, function(*again))
-    if found.requires_grad:
-        for actual, expected in zip(
-            *(
-                torch.autograd.grad(function(*g).sum(), g, allow_unused=True, materialize_grads=True)
-                for g in (given, again)
-            ),
-            strict=True,
-        ):
-            torch.testing.assert_close(actual, expected)
+def compile_all() -> None:
+    for case in CASES:
+        functions = list(quantities(case, validate_args=False).values())
+        if hasattr(case.kind, "summed_log_prob_of_power"):
+            functions.append(lambda *given, case=case: case.made(*given).summed_log_prob_of_power(torch.ones(4, BATCH)))
+        if not issubclass(case.kind, AroundDirection):
+            functions.append(
+                lambda *given, case=case: case.made(*given).support.check(case.made(*given).sample((2,))).all().double()
+            )
+        check_compiled(
+            lambda *given, functions=functions: [function(*given) for function in functions], case.parameters
+        )
+    for kinds in KLS:
+        function = divergence(kinds, validate_args=False)
+        check_compiled(lambda *given, function=function: [function(*given)], pair(kinds)[2])
+    for case in (BY_KIND[VonMisesFisher], BY_KIND[PowerSpherical]):
+        torch._dynamo.reset()
+        draw = lambda *given, case=case: case.made(*given, validate_args=False).rsample()  # noqa: E731
+        assert case.made().support.check(torch.compile(draw, backend="eager")(*case.parameters)).all()
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="angles on the sphere are drawn outside of the graph"):
+            torch.compile(draw, fullgraph=True, backend="eager")(*case.parameters)
 
 
-@pytest.mark.parametrize("kind", [VonMisesFisher, PowerSpherical])
-def test_directions_are_drawn_outside_of_a_compiled_graph_which_says_so(kind: type[Distribution]) -> None:
-    torch._dynamo.reset()
+def test_compiled_functions_are_the_same_in_one_graph_but_for_samples_on_the_sphere() -> None:
+    """In a process of its own, as torch.compile cannot see through the checks of annotations that the tests add."""
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
-    def draw(h: Tensor, k: Tensor) -> Tensor:
-        return kind(normalize(h, dim=-1), k, validate_args=False).rsample()
 
-    case = BY_KIND[kind]
-    assert kind.support.check(torch.compile(draw, backend="eager")(*case.parameters)).all()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="angles on the sphere are drawn outside of the graph"):
-        torch.compile(draw, fullgraph=True, backend="eager")(*case.parameters)
+if __name__ == "__main__":
+    compile_all()
