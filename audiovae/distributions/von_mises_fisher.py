@@ -254,7 +254,7 @@ class AroundDirection(Distribution, ABC):
         """Reparameterised samples, with the whole gradient with respect to loc and concentration."""
         shape = self._extended_shape(torch.Size(sample_shape))
         direction = uniform_directions((*shape[:-1], self.dim - 1), self.loc.dtype, self.loc.device)
-        angle = _draw_angles(self.concentration.double().expand(shape[:-1]), direction, self.dim, type(self))
+        angle = _Angle.apply(self.concentration.double().expand(shape[:-1]), direction, self.dim, type(self))
         along, across = angle.cos().to(self.loc.dtype).unsqueeze(-1), angle.sin().to(self.loc.dtype).unsqueeze(-1)
         # Of the two reflections that take +e1 or -e1 to mu, the one whose normal mu + sign e1 is long.
         first, others = self.loc[..., :1], self.loc[..., 1:]
@@ -334,11 +334,6 @@ class _Angle(torch.autograd.Function):
         else:
             concentration = concentration.movedim(in_dims[0], 0)
         return _Angle.apply(concentration, None, dim, kind), 0
-
-
-@torch.compiler.disable(reason="angles on the sphere are drawn outside of the graph, by as many trials as it takes")
-def _draw_angles(concentration: Tensor, direction: Tensor, dim: int, kind: type[AroundDirection]) -> Tensor:
-    return _Angle.apply(concentration, direction, dim, kind)
 
 
 def _angle_slope(angle: Tensor, concentration: Tensor, dim: int, kind: type[AroundDirection]) -> Tensor:

@@ -610,7 +610,7 @@ def compile_all() -> None:
         check_compiled(
             lambda *given, functions=functions: [function(*given) for function in functions], case.parameters
         )
-    for kinds in KLS:
+    for kinds in [kinds for kinds in KLS if kinds[0] is kinds[1]]:  # the others are made of the same parts
         function = divergence(kinds, validate_args=False)
         check_compiled(lambda *given, function=function: [function(*given)], pair(kinds)[2])
     for case in (BY_KIND[VonMisesFisher], BY_KIND[PowerSpherical]):
@@ -618,8 +618,8 @@ def compile_all() -> None:
         draw = lambda *given, case=case: case.made(*given, validate_args=False).rsample()  # noqa: E731
         assert case.made().support.check(torch.compile(draw, backend="eager")(*case.parameters)).all()
         torch._dynamo.reset()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match="angles on the sphere are drawn outside of the graph"):
-            torch.compile(draw, fullgraph=True, backend="eager")(*case.parameters)
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=rf"custom jvp[\s\S]*{case.kind.__name__}"):
+            torch.compile(draw, fullgraph=True, backend="eager")(*leaves(case.parameters))
 
 
 def test_compiled_functions_are_the_same_in_one_graph_but_for_samples_on_the_sphere() -> None:
