@@ -156,7 +156,7 @@ class AroundDirection(Distribution, ABC):
     reflection. The gradient with respect to k is that of implicit reparameterisation, d angle / dk = -(dF/dk) / f with
     F and f the distribution function and density of the angle; it is exact and needs no correction for rejections
     behind a sample. All of it has derivatives of any order, by torch.func too; under vmap samples take
-    `randomness="different"`, and torch.compile draws them outside of its graph.
+    `randomness="different"`, and torch.compile draws those with gradients outside of its graph.
 
     Args:
         loc: mu, of unit length along its last axis, `[..., dim]` with dim at least 2.

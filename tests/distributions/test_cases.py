@@ -11,7 +11,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,13 +23,12 @@ from torch.distributions import (
     Normal,
     TransformedDistribution,
     biject_to,
-    constraints,
     kl,
     kl_divergence,
     transform_to,
 )
 from torch.func import grad, hessian, vmap
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 import audiovae.distributions
 from audiovae.distributions import (
@@ -435,7 +434,7 @@ def test_the_transforms_of_the_sphere_and_of_the_simplex() -> None:
     ratios = Normal(torch.zeros(2, dtype=DOUBLE), 1.0)
     y = TransformedDistribution(ratios, to_simplex)
     value = y.sample((5,))
-    assert y.support == constraints.independent(simplex, 0) or simplex.check(value).all()
+    assert simplex.check(value).all()
     torch.testing.assert_close(y.log_prob(value), ratios.log_prob(value[:, :-1] - value[:, -1:]).sum(-1))
 
 
@@ -600,6 +599,8 @@ def check_compiled(function: Callable[..., object], parameters: tuple[Tensor, ..
 
 def compile_all() -> None:
     for case in CASES:
+        if case.kind is VonMisesFisher:  # of 128 dimensions, which take fewer steps to trace; of three below
+            case = replace(case, parameters=(pad(VECTORS, (0, 125)), *case.parameters[1:]))
         functions = list(quantities(case, validate_args=False).values())
         if hasattr(case.kind, "summed_log_prob_of_power"):
             functions.append(lambda *given, case=case: case.made(*given).summed_log_prob_of_power(torch.ones(4, BATCH)))
@@ -613,13 +614,16 @@ def compile_all() -> None:
     for kinds in [kinds for kinds in KLS if kinds[0] is kinds[1]]:  # the others are made of the same parts
         function = divergence(kinds, validate_args=False)
         check_compiled(lambda *given, function=function: [function(*given)], pair(kinds)[2])
-    for case in (BY_KIND[VonMisesFisher], BY_KIND[PowerSpherical]):
-        torch._dynamo.reset()
-        draw = lambda *given, case=case: case.made(*given, validate_args=False).rsample()  # noqa: E731
-        assert case.made().support.check(torch.compile(draw, backend="eager")(*case.parameters)).all()
-        torch._dynamo.reset()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=rf"custom jvp[\s\S]*{case.kind.__name__}"):
-            torch.compile(draw, fullgraph=True, backend="eager")(*leaves(case.parameters))
+    case = BY_KIND[VonMisesFisher]
+    torch._dynamo.reset()
+    assert case.made().support.check(torch.compile(draw_directions, backend="eager")(*leaves(case.parameters))).all()
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"custom jvp[\s\S]*VonMisesFisher"):
+        torch.compile(draw_directions, fullgraph=True, backend="eager")(*leaves(case.parameters))
+
+
+def draw_directions(*given: Tensor) -> Tensor:
+    return BY_KIND[VonMisesFisher].made(*given, validate_args=False).rsample()
 
 
 def test_compiled_functions_are_the_same_in_one_graph_but_for_samples_on_the_sphere() -> None:
