@@ -20,6 +20,11 @@ VARIANCE_FLOOR = 1e-6
 _LARGEST_EXPONENT = 80.0  # exp of it is finite in float32, so that a power of zero counts as zero at any variance
 
 
+def complex_type(dtype: torch.dtype) -> torch.dtype:
+    """As `dtype.to_complex()`, which torch.compile cannot trace."""
+    return torch.promote_types(dtype, torch.complex32)
+
+
 class _Complex(constraints.Constraint):
     """Finite complex numbers."""
 
@@ -61,7 +66,8 @@ class ComplexNormal(Distribution):
                 + ("neither" if variance is None else "both")
             )
         (given,) = broadcast_all(variance if log_variance is None else log_variance)
-        if log_variance is None and validate_args is not False and not bool((given > 0).all()):
+        checked = self._validate_args if validate_args is None else validate_args
+        if checked and log_variance is None and not torch._is_all_true(given > 0):
             raise ValueError(
                 f"Expected parameter variance of ComplexNormal to be positive, but found invalid values:\n{given}"
             )
@@ -80,7 +86,7 @@ class ComplexNormal(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        return torch.zeros_like(self._given, dtype=self._given.dtype.to_complex())
+        return torch.zeros_like(self._given, dtype=complex_type(self._given.dtype))
 
     @property
     def mode(self) -> Tensor:
@@ -92,9 +98,11 @@ class ComplexNormal(Distribution):
         return self.variance.sqrt()
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> ComplexNormal:
-        return ComplexNormal(
-            log_variance=self.log_variance.expand(torch.Size(batch_shape)), validate_args=self._validate_args
-        )
+        new, shape = self._get_checked_instance(ComplexNormal, _instance), torch.Size(batch_shape)
+        new._given, new._log_floor = self._given.expand(shape), self._log_floor
+        super(ComplexNormal, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def __repr__(self) -> str:
         return f"ComplexNormal(log_variance: {tuple(self._given.shape)})"
@@ -102,7 +110,7 @@ class ComplexNormal(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples: sqrt(variance) times a complex standard normal."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self._given.dtype.to_complex(), device=self._given.device)
+        noise = torch.randn(shape, dtype=complex_type(self._given.dtype), device=self._given.device)
         return self.stddev * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -120,10 +128,16 @@ class ComplexNormal(Distribution):
         plane.
         """
         log_variance = self.log_variance
-        return -LOG_PI - log_variance - power * torch.exp((-log_variance).clamp(max=_LARGEST_EXPONENT))
+        largest = min(_LARGEST_EXPONENT, math.log(torch.finfo(log_variance.dtype).max) - 1)
+        return -LOG_PI - log_variance - power * torch.exp((-log_variance).clamp(max=largest))
 
     def summed_log_prob_of_power(self, power: Tensor) -> Tensor:
-        """`log_prob_of_power(power).sum(-1)` at a third of its cost: what training calls."""
+        """`log_prob_of_power(power).sum(-1)` at a third of its cost: what training calls.
+
+        Under torch.func, torch.compile and on meta tensors it is that sum itself.
+        """
+        if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling() or power.is_meta:
+            return self.log_prob_of_power(power).sum(-1)
         given, power = torch.broadcast_tensors(self._given, power)
         return _SummedLogProb.apply(given, power, self._log_floor)
 

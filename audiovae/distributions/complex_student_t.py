@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
-from audiovae.distributions.complex_normal import LOG_PI, ComplexNormal
+from audiovae.distributions.complex_normal import LOG_PI, ComplexNormal, complex_type
 
 _LARGEST_EXPONENT = 60.0  # exp of it times any degrees of freedom is finite in float32
 
@@ -56,14 +56,14 @@ class ComplexStudentT(Distribution):
         self._df = torch.as_tensor(
             df, dtype=wide.dtype, device=wide.device
         )  # most often a single number: cheaper than its expansion
-        if validate_args is not False:
-            wrong = ~(torch.isfinite(self._df) & (self._df > 0))
-            if bool(wrong.any()):
+        if self._validate_args if validate_args is None else validate_args:
+            right = torch.isfinite(self._df) & (self._df > 0)
+            if not torch._is_all_true(right):
                 raise ValueError(
                     "the degrees of freedom of ComplexStudentT must be positive and finite, got "
-                    f"{float(self._df[wrong][0])}"
+                    f"{float(self._df[~right][0])}"
                 )
-            if log_scale is None and not bool((given > 0).all()):
+            if log_scale is None and not torch._is_all_true(given > 0):
                 raise ValueError(f"the scale of ComplexStudentT must be positive, got {float(given[~(given > 0)][0])}")
         self._given = given.log() if log_scale is None else given
         self._log_floor = math.log(floor) if floor > 0 else -math.inf
@@ -95,17 +95,18 @@ class ComplexStudentT(Distribution):
     @property
     def mean(self) -> Tensor:
         """Zero; for df <= 1, where no expectation exists, the centre all the same."""
-        return torch.zeros_like(self._given, dtype=self._given.dtype.to_complex())
+        return torch.zeros_like(self._given, dtype=complex_type(self._given.dtype))
 
     @property
     def mode(self) -> Tensor:
         return self.mean
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> ComplexStudentT:
-        shape = torch.Size(batch_shape)
-        return ComplexStudentT(
-            self._df.expand(shape), log_scale=self.log_scale.expand(shape), validate_args=self._validate_args
-        )
+        new, shape = self._get_checked_instance(ComplexStudentT, _instance), torch.Size(batch_shape)
+        new._df, new._given, new._log_floor = self._df, self._given.expand(shape), self._log_floor
+        super(ComplexStudentT, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def __repr__(self) -> str:
         return f"ComplexStudentT(log_scale: {tuple(self._given.shape)})"
@@ -113,9 +114,10 @@ class ComplexStudentT(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples, with gradients for scale and degrees of freedom."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self._given.dtype.to_complex(), device=self._given.device)
+        noise = torch.randn(shape, dtype=complex_type(self._given.dtype), device=self._given.device)
         half = (self._df / 2).expand(shape)
-        log_deviation = (self.log_scale + half.log() - torch._standard_gamma(half).log()) / 2
+        single = half.float() if half.dtype.itemsize == 2 else half  # torch draws no Gamma variables of half precision
+        log_deviation = (self.log_scale + half.log() - torch._standard_gamma(single).log().to(half.dtype)) / 2
         return log_deviation.exp() * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -135,7 +137,8 @@ class ComplexStudentT(Distribution):
         log_scale = self.log_scale
         half = self._df / 2
         power, log_weight = torch.broadcast_tensors(power, -half.log() - log_scale)
-        return -LOG_PI - log_scale - (half + 1) * _Log1pExp.apply(power, log_weight)
+        log1p_exp = _Log1pExp if torch.compiler.is_compiling() else _ForwardLog1pExp
+        return -LOG_PI - log_scale - (half + 1) * log1p_exp.apply(power, log_weight)
 
     def summed_log_prob_of_power(self, power: Tensor) -> Tensor:
         """`log_prob_of_power(power).sum(-1)`."""
@@ -151,13 +154,38 @@ class _Log1pExp(torch.autograd.Function):
     overflows.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, power: Tensor, log_weight: Tensor) -> Tensor:
-        ctx.save_for_backward(power, log_weight)
-        return torch.nn.functional.softplus(power.log().add_(log_weight), threshold=40)
+    def forward(power: Tensor, log_weight: Tensor) -> Tensor:
+        return torch.nn.functional.softplus(power.log() + log_weight, threshold=40)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         power, log_weight = ctx.saved_tensors
-        slope = gradients[0] / (power + torch.exp(-log_weight.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)))
+        slope = gradients[0] / (power + _weight(-log_weight))
         return slope, power * slope
+
+
+class _ForwardLog1pExp(_Log1pExp):
+    """The same with its derivative in forward mode, which torch.func.hessian takes and torch.compile cannot trace."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        power, log_weight = ctx.saved_tensors
+        of_power, of_log_weight = (0.0 if tangent is None else tangent for tangent in tangents)
+        return (of_power + power * of_log_weight) / (power + _weight(-log_weight))
+
+
+def _weight(log_weight: Tensor) -> Tensor:
+    largest = 8.0 if log_weight.dtype == torch.float16 else _LARGEST_EXPONENT
+    return torch.exp(log_weight.clamp(-largest, largest))

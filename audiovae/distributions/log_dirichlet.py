@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, register_kl
+from torch.distributions import Distribution, Transform, biject_to, constraints, register_kl, transform_to
 
 SMALLEST_CONCENTRATION = 1e-3
 LARGEST_CONCENTRATION = 1e5
@@ -20,6 +20,40 @@ class _LogSimplex(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         tolerance = max(1e-4, 8 * torch.finfo(value.dtype).eps)
         return torch.isfinite(value).all(-1) & (value.logsumexp(-1).abs() <= tolerance)
+
+
+class _ToLogSimplex(Transform):
+    """The log-ratios y_k - y_K, k < K, to y. By these the density of y is taken: the Jacobian is one."""
+
+    domain = constraints.real_vector
+    codomain = _LogSimplex()
+    bijective = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ToLogSimplex)
+
+    __hash__ = Transform.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, 1)).log_softmax(-1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y[..., :-1] - y[..., -1:]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(x[..., 0])
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] + 1))
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] - 1))
+
+
+@transform_to.register(_LogSimplex)
+@biject_to.register(_LogSimplex)
+def _to_log_simplex(constraint: _LogSimplex) -> Transform:
+    return _ToLogSimplex()
 
 
 class LogDirichlet(Distribution):
@@ -51,25 +85,32 @@ class LogDirichlet(Distribution):
             raise ValueError(
                 f"LogDirichlet needs at least 2 entries, got a concentration of shape {tuple(concentration.shape)}"
             )
-        if validate_args is not False:
-            wrong = ~(torch.isfinite(concentration) & (concentration > 0))
-            if bool(wrong.any()):
+        if self._validate_args if validate_args is None else validate_args:
+            right = torch.isfinite(concentration) & (concentration > 0)
+            if not torch._is_all_true(right):
                 raise ValueError(
                     "the concentration of LogDirichlet must be positive and finite, got "
-                    f"{float(concentration[wrong][0])}"
+                    f"{float(concentration[~right][0])}"
                 )
         self._given = concentration
         super().__init__(concentration.shape[:-1], concentration.shape[-1:], validate_args=validate_args)
 
     @property
     def concentration(self) -> Tensor:
-        return self._given.clamp(SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION)
+        return self._given.clamp(SMALLEST_CONCENTRATION, min(LARGEST_CONCENTRATION, torch.finfo(self._given.dtype).max))
 
     @property
     def mean(self) -> Tensor:
         """E[y_k] = psi(a_k) - psi(a_0)."""
         a = self.concentration.double()
         return (torch.digamma(a) - torch.digamma(a.sum(-1, keepdim=True))).to(self.concentration.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[y_k] = psi'(a_k) - psi'(a_0)."""
+        a = self.concentration.double()
+        trigamma = torch.special.polygamma(1, a) - torch.special.polygamma(1, a.sum(-1, keepdim=True))
+        return trigamma.to(self.concentration.dtype)
 
     @property
     def mean_probabilities(self) -> Tensor:
@@ -82,7 +123,11 @@ class LogDirichlet(Distribution):
         return self.mean_probabilities.log()
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> LogDirichlet:
-        return LogDirichlet(self.concentration.expand(*torch.Size(batch_shape), -1), validate_args=self._validate_args)
+        new, shape = self._get_checked_instance(LogDirichlet, _instance), torch.Size(batch_shape)
+        new._given = self._given.expand(*shape, -1)
+        super(LogDirichlet, new).__init__(shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def __repr__(self) -> str:
         return f"LogDirichlet(concentration: {tuple(self._given.shape)})"

@@ -31,11 +31,27 @@ class Point(Distribution):
         return self.location
 
     @property
+    def mode(self) -> Tensor:
+        return self.location
+
+    @property
     def variance(self) -> Tensor:
         return torch.zeros_like(self.location)
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> Point:
-        return Point(self.location.expand(*torch.Size(batch_shape), -1), self._validate_args)
+        new, shape = self._get_checked_instance(Point, _instance), torch.Size(batch_shape)
+        new.location = self.location.expand(*shape, -1)
+        super(Point, new).__init__(shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused: a point has none.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("Point has no density, and so no log_prob: all its mass is in one place")
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.location.expand(self._extended_shape(torch.Size(sample_shape)))

@@ -23,12 +23,6 @@ class PowerSpherical(AroundDirection):
     Reference: N. De Cao and W. Aziz, "The power spherical distribution", ICML workshop INNF+, 2020.
     """
 
-    @property
-    def mean(self) -> Tensor:
-        """E[z] = mu k / (k + d - 1)."""
-        k = self.concentration
-        return (k / (k + self.dim - 1)).unsqueeze(-1) * self.loc
-
     @staticmethod
     def _statistic(squared_distance: Tensor) -> Tensor:
         """T = log((1 + mu.z) / 2); the density at -mu, which is zero, counts as that very near to it."""
@@ -40,6 +34,13 @@ class PowerSpherical(AroundDirection):
         near, total = b + concentration, 2 * b + concentration
         log_partition = torch.lgamma(near) - torch.lgamma(total) - (math.lgamma(b) - math.lgamma(2 * b))
         return log_partition, torch.digamma(near) - torch.digamma(total)
+
+    @staticmethod
+    def _cosine(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """(a - b) / (a + b) and 4 a b / ((a + b)^2 (a + b + 1))."""
+        b = (dim - 1) / 2
+        a, total = b + concentration, 2 * b + concentration
+        return concentration / total, 4 * a * b / (total.square() * (total + 1))
 
     @staticmethod
     def _draw(concentration: Tensor, dim: int) -> Tensor:

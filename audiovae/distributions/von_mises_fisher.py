@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.distributions import Distribution, constraints, register_kl
+from torch.distributions import Distribution, Transform, biject_to, constraints, register_kl, transform_to
 
 SMALLEST_CONCENTRATION = 1e-3  # as good as uniform: the KL is 1e-6 / (2 d)
 LARGEST_CONCENTRATION = 1e5  # a spread of 0.2 degrees
@@ -41,6 +40,38 @@ class _Sphere(constraints.Constraint):
 
 
 sphere = _Sphere()
+
+
+class _ToSphere(Transform):
+    """x / |x|, from the space around a sphere to it. Many vectors have one direction: it has no inverse and no
+    Jacobian, and its `inv` gives back the point itself. The zero vector has no direction and stays.
+    """
+
+    domain = constraints.real_vector
+    codomain = sphere
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ToSphere)
+
+    __hash__ = Transform.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(x, dim=-1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+
+@transform_to.register(_Sphere)
+def _transform_to_sphere(constraint: _Sphere) -> Transform:
+    return _ToSphere()
+
+
+@biject_to.register(_Sphere)
+def _biject_to_sphere(constraint: _Sphere) -> Transform:
+    raise NotImplementedError(
+        "no bijection takes real vectors to the sphere: transform_to(sphere) gives x / |x|, which many x share"
+    )
 
 
 class SphereUniform(Distribution):
@@ -78,10 +109,22 @@ class SphereUniform(Distribution):
     def mean(self) -> Tensor:
         return self._zero.expand(self._extended_shape())
 
+    @property
+    def mode(self) -> Tensor:
+        """Not a number, as for torch's Uniform: no direction is above another."""
+        return self.mean + math.nan
+
+    @property
+    def variance(self) -> Tensor:
+        """1 / dim for each coordinate."""
+        return self.mean + 1 / self.dim
+
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> SphereUniform:
-        return SphereUniform(
-            self.dim, batch_shape, self._zero.dtype, self._zero.device, validate_args=self._validate_args
-        )
+        new = self._get_checked_instance(SphereUniform, _instance)
+        new.dim, new._zero = self.dim, self._zero
+        super(SphereUniform, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def __repr__(self) -> str:
         return f"SphereUniform(dim: {self.dim}, batch_shape: {tuple(self._batch_shape)})"
@@ -112,7 +155,8 @@ class AroundDirection(Distribution, ABC):
     by `_draw`, and z = cos(angle) mu + sin(angle) s with s a uniform direction orthogonal to mu, by a Householder
     reflection. The gradient with respect to k is that of implicit reparameterisation, d angle / dk = -(dF/dk) / f with
     F and f the distribution function and density of the angle; it is exact and needs no correction for rejections
-    behind a sample.
+    behind a sample. All of it has derivatives of any order, by torch.func too; under vmap samples take
+    `randomness="different"`, and torch.compile draws those with gradients outside of its graph.
 
     Args:
         loc: mu, of unit length along its last axis, `[..., dim]` with dim at least 2.
@@ -137,15 +181,15 @@ class AroundDirection(Distribution, ABC):
         if loc.ndim == 0 or loc.shape[-1] < 2:
             raise ValueError(f"{name} needs a loc of at least 2 dimensions, got one of shape {tuple(loc.shape)}")
         given = torch.as_tensor(concentration, dtype=loc.dtype, device=loc.device)
-        if validate_args is not False:
-            wrong = ~(torch.isfinite(given) & (given >= 0))
-            if bool(wrong.any()):
+        if self._validate_args if validate_args is None else validate_args:
+            right = torch.isfinite(given) & (given >= 0)
+            if not torch._is_all_true(right):
                 raise ValueError(
-                    f"the concentration of {name} must be finite and not negative, got {float(given[wrong][0])}"
+                    f"the concentration of {name} must be finite and not negative, got {float(given[~right][0])}"
                 )
-            wrong = ~sphere.check(loc)
-            if bool(wrong.any()):
-                length = float(torch.linalg.vector_norm(loc[wrong][0]))
+            right = sphere.check(loc)
+            if not torch._is_all_true(right):
+                length = float(torch.linalg.vector_norm(loc[~right][0]))
                 raise ValueError(f"loc of {name} must be of unit length, got a vector of length {length:.6g}")
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], given.shape)
         self.dim = loc.shape[-1]
@@ -170,10 +214,23 @@ class AroundDirection(Distribution, ABC):
     def _draw(concentration: Tensor, dim: int) -> Tensor:
         """An angle between z and mu for each entry of a vector of concentrations."""
 
-    @property
+    @staticmethod
     @abstractmethod
+    def _cosine(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of mu.z."""
+
+    @property
     def mean(self) -> Tensor:
-        """E[z], which points along mu and is shorter than it."""
+        """E[z] = E[mu.z] mu, which is shorter than mu."""
+        length, _ = self._cosine(self.concentration.double(), self.dim)
+        return length.to(self.loc.dtype).unsqueeze(-1) * self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each coordinate: Var[mu.z] along mu and E[1 - (mu.z)^2] / (d - 1) in each direction across it."""
+        length, along = (t.unsqueeze(-1) for t in self._cosine(self.concentration.double(), self.dim))
+        across = (1 - along - length.square()) / (self.dim - 1)
+        return (across + (along - across) * self.loc.double().square()).to(self.loc.dtype)
 
     @property
     def mode(self) -> Tensor:
@@ -181,13 +238,14 @@ class AroundDirection(Distribution, ABC):
 
     @property
     def concentration(self) -> Tensor:
-        return self._given.clamp(SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION)
+        return self._given.clamp(SMALLEST_CONCENTRATION, min(LARGEST_CONCENTRATION, torch.finfo(self._given.dtype).max))
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> AroundDirection:
-        shape = torch.Size(batch_shape)
-        return type(self)(
-            self.loc.expand(*shape, self.dim), self._given.expand(shape), validate_args=self._validate_args
-        )
+        new, shape = self._get_checked_instance(AroundDirection, _instance), torch.Size(batch_shape)
+        new.dim, new.loc, new._given = self.dim, self.loc.expand(*shape, self.dim), self._given.expand(shape)
+        super(AroundDirection, new).__init__(shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(loc: {tuple(self.loc.shape)}, concentration: {tuple(self._batch_shape)})"
@@ -195,9 +253,9 @@ class AroundDirection(Distribution, ABC):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples, with the whole gradient with respect to loc and concentration."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        angle = _Angle.apply(self.concentration.double().expand(shape[:-1]), self.dim, type(self))
-        along, across = angle.cos().to(self.loc.dtype).unsqueeze(-1), angle.sin().to(self.loc.dtype).unsqueeze(-1)
         direction = uniform_directions((*shape[:-1], self.dim - 1), self.loc.dtype, self.loc.device)
+        angle = _Angle.apply(self.concentration.double().expand(shape[:-1]), direction, self.dim, type(self))
+        along, across = angle.cos().to(self.loc.dtype).unsqueeze(-1), angle.sin().to(self.loc.dtype).unsqueeze(-1)
         # Of the two reflections that take +e1 or -e1 to mu, the one whose normal mu + sign e1 is long.
         first, others = self.loc[..., :1], self.loc[..., 1:]
         sign = torch.where(first >= 0, 1.0, -1.0).to(first.dtype)
@@ -236,20 +294,46 @@ _BISECTIONS = 8
 
 
 class _Angle(torch.autograd.Function):
-    """Angles to mu for given concentrations, with their implicit derivative."""
+    """Angles to mu for given concentrations, with their implicit derivative, a function of angle and concentration
+    that can be differentiated again. The direction tells only whether vmap draws one sample or many.
+    """
 
     @staticmethod
-    def forward(ctx: Any, concentration: Tensor, dim: int, kind: type[AroundDirection]) -> Tensor:
-        angle = kind._draw(concentration.reshape(-1), dim).view(concentration.shape)
-        ctx.save_for_backward(concentration, angle)
-        ctx.dim, ctx.kind = dim, kind
-        return angle
+    def forward(concentration: Tensor, direction: Tensor | None, dim: int, kind: type[AroundDirection]) -> Tensor:
+        return kind._draw(concentration.reshape(-1), dim).view(concentration.shape)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        concentration, _, ctx.dim, ctx.kind = inputs
+        ctx.save_for_backward(concentration, output)
+        ctx.save_for_forward(concentration, output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         concentration, angle = ctx.saved_tensors
-        return gradients[0] * _angle_slope(angle, concentration, ctx.dim, ctx.kind), None, None
+        return gradients[0] * _angle_slope(angle, concentration, ctx.dim, ctx.kind), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        concentration, angle = ctx.saved_tensors
+        return tangents[0] * _angle_slope(angle, concentration, ctx.dim, ctx.kind)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        concentration: Tensor,
+        direction: Tensor | None,
+        dim: int,
+        kind: type[AroundDirection],
+    ) -> tuple[Tensor, int]:
+        if info.randomness != "different":
+            raise RuntimeError(f'samples of {kind.__name__} under vmap need randomness="different"')
+        if in_dims[0] is None:
+            concentration = concentration.expand(info.batch_size, *concentration.shape)
+        else:
+            concentration = concentration.movedim(in_dims[0], 0)
+        return _Angle.apply(concentration, None, dim, kind), 0
 
 
 def _angle_slope(angle: Tensor, concentration: Tensor, dim: int, kind: type[AroundDirection]) -> Tensor:
@@ -291,20 +375,20 @@ class VonMisesFisher(AroundDirection):
         variational auto-encoders", UAI 2018.
     """
 
-    @property
-    def mean(self) -> Tensor:
-        """A_d(k) mu."""
-        length = self._moments(self.concentration.double(), self.dim)[1]
-        return length.to(self.loc.dtype).unsqueeze(-1) * self.loc
-
     @staticmethod
     def _statistic(squared_distance: Tensor) -> Tensor:
         return 1 - squared_distance / 2
 
     @staticmethod
     def _moments(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        log_partition, expected = _BesselTerms.apply(concentration, dim)
+        log_partition, expected, _ = _differentiable_bessel_terms(concentration, dim)
         return log_partition, expected
+
+    @staticmethod
+    def _cosine(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """A_d(k) and A_d'(k)."""
+        _, length, slope = _differentiable_bessel_terms(concentration, dim)
+        return length, slope
 
     @staticmethod
     def _draw(concentration: Tensor, dim: int) -> Tensor:
@@ -332,19 +416,42 @@ class VonMisesFisher(AroundDirection):
 
 
 class _BesselTerms(torch.autograd.Function):
-    """The first two results of `_bessel_terms`, with their derivatives."""
+    """`_bessel_terms`, each of which has the next one as its derivative: all but the last, whose own follows from
+    A' = 1 - A^2 - (d-1) A / k. As the saved results are differentiable themselves, so are the derivatives.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, concentration: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        log_ratio, mean_length, slope = _bessel_terms(concentration, dim)
-        ctx.save_for_backward(mean_length, slope)
-        return log_ratio, mean_length
+    def forward(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        return _bessel_terms(concentration, dim)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        concentration, ctx.dim = inputs
+        ctx.save_for_backward(concentration, *output[1:])
+        ctx.save_for_forward(concentration, *output[1:])
+
+    @staticmethod
+    def _slopes(ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
+        k, length, slope = ctx.saved_tensors
+        return length, slope, (ctx.dim - 1) * (length / k - slope) / k - 2 * length * slope
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        mean_length, slope = ctx.saved_tensors
-        return gradients[0] * mean_length + gradients[1] * slope, None
+        a, b, c = _BesselTerms._slopes(ctx)
+        return gradients[0] * a + gradients[1] * b + gradients[2] * c, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, c = _BesselTerms._slopes(ctx)
+        return tangents[0] * a, tangents[0] * b, tangents[0] * c
+
+
+def _differentiable_bessel_terms(concentration: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.compiler.is_compiling():  # which traces no function with a forward derivative
+        return _bessel_terms(concentration, dim)
+    return _BesselTerms.apply(concentration, dim)
 
 
 _ORDER_OF_EXPANSION = 64  # four terms of the expansion leave an error of 2e-11 at this order
@@ -404,9 +511,36 @@ def _expansion(p: Tensor, order: float) -> tuple[Tensor, Tensor, Tensor]:
     return value - sum(coefficients.values()), first, second
 
 
-@register_kl(AroundDirection, SphereUniform)
-def _kl_to_sphere_uniform(p: AroundDirection, q: SphereUniform) -> Tensor:
+def _shape_of_kl(p: AroundDirection | SphereUniform, q: AroundDirection | SphereUniform) -> torch.Size:
     if p.dim != q.dim:
         raise ValueError(f"KL divergence between spheres of different dimensions: {p.dim} and {q.dim}")
-    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    return p.kl_to_uniform().to(p.loc.dtype).expand(shape)
+    return torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+
+
+@register_kl(SphereUniform, SphereUniform)
+def _kl_between_sphere_uniforms(p: SphereUniform, q: SphereUniform) -> Tensor:
+    return p._zero.expand(_shape_of_kl(p, q))
+
+
+@register_kl(AroundDirection, SphereUniform)
+def _kl_to_sphere_uniform(p: AroundDirection, q: SphereUniform) -> Tensor:
+    return p.kl_to_uniform().to(p.loc.dtype).expand(_shape_of_kl(p, q))
+
+
+@register_kl(SphereUniform, AroundDirection)
+def _kl_from_sphere_uniform(p: SphereUniform, q: AroundDirection) -> Tensor:
+    """It is log M(k) - k E[T], with E[T] that of the uniform distribution, k = 0."""
+    k = q.concentration.double()
+    _, expected = q._moments(torch.zeros_like(k), q.dim)
+    return (q._moments(k, q.dim)[0] - k * expected).to(q.loc.dtype).expand(_shape_of_kl(p, q))
+
+
+@register_kl(AroundDirection, VonMisesFisher)
+def _kl_to_von_mises_fisher(p: AroundDirection, q: VonMisesFisher) -> Tensor:
+    """KL(p, uniform) + log M(k) - k E[mu.z] for the mu and k of q, where E[z] is that of p."""
+    shape = _shape_of_kl(p, q)
+    k = q.concentration.double()
+    length, _ = p._cosine(p.concentration.double(), p.dim)
+    squared_distance = (p.loc.double() - q.loc.double()).square().sum(-1)  # of the two mu: 2 - 2 mu.mu
+    at_one_direction = p.kl_to_uniform() + q._moments(k, q.dim)[0] - k * length
+    return (at_one_direction + k * length * squared_distance / 2).to(p.loc.dtype).expand(shape)

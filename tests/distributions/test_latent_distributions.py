@@ -115,6 +115,38 @@ def test_the_von_mises_fisher_has_the_bessel_functions_of_fifty_digits(dim: int,
     assert k.grad.item() == pytest.approx(slope, rel=1e-7)
 
 
+@pytest.mark.parametrize("dim", [*DIMS, 130])
+@all_concentrations
+def test_the_second_derivatives_of_the_von_mises_fisher_are_those_of_fifty_digits(
+    dim: int, concentration: float
+) -> None:
+    """Of the KL, A' + k A'', and of the log density at the mode, -A'. At d = 3 and k = 5 the KL's is -0.0384."""
+    with mpmath.workdps(50):
+        k, order = mpmath.mpf(concentration), mpmath.mpf(dim) / 2 - 1
+        length = mpmath.besseli(order + 1, k) / mpmath.besseli(order, k)
+        slope = 1 - length**2 - (dim - 1) * length / k
+        bend = -2 * length * slope - (dim - 1) * (slope / k - length / k**2)
+    mu, k = direction(dim), torch.tensor(concentration, dtype=DOUBLE, requires_grad=True)
+    distribution = VonMisesFisher(mu, k)
+    for value, expected in (
+        (kl_divergence(distribution, SphereUniform(dim)), slope + concentration * bend),
+        (distribution.entropy(), -slope - concentration * bend),
+        (distribution.log_prob(mu), -slope),
+    ):
+        (first,) = torch.autograd.grad(value, k, create_graph=True)
+        (second,) = torch.autograd.grad(first, k)
+        assert second.item() == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_second_derivative_of_a_divergence_has_the_sign_and_size_of_its_closed_form() -> None:
+    """For d = 3, A = coth(k) - 1/k."""
+    k = torch.tensor(5.0, dtype=DOUBLE, requires_grad=True)
+    closed = k * (1 / torch.tanh(k) - 1 / k) - torch.log(torch.sinh(k) / k)
+    for value in (closed, kl_divergence(VonMisesFisher(direction(3), k), SphereUniform(3))):
+        (first,) = torch.autograd.grad(value, k, create_graph=True)
+        assert torch.autograd.grad(first, k)[0].item() == pytest.approx(-0.0383653, abs=1e-7)
+
+
 @pytest.mark.parametrize("dim", [2, 3, 8, 64])
 @pytest.mark.parametrize("concentration", [0.5, 20.0, 500.0])
 def test_the_von_mises_fisher_has_the_density_and_entropy_of_scipy(dim: int, concentration: float) -> None:
@@ -241,6 +273,34 @@ def test_the_gradient_of_a_sample_on_the_ordinary_sphere_is_that_of_the_closed_f
     inverse = 1 + torch.log(u + (1 - u) * torch.exp(-2 * k)) / k
     torch.testing.assert_close(inverse.detach(), w, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(slopes, torch.autograd.grad(inverse.sum(), k)[0], rtol=1e-6, atol=1e-12)
+
+
+def test_the_second_derivative_of_a_sample_on_the_ordinary_sphere_is_that_of_the_closed_form() -> None:
+    z, mu, k = draw(VonMisesFisher, 3, 2.0, 200)
+    (slopes,) = torch.autograd.grad((z @ mu).sum(), k, create_graph=True)
+    (bends,) = torch.autograd.grad(slopes.sum(), k)
+    w = (z @ mu).detach()
+    ends = torch.exp(-2 * k.detach())
+    u = (torch.exp(k.detach() * (w - 1)) - ends) / (1 - ends)
+    inverse = 1 + torch.log(u + (1 - u) * torch.exp(-2 * k)) / k
+    (expected,) = torch.autograd.grad(inverse.sum(), k, create_graph=True)
+    torch.testing.assert_close(bends, torch.autograd.grad(expected.sum(), k)[0], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dim", "concentration"), [(2, 0.5), (3, 20.0), (8, 100.0)])
+def test_the_second_derivative_of_a_power_spherical_sample_is_that_of_its_quantile(
+    dim: int, concentration: float
+) -> None:
+    """Of (1 + mu.z)/2 with the quantile function of the Beta distribution from SciPy, differentiated numerically."""
+    z, mu, k = draw(PowerSpherical, dim, concentration, 30)
+    s = (1 + z @ mu) / 2
+    (slopes,) = torch.autograd.grad(s.sum(), k, create_graph=True)
+    (bends,) = torch.autograd.grad(slopes.sum(), k)
+    b, step = (dim - 1) / 2, 0.02 * concentration
+    rank = scipy.stats.beta.cdf(s.detach().numpy(), b + concentration, b)
+    values = [scipy.stats.beta.ppf(rank, b + concentration + change, b) for change in (-step, 0, step)]
+    expected = (values[0] - 2 * values[1] + values[2]) / step**2
+    np.testing.assert_allclose(bends.numpy(), expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("dim", "concentration"), [(2, 0.5), (3, 20.0), (8, 1e3), (64, 5.0), (256, 100.0)])

@@ -31,6 +31,19 @@ def test_binary_cross_entropy_is_that_of_torch_on_the_scaled_spectrogram() -> No
     torch.testing.assert_close(likelihood.summed_log_prob_of_power(x.abs().square()), expected.sum(-1))
 
 
+def test_real_values_are_the_scaled_spectrogram_itself() -> None:
+    """Images in 0..1 among them: the textbook's likelihood without a spectrogram behind it."""
+    x = spectrum(5, 7)
+    logits = torch.randn(5, 7, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    low, high = torch.tensor(-3.0, dtype=DOUBLE), torch.tensor(8.0, dtype=DOUBLE)
+    log_power = (x.abs().square() + 1e-6).log()
+    bernoulli = ScaledBernoulli(logits, low, high)
+    torch.testing.assert_close(bernoulli.log_prob(((log_power + 3) / 11).clamp(0, 1)), bernoulli.log_prob(x))
+    torch.testing.assert_close(bernoulli.mean, torch.sigmoid(logits))
+    squared = LogPowerNormal(logits, low, high)
+    torch.testing.assert_close(squared.log_prob((log_power - low) / high), squared.log_prob(x))
+
+
 @pytest.mark.parametrize("power", [0.0, 1e30])
 def test_powers_beyond_the_range_of_a_scaled_spectrogram_are_finite(power: float) -> None:
     logits = torch.zeros(3, requires_grad=True)
