@@ -79,7 +79,7 @@ REFUSED = {
     "hidden": (TRAIN + f"--vae.hidden [{2**63}]", "hidden must be at most 65536"),
     "dilations": (TRAIN + "--type ContextVAE --vae.dilations [1000000]", "dilations must be at most 65536"),
     "width below zero": (TRAIN + "--type RVAE --vae.head -1", "head must not be negative, got -1"),
-    "weights": (TRAIN + "--vae.hidden [60000,60000]", "has 7265 million weights, more than fit; choose less"),
+    "weights": (TRAIN + "--vae.hidden [60000,60000]", "has 7273 million weights, more than fit; choose less"),
     "no emission": (TRAIN + "--type DKF --vae.emission [0]", "widths must be positive"),
     "batch": (
         TRAIN + f"--training.batch_frames {2**60}",

@@ -9,13 +9,13 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.spatial.covariances import Covariances, hermitian, outer_products, projected, ridged
+from audiovae.separation.spatial.covariances import Covariances, floored, hermitian, outer_products, projected, ridged
 from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
 
 _RIDGE = 1e-9
-_OTHERS, _FIRST_SWEEPS = 1e-2, 3  # share of all covariances beside those of the others, at the start
-_ROUNDING = 1e-6  # of V_n in single precision, as a share of its mean diagonal
+_OTHERS, _FIRST_SWEEPS = 1e-2, 3  # share of all beside the others, and of their mean in any direction, at the start
+_ROUNDING = 1e-6  # of covariances in single precision, as a share of their mean diagonal
 
 
 class Demixing(Spatial):
@@ -46,7 +46,8 @@ class Demixing(Spatial):
         self._mixture, self.n_sources = mixture, n_sources
         x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
         n_frames = mixture.inside.sum(-1)[:, None, None, None]
-        power, directions = torch.linalg.eigh(ridged((x @ x.mH / n_frames).to(torch.complex128), _RIDGE))
+        self._ridge = _ROUNDING if x.dtype == torch.complex64 else _RIDGE
+        power, directions = torch.linalg.eigh(ridged((x @ x.mH / n_frames).to(torch.complex128), self._ridge))
         largest = slice(-n_sources, None)
         whitener = (directions[..., largest] * power[..., largest].rsqrt().unsqueeze(-2)).mH.flip(-2)
         self._x = whitener.to(x.dtype) @ x  # principal components, [recording, freq, row, frame]
@@ -56,9 +57,10 @@ class Demixing(Spatial):
         self.w = eye.expand(*self._x.shape[:2], n_sources, n_sources)
         if space is not None:
             of_sources = whitener @ space[:n_sources].to(whitener.dtype) @ whitener.mH
-            others = of_sources.sum(0) - of_sources + _OTHERS * of_sources.sum(0)
+            others = (of_sources.sum(0) - of_sources + _OTHERS * of_sources.sum(0)).permute(1, 2, 0, 3, 4)
+            least = _OTHERS * others.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp(min=torch.finfo(torch.float32).tiny)
             for _ in range(_FIRST_SWEEPS):
-                self.w = projected(self.w, ridged(others.permute(1, 2, 0, 3, 4), _RIDGE))
+                self.w = projected(self.w, floored(others, least))
         self._rotate()
 
     def reorder(self, order: Int[Tensor, "recording freq source"]) -> None:
@@ -84,8 +86,7 @@ class Demixing(Spatial):
         """Rows in turn, with V_n = mean_t x x' / lambda_n."""
         weights = torch.stack([self._mixture.share / without_draws(psd) for psd in psds[: self.n_sources]])
         v = hermitian(weights.permute(1, 3, 0, 2) @ self._outer).to(torch.complex128)
-        ridge = _ROUNDING if self._x.dtype == torch.complex64 else _RIDGE
-        self.w = projected(self.w, ridged(v, ridge))
+        self.w = projected(self.w, ridged(v, self._ridge))
         self._rotate()
 
     def nll(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> Float[Tensor, "recording frame"]:
@@ -110,7 +111,7 @@ class Demixing(Spatial):
     def _columns(self, where: list[int]) -> Complex[Tensor, "chosen freq channel row"]:
         x, y = self._mixture.spectrogram[where].permute(0, 2, 3, 1), self._rows[where]
         cross, own = (x @ y.mH).to(torch.complex128), (y @ y.mH).to(torch.complex128)
-        return torch.linalg.solve(ridged(own, _RIDGE), cross.mH).mH.to(y.dtype)
+        return torch.linalg.solve(ridged(own, self._ridge), cross.mH).mH.to(y.dtype)
 
     def powers(
         self, psds: Sequence[Float[Tensor, "_ chosen frame freq"]], chosen: Sequence[int]
