@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
+import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,14 +42,13 @@ def order_by_delays(
     hz = torch.arange(n_freqs, device=columns.device) * front.sample_rate / front.stft.n_fft
     ratios = columns[..., 1:, :] * columns[..., :1, :].conj()
     phases = ratios / ratios.abs().clamp(min=torch.finfo(ratios.dtype).tiny)  # [recording, freq, channel - 1, source]
-    orders = torch.tensor(list(permutations(range(n_sources))), device=columns.device)  # [order, source]
-    chosen = orders[:1].expand(*columns.shape[:2], -1)
+    chosen = torch.arange(n_sources, device=columns.device).expand(*columns.shape[:2], -1)
+    stay = _STAY / n_sources * phases.shape[2] * torch.eye(n_sources, dtype=hz.dtype, device=hz.device)
+    reach = round(_SMOOTH_HZ * front.stft.n_fft / front.sample_rate)
     used = (hz >= _CORE_HZ[0]) & (hz <= _CORE_HZ[1])
     for _ in range(_ROUNDS):
         agreement = _agreement(phases, _delays(_in_order(phases, chosen), used, front), hz)
-        of_orders = torch.stack([agreement[..., order, range(n_sources)].sum(-1) for order in orders], 1)
-        of_orders[:, 0] += _STAY * phases.shape[2]
-        chosen = orders[_smoothed(of_orders, round(_SMOOTH_HZ * front.stft.n_fft / front.sample_rate)).argmax(1)]
+        chosen = _assigned(_smoothed(agreement + stay, reach))
         used = hz >= _LOWEST_HZ
     return chosen
 
@@ -77,7 +76,17 @@ def _in_order(phases: Tensor, order: Tensor) -> Tensor:
     return phases.gather(-1, order.unsqueeze(-2).expand_as(phases))
 
 
-def _smoothed(values: Float[Tensor, "recording order freq"], reach: int) -> Float[Tensor, "recording order freq"]:
-    window = torch.hann_window(2 * reach + 3, periodic=False, dtype=values.dtype, device=values.device)[1:-1]
+def _smoothed(
+    agreement: Float[Tensor, "recording freq row source"], reach: int
+) -> Float[Tensor, "recording freq row source"]:
+    window = torch.hann_window(2 * reach + 3, periodic=False, dtype=agreement.dtype, device=agreement.device)[1:-1]
+    values = agreement.movedim(1, -1)
     flat = functional.conv1d(values.reshape(-1, 1, values.shape[-1]), window[None, None], padding=reach)
-    return flat.reshape(values.shape)
+    return flat.reshape(values.shape).movedim(-1, 1)
+
+
+def _assigned(agreement: Float[Tensor, "recording freq row source"]) -> Int[Tensor, "recording freq source"]:
+    """The row of each source, all different, so that they agree most together."""
+    costs = -agreement.mT.flatten(0, 1).numpy(force=True)  # [recording x freq, source, row]
+    rows = np.stack([linear_sum_assignment(cost)[1] for cost in costs])
+    return torch.from_numpy(rows).to(agreement.device).reshape(*agreement.shape[:2], -1)
