@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -253,8 +254,11 @@ class AroundDirection(Distribution, ABC):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparameterised samples, with the whole gradient with respect to loc and concentration."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        direction = uniform_directions((*shape[:-1], self.dim - 1), self.loc.dtype, self.loc.device)
-        angle = _Angle.apply(self.concentration.double().expand(shape[:-1]), direction, self.dim, type(self))
+        draw = partial(uniform_directions, (*shape[:-1], self.dim - 1), self.loc.dtype, self.loc.device)
+        # The angle is drawn first, as always for a seed; but where vmap draws many, a direction is what tells it so.
+        first_drawn = draw() if torch._C._are_functorch_transforms_active() else None
+        angle = _Angle.apply(self.concentration.double().expand(shape[:-1]), first_drawn, self.dim, type(self))
+        direction = draw() if first_drawn is None else first_drawn
         along, across = angle.cos().to(self.loc.dtype).unsqueeze(-1), angle.sin().to(self.loc.dtype).unsqueeze(-1)
         # Of the two reflections that take +e1 or -e1 to mu, the one whose normal mu + sign e1 is long.
         first, others = self.loc[..., :1], self.loc[..., 1:]
