@@ -173,6 +173,28 @@ def _lock_of(file: Path) -> Path:
 @contextmanager
 def _locked(lock: Path, what: Path, folder_stays: bool) -> Iterator[None]:
     created = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
+    stays = True  # where a signal ends it
+    is_mine = True
+    try:
+        try:
+            _taken(lock, what)
+        except Exception:
+            is_mine = False
+            raise
+        yield
+        stays = folder_stays
+    except Exception:
+        stays = not is_mine
+        raise
+    finally:
+        if is_mine:
+            _release(lock)
+        with contextlib.suppress(OSError):
+            for folder in [] if stays else created:
+                folder.rmdir()
+
+
+def _taken(lock: Path, what: Path) -> None:
     try:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -187,18 +209,6 @@ def _locked(lock: Path, what: Path, folder_stays: bool) -> Iterator[None]:
         raise PathError(
             what, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
-    stays = True  # where a signal ends it
-    try:
-        yield
-        stays = folder_stays
-    except Exception:
-        stays = False
-        raise
-    finally:
-        _release(lock)
-        with contextlib.suppress(OSError):
-            for folder in [] if stays else created:
-                folder.rmdir()
 
 
 def _take(lock: Path) -> None:
@@ -242,7 +252,7 @@ def _take(lock: Path) -> None:
             os.pwrite(descriptor, json.dumps(mine).encode(), 0)
             os.fsync(descriptor)
             return
-        except OSError:
+        except BaseException:  # a signal, too
             if is_new:
                 lock.unlink(missing_ok=True)
             raise

@@ -105,6 +105,24 @@ def test_a_lock_that_was_never_signed_is_taken(tmp_path: Path, content: bytes) -
         assert json.loads(lock.read_text())["process"] == os.getpid()
 
 
+def test_a_signal_while_a_lock_is_signed_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt), locked_file(tmp_path / "a.wav"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_lock_is_refused_and_the_first_one_stays(tmp_path: Path) -> None:
+    with locked_file(tmp_path / "a.wav"):
+        before = list(tmp_path.iterdir())
+        with pytest.raises(LockedError, match="has been at work on it"), locked_file(tmp_path / "a.wav"):
+            pass
+        assert list(tmp_path.iterdir()) == before != []
+
+
 def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path) -> None:
     end(holder("locked_folder", tmp_path))
     program = """
