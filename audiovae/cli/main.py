@@ -62,6 +62,7 @@ _UNKNOWN_NAME = (
     r"Group '([\w.]+)' does not accept option '(\w+)'",
     r"Option '([\w.]+)' is not accepted",
 )
+_NOT_POSITIVE = r"([\w.]+): Not of type Positive(Int|Float): (?:.*: )?'?(.*?)'?( does not conform .*)?$"
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -86,10 +87,8 @@ class Parser(jsonargparse.ArgumentParser):
             expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("tuple", "a list such as [1, 2]")
             line = f"{wrong[1]}: expected {expected}, got {wrong[3]}"
         line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
-        if wrong := re.search(
-            r"([\w.]+): Not of type Positive(Int|Float): (?:.*: )?('?)(.*?)\3( does not conform .*)?$", line
-        ):
-            line = f"--{wrong[1]}: expected a {'whole ' * (wrong[2] == 'Int')}number above 0, got {wrong[4]}"
+        if wrong := re.search(_NOT_POSITIVE, line):
+            line = f"--{wrong[1]}: expected a {'whole ' * (wrong[2] == 'Int')}number above 0, got {wrong[3]}"
         if missing := re.search(r"the following arguments are required: (.*)", line):
             line = f"required: {', '.join(map(self._typed, missing[1].split(', ')))}; {self.prog} --help explains"
         if "parsing config" in line and self.config:

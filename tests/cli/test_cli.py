@@ -1300,6 +1300,24 @@ def test_evaluate_scores_the_resynthesis_and_writes_its_report(here: Path, capsy
     )  # which is not trimmed
 
 
+def test_prepare_says_what_a_newcomer_would_not_expect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Digits of 8 kHz by the first takes alone, which are the corpus's test split."""
+    wave = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    (tmp_path / "mine").mkdir()
+    for name in ("1_ann_0.wav", "2_bob_0.wav"):
+        soundfile.write(tmp_path / "mine" / name, wave, 8000)
+    assert audiovae(f"prepare {tmp_path}/mine {tmp_path}/packed") == 0
+    output = capsys.readouterr()
+    assert "files of 8000 Hz hold nothing above 4000 Hz" in output.err
+    assert "test or validation split of free-spoken-digits; --layout folder --overwrite" in output.err
+    assert output.out.splitlines()[4].split() == ["test", "2", "2", "0.0"]
+    given = "--layout folder --overwrite --sample_rate 8000 --validation 0.5"
+    assert audiovae(f"prepare {tmp_path}/mine {tmp_path}/packed {given}") == 0
+    output = capsys.readouterr()
+    assert "nothing" not in output.err
+    assert output.out.splitlines()[2].split() == ["train", "1", "-", "0.0"]  # whose voices, nobody tells
+
+
 def test_prepare_reports_what_it_left_out_and_exits_with_1(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("in/deep/bad.wav").write_text("text")
     assert audiovae("prepare in packed --json") == 1
