@@ -327,8 +327,8 @@ def report_rows(rows: list[dict[str, Any]], quiet: bool, above: str = "") -> Non
     n_higher = sum(rate > model_rate for rate, model_rate in resampled)
     n_silent = sum(row.get("values", {}).get("silent_frames", 0) for row in rows)
     lines = [
-        (n_higher if above else 0, "files of {n} have sound above {half} Hz, " + above),
-        (sum("recoded" in row for row in rows), "files of {n} had a codec of blocks (ADPCM, GSM, ...): written as PCM"),
+        (n_higher if above else 0, "of {n} files: sound above {half} Hz, " + above),
+        (sum("recoded" in row for row in rows), "of {n} files: a codec of blocks (ADPCM, GSM, ...), written as PCM"),
         (n_silent, "frames of digital silence did not count"),
     ]
     rate = resampled[0][1] if resampled else 0

@@ -6,10 +6,12 @@ Exit status: 0 all done; 1 some of several files failed, the others are done; 2 
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import difflib
 import importlib
+import inspect
 import io
 import json
 import os
@@ -60,6 +62,17 @@ _UNKNOWN_NAME = (
     r"Group '([\w.]+)' does not accept option '(\w+)'",
     r"Option '([\w.]+)' is not accepted",
 )
+_NOT_POSITIVE = r"([\w.]+): Not of type Positive(Int|Float): (?:.*: )?'?(.*?)'?( does not conform .*)?$"
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Says of a type nothing where it is a function of ours, whose name explains nothing."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        if inspect.isfunction(action.type):
+            return None
+        text = super()._get_type_str(action)
+        return {"PositiveInt": "whole number above 0", "PositiveFloat": "number above 0"}.get(text or "", text)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -74,6 +87,10 @@ class Parser(jsonargparse.ArgumentParser):
             expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", wrong[2]).replace("tuple", "a list such as [1, 2]")
             line = f"{wrong[1]}: expected {expected}, got {wrong[3]}"
         line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
+        if wrong := re.search(_NOT_POSITIVE, line):
+            line = f"--{wrong[1]}: expected a {'whole ' * (wrong[2] == 'Int')}number above 0, got {wrong[3]}"
+        if missing := re.search(r"the following arguments are required: (.*)", line):
+            line = f"required: {', '.join(map(self._typed, missing[1].split(', ')))}; {self.prog} --help explains"
         if "parsing config" in line and self.config:
             line = f"{self.config}: is not a YAML file of options ({line.split(':', 1)[1].strip()})"
         for pattern in _UNKNOWN_NAME:
@@ -85,6 +102,13 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:  # argparse's says nothing of a full disk
         print(message, end="", file=file or sys.stderr)
+
+    def _typed(self, name: str) -> str:
+        """How an argument is given on the command line, such as: -o OUT."""
+        action = next((action for action in self._actions if action.dest == name), None)
+        if action is None:
+            return name
+        return " ".join([*action.option_strings[:1], str(action.metavar or name)])
 
     def _nearest(self, name: str) -> str:
         known = sorted({option for action in self._actions for option in action.option_strings})
@@ -219,7 +243,10 @@ def _options(verb: str, module: Any, given: list[str]) -> Any:
     Parser.config = next((joined[i + 1] for i, text in enumerate(joined[:-1]) if text == "--config"), None)
     Parser.given = given
     parser = Parser(
-        prog=f"audiovae {verb}", allow_abbrev=False, description=VERBS[verb][0].upper() + VERBS[verb][1:] + "."
+        prog=f"audiovae {verb}",
+        allow_abbrev=False,
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
+        formatter_class=_HelpFormatter,
     )
     module.add_arguments(parser)
     try:

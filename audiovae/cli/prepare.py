@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
@@ -13,6 +14,9 @@ from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock
 from audiovae.settings import PrepareSettings
+
+if TYPE_CHECKING:
+    from audiovae.corpora.prepare import Prepared
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -32,6 +36,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 def run(options: Any) -> int:
     from audiovae.cli.progress import bar, print_table
+    from audiovae.corpora.packed import names_speakers
     from audiovae.corpora.prepare import prepare
 
     if options.download:
@@ -55,14 +60,9 @@ def run(options: Any) -> int:
     failed = [file for file in result.left_out if file.failed]
     for file in failed:
         print(f"audiovae: {options.folder}/{file.id}: left out: {file.reason}", file=sys.stderr)
-    if result.n_resampled and not options.quiet:
-        print(f"audiovae: {result.n_resampled} files were resampled to {settings.sample_rate} Hz", file=sys.stderr)
-    if result.split_by == "recording" and settings.group is None and not options.quiet:
-        print(
-            "audiovae: the folder does not tell several speakers: recordings are held out for validation, maybe of "
-            "voices that are trained on; --labels with a column speaker, or --group, tells them",
-            file=sys.stderr,
-        )
+    if not options.quiet:
+        for note in _notes(result, settings):
+            print(f"audiovae: {note}", file=sys.stderr)
     splits = []
     for split in ("train", "validation", "test"):
         utterances = [u for u in result.utterances if u.split == split]
@@ -88,7 +88,11 @@ def run(options: Any) -> int:
             }
         )
     elif not options.quiet:
-        rows = [[str(s["split"]), str(s["recordings"]), str(s["speakers"]), f"{s['minutes']:.1f}"] for s in splits]
+        named = names_speakers(result.utterances)
+        rows = [
+            [str(s["split"]), str(s["recordings"]), str(s["speakers"]) if named else "-", f"{s['minutes']:.1f}"]
+            for s in splits
+        ]
         notes = [f"layout: {result.layout}; new recordings: {result.n_new}; left out: {len(result.left_out)}"]
         reasons = sorted({file.reason for file in result.left_out if not file.failed})
         notes += [f"  {sum(f.reason == reason for f in result.left_out)} files: {reason}" for reason in reasons]
@@ -96,3 +100,25 @@ def run(options: Any) -> int:
     if not result.utterances:
         return 2
     return 1 if failed else 0
+
+
+def _notes(result: Prepared, settings: PrepareSettings) -> Iterator[str]:
+    """What may surprise in the corpus."""
+    rate = result.lowest_rate
+    if result.n_resampled:
+        yield f"{result.n_resampled} files were resampled to {settings.sample_rate} Hz"
+    if rate is not None and rate < settings.sample_rate:
+        yield (
+            f"files of {rate} Hz hold nothing above {rate // 2} Hz, and a prior of many of them knows nothing there; "
+            f"with --sample_rate {rate} it hears what all files hold"
+        )
+    if result.split_by == "recording" and settings.group is None:
+        yield (
+            "the folder does not tell several speakers: recordings are held out for validation, maybe of "
+            "voices that are trained on; --labels with a column speaker, or --group, tells them"
+        )
+    if result.utterances and result.layout != "folder" and not any(u.split == "train" for u in result.utterances):
+        yield (
+            f"nothing is there to train on: by their names, all files are of the test or validation split of "
+            f"{result.layout}; --layout folder --overwrite splits them anew"
+        )

@@ -256,3 +256,8 @@ def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
         raise CorpusError(path, f"cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise CorpusError(path, "is damaged; prepare the corpus again with --overwrite") from error
+
+
+def names_speakers(utterances: Iterable[Utterance]) -> bool:
+    """Is any voice named, where a file that tells of none counts as a speaker of its own?"""
+    return any(u.speaker not in (u.id, u.id.rpartition("@")[0]) for u in utterances)  # @: at another speed

@@ -38,6 +38,7 @@ class Prepared:
         n_new: recordings packed by this run.
         seconds_new: their duration before trimming.
         n_resampled: those of them that had another rate.
+        lowest_rate: of the files packed by this run; None if there are none.
     """
 
     layout: str
@@ -47,6 +48,7 @@ class Prepared:
     n_new: int
     seconds_new: float
     n_resampled: int
+    lowest_rate: int | None
 
 
 def prepare(
@@ -109,7 +111,7 @@ def _prepare(
     for places, failed in ((there.passed_over, False), (there.unreadable, True)):
         left_out += [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason in places]
     n_before = len(utterances)
-    seconds_new, n_resampled = 0.0, 0
+    seconds_new, rates = 0.0, []
     try:
         target.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -137,7 +139,7 @@ def _prepare(
                         )
                     )
                     seconds_new += result.info.seconds
-                    n_resampled += result.info.sample_rate != settings.sample_rate
+                    rates.append(result.info.sample_rate)
                 else:
                     left_out.append(LeftOut(source.id, result, True, *origin))
                 progress(done, len(new))
@@ -148,7 +150,8 @@ def _prepare(
         raise CorpusError(
             target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
-    return Prepared(layout, group, utterances, left_out, len(utterances) - n_before, seconds_new, n_resampled)
+    n_new, n_resampled = len(utterances) - n_before, sum(rate != settings.sample_rate for rate in rates)
+    return Prepared(layout, group, utterances, left_out, n_new, seconds_new, n_resampled, min(rates, default=None))
 
 
 def _once(found: list[Source]) -> list[Source]:

@@ -38,6 +38,8 @@ h1, h2, h3, p, figcaption { overflow-wrap: anywhere } a { color: var(--first) }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem 0 .25rem 1.1rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600; font-size: .9rem } td { white-space: nowrap }
+.reason { white-space: normal; color: var(--muted); font-size: .9rem }
+.scroll td:first-child, .scroll th:first-child { position: sticky; left: 0; background: var(--paper) }
 td:first-child, th:first-child { text-align: left; white-space: normal; min-width: 9rem; padding-left: 0;
 overflow-wrap: anywhere }
 .facts td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere } .mean td { font-weight: 600 }

@@ -205,7 +205,7 @@ def _table(files: Sequence[ReportedFile], shown_names: Mapping[Path, str]) -> st
         + "".join(
             f"<td>{number(file.values[name])}</td>"
             if name in file.values
-            else f"<td>{html.escape(file.reasons.get(name, '-'))}</td>"
+            else f'<td class="reason">{html.escape(file.reasons.get(name, "-"))}</td>'
             for name in names
         )
         + "</tr>"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.corpora.batches import SegmentSampler, random_equaliser
-from audiovae.corpora.packed import PackedCorpus, Utterance
+from audiovae.corpora.packed import PackedCorpus, Utterance, names_speakers
 from audiovae.errors import ConditionError, TrainingError
 from audiovae.locks import locked_folder
 from audiovae.models import Conditions
@@ -284,9 +284,9 @@ def _stacked(conditions: dict[str, Tensor], utterances: list[Utterance]) -> Tens
 def _describe(corpus: PackedCorpus, validation: PackedCorpus) -> dict[str, str]:
     train = corpus.split("train")
     hours = sum(u.n_samples for u in train) / corpus.header.sample_rate / 3600
-    n_speakers, layout = len({u.speaker for u in train}), corpus.header.layout
+    speakers = len({u.speaker for u in train}) if names_speakers(train) else "unnamed"
     return {
-        "description": f"{len(train)} recordings of {n_speakers} speakers, {hours:.2f} h ({layout} layout)",
+        "description": f"{len(train)} recordings of {speakers} speakers, {hours:.2f} h ({corpus.header.layout} layout)",
         "train": corpus.fingerprint(),
         "validation": validation.fingerprint(),
     }

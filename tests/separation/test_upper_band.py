@@ -166,7 +166,7 @@ def test_verbs_say_what_they_do_with_it(
     sources = [stored(tmp_path / f"{rate}.wav", speech_like(0.3, 120, 0, rate), rate) for rate in (16000, 48000)]
     command = f"{verb} {' '.join(map(str, sources))} -o {tmp_path}/out --model {model_folder} --device cpu"
     assert main(command.split()) == 0
-    assert f"1 files of 2 have sound above 8000 Hz, {said}" in capsys.readouterr().err
+    assert f"1 of 2 files: sound above 8000 Hz, {said}" in capsys.readouterr().err
 
 
 def test_a_wave_is_enhanced_as_its_file_is(tmp_path: Path) -> None:
