@@ -33,7 +33,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("separation",),
     ("files",),
     ("batch",),
-    ("prior",),
+    ("prior", "array_vae"),
     ("trainable",),
     ("corpora",),
     ("objectives",),

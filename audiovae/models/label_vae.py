@@ -14,7 +14,7 @@ from audiovae.errors import ConditionError, LatentError
 from audiovae.models.conditions import Conditions
 from audiovae.models.latents import Gaussian, normal_from_outputs
 from audiovae.models.vae import EVERYTHING, VAE, Factor, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.networks.log_power import front_of
 from audiovae.networks.mlp import start_small
 from audiovae.networks.temporal import TemporalBlock, reach
 from audiovae.settings import LabelVAESettings
@@ -78,7 +78,7 @@ class LabelVAE(VAE):
         self._pool = settings.pool
         self.context = EVERYTHING if settings.pool else settings.blocks * reach(settings.kernel_size, (1,))
         self.conditions = Conditions(settings.labels)
-        self.log_power = LogPower(n_freqs)
+        self.log_power = front_of(settings.data, n_freqs)
         width, y = settings.width, self.conditions.size
         self.to_features = nn.Linear(n_freqs, width)
         blocks = [

@@ -27,7 +27,6 @@ from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"
 _FORMAT = 3  # of run.json and the checkpoints beside it
-_LISTENING_SECONDS = 5.0
 _MAY_DIFFER = ("versions", "init")  # of what run.json holds, when a run continues
 _FRONT_MATTER = "library_name: audiovae\ntags: [audio, speech, vae, unsupervised]\n"
 
@@ -114,6 +113,7 @@ class Record:
                 f"{self.model_folder}: holds a run of another version of audiovae, whose checkpoints this one cannot "
                 "continue; --overwrite starts anew"
             )
+        found["settings"] = {**asdict(TrainingSettings()), **found.get("settings", {})}  # of an older run: the defaults
         self._compare_beginning(found.get("init", {}))
         for group in (name for name in self._run if name not in _MAY_DIFFER):
             for name in sorted({*self._run[group], *found.get(group, {})}):
@@ -190,7 +190,7 @@ class Record:
         from audiovae.objectives import ACTIVE_NATS
         from audiovae.report.plots import kl_pixels, spectrogram_pixels
 
-        shown = model.illustrate(wave[..., : int(_LISTENING_SECONDS * model.sample_rate)], condition)
+        shown = model.illustrate(wave, condition)
         scale = 0.9 / max([float(sound.abs().max()) for sound in shown.waves.values()] + [1e-9])
         for name, sound in shown.waves.items():
             self._board.add_audio(f"validation/{name}", sound.cpu() * scale, step, model.sample_rate)
@@ -230,6 +230,7 @@ class Record:
             self._board.close()
 
     def _card(self, model: Trainable, step: int, elbo: float) -> str:
+        what = f"{model.sample_rate} Hz audio prior" if model.sample_rate else "prior of arrays"
         weights = sum(parameter.numel() for parameter in model.parameters())
         rows = "\n".join(
             f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
@@ -244,7 +245,7 @@ class Record:
         return f"""---
 {matter}---
 
-# A {model.sample_rate} Hz audio prior
+# A {what}
 
 A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
