@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,12 +42,12 @@ class ArrayVAE(TrainableVAE):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device | None = None) -> ArrayVAE:
-        """See `TrainableVAE.load`.
+        """Load a saved model from its folder, ready for inference: see `AudioVAE.from_pretrained`.
 
         Raises:
             ModelError: no such model, one of sound, or its files are damaged, incomplete or from a newer version.
         """
-        return cls.load(path, device)
+        return cast(ArrayVAE, cls._load(path, device))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ArrayVAE:

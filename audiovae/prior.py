@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class AudioVAE(TrainableVAE):
         Raises:
             ModelError: no such model, or its files are damaged, incomplete or from a newer version.
         """
-        return cls.load(name_or_path, device)
+        return cast(AudioVAE, cls._load(name_or_path, device))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AudioVAE:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -130,7 +130,7 @@ class TrainableVAE(Trainable, ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any]) -> TrainableVAE:
         """The untrained model that a config describes, see `config`.
 
         Raises:
@@ -138,7 +138,7 @@ class TrainableVAE(Trainable, ABC):
         """
 
     @classmethod
-    def load(cls, name_or_path: str | Path, device: str | torch.device | None) -> Self:
+    def _load(cls, name_or_path: str | Path, device: str | torch.device | None) -> TrainableVAE:
         """Load a shipped model by name, or a saved one from its folder, ready for inference.
 
         Its weights need no gradient (what it is given may); `fit` trains them all the same, and `requires_grad_()` asks
