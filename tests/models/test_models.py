@@ -1177,8 +1177,14 @@ def test_default_settings_are_not_shared_between_models() -> None:
 REFUSED = [
     ({"latent_dim": 0}, "latent_dim must be positive, got 0"),
     ({"latent_dim": -4}, "latent_dim must be positive, got -4"),
-    ({"hidden": ()}, r"layers must have positive widths and one of them be hidden, got \[513, 128\]"),
-    ({"hidden": (128, 0)}, r"layers must have positive widths and one of them be hidden, got \[513, 128, 0, 128\]"),
+    ({"hidden": (128, 0)}, r"layers must have positive widths, got \[513, 128, 0, 128\]"),
+    ({"data": "image"}, "data must be one of sound, array, got 'image'"),
+    ({"posterior_scale": "relu"}, "posterior_scale must be one of bounded, exp, .*, got 'relu'"),
+    ({"data": "array"}, "likelihood must be bernoulli or squared-error for arrays, got 'complex-gaussian'"),
+    (
+        {"latent": "dirichlet", "posterior_scale": "exp"},
+        "posterior_scale is of gaussian latents; dirichlet ones have no scale",
+    ),
     ({"activation": "swish"}, "activation must be one of tanh, relu, silu, gelu, got 'swish'"),
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
@@ -1194,9 +1200,7 @@ def test_a_size_that_makes_no_network_is_refused(settings: dict[str, object], me
 
 
 def test_a_model_without_bins_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"layers must have positive widths and one of them be hidden, got \[0, 512, 512, 512, 128\]"
-    ):
+    with pytest.raises(ValueError, match=r"layers must have positive widths, got \[0, 512, 512, 512, 128\]"):
         FrameVAE(0)
 
 
