@@ -286,7 +286,7 @@ def test_arrays_outside_the_range_or_of_another_width_are_refused() -> None:
 
 
 def test_fit_trains_on_arrays_and_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
-    """Two pictures with noise: the bound passes that of independent pixels. Killed halfway, the weights are the same."""
+    """Two noisy pictures: the bound passes that of independent pixels. Killed halfway, the weights are the same."""
     which = pictures(400, 1, 1) > 0.5
     x = (torch.where(which, 0.9, 0.1) * torch.ones(12) + 0.05 * pictures(400, 1, 12, seed=1)).numpy()
     labels = {"kind": ["a" if w else "b" for w in which.flatten()]}
