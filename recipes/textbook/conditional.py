@@ -37,7 +37,6 @@ def predictor() -> LabelVAE:
     return LabelVAE(64, sizes)
 
 
-@torch.no_grad()
 def main() -> None:
     given = options(__doc__)
     pictures, shown = digits()

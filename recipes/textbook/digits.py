@@ -1,4 +1,4 @@
-"""What the scripts beside it share: scikit-learn's digits as arrays, one frame of 64 pixels each, and their pictures."""
+"""What the scripts beside it share: the digits of scikit-learn, one frame of 64 pixels each, and pictures of them."""
 
 from __future__ import annotations
 

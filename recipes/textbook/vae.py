@@ -30,7 +30,6 @@ def model_of(latent_dim: int) -> ArrayVAE:
     return ArrayVAE(FrameVAE(64, sizes))
 
 
-@torch.no_grad()
 def main() -> None:
     given = options(__doc__)
     pictures, shown = digits()
@@ -64,7 +63,7 @@ def draw_plane(model: ArrayVAE, test: NDArray[np.float32], shown: list[str], pat
     at = torch.linspace(-2.5, 2.5, 15)
     grid = model.decode(torch.cartesian_prod(-at, at).flip(-1)).reshape(15, 15, 8, 8)
     right.imshow(grid.permute(0, 2, 1, 3).reshape(120, 120).numpy(), cmap="gray_r", extent=(-2.5, 2.5, -2.5, 2.5))
-    left.set(xlabel="first latent", ylabel="second latent", xlim=(-4, 4), ylim=(-4, 4))
+    left.set(xlabel="first latent", ylabel="second latent", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
