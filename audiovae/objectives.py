@@ -239,7 +239,7 @@ def training_loss(
     vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
 ) -> Float[Tensor, 2]:
     """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over the frames that
-    sound, in nats; 0 where none does.
+    count (`counted_frames`), in nats; 0 where none does.
     """
     counted = counted_frames(vae, power)
     if vae.own_past is not None:

@@ -319,7 +319,7 @@ def test_fit_trains_on_arrays_and_goes_on_where_it_was_interrupted(tmp_path: Pat
     fitted = fit(model, corpus, corpus, tmp_path / "whole", SHORT)
     mean = x.mean(0)
     assert fitted.elbo > float((mean * np.log(mean) + (1 - mean) * np.log(1 - mean)).sum()) + 2
-    assert "a prior of arrays" in (tmp_path / "whole" / "README.md").read_text().lower()
+    assert "# A prior of arrays in [0, 1]" in (tmp_path / "whole" / "README.md").read_text()
 
     def stop(progress: Any) -> None:
         if progress.step == 40:

@@ -230,7 +230,14 @@ class Record:
             self._board.close()
 
     def _card(self, model: Trainable, step: int, elbo: float) -> str:
-        what = f"{model.sample_rate} Hz audio prior" if model.sample_rate else "prior of arrays"
+        what, level = f"{model.sample_rate} Hz audio prior", ", at unit level"
+        limits = (
+            "it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own "
+            "with\n  `audiovae evaluate --model FOLDER FILES` before you rely on it."
+        )
+        if not model.sample_rate:
+            what, level = "prior of arrays in [0, 1]", ""
+            limits = "it knows the kind of arrays that it was trained on, and nothing else."
         weights = sum(parameter.numel() for parameter in model.parameters())
         rows = "\n".join(
             f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
@@ -250,10 +257,9 @@ class Record:
 A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
 * Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
-* Validation ELBO: {elbo:.1f} {model.unit}, at unit level, after {step} steps (one draw of the latents).
+* Validation ELBO: {elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
 * Licence: {whose}; fill it in before you share this model.
-* Limits: it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own with
-  `audiovae evaluate --model FOLDER FILES` before you rely on it.
+* Limits: {limits}
 
 | setting | value |
 | --- | --- |
