@@ -247,6 +247,7 @@ class LabelVAESettings(ModelSettings):
         halvings: how often the resolution of time is halved; 0 where labels are per frame.
         pool: one decision for the whole sequence, from mean and maximum over its frames; else one for every frame.
         dropout: probability between convolutions and heads.
+        standard_prior: z ~ N(0, I) before y is known, instead of p(z | x).
     """
 
     fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "likelihood": "complex-gaussian"}
@@ -258,6 +259,7 @@ class LabelVAESettings(ModelSettings):
     halvings: int = 2
     pool: bool = True
     dropout: float = 0.1
+    standard_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,12 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 }  # fmt: skip
 
 
-_NEWER = ("data", "posterior_scale", "code_activation")  # than some saved configs: not in those that keep the default
+_NEWER = (
+    "data",
+    "posterior_scale",
+    "code_activation",
+    "standard_prior",
+)  # than some saved configs: not in those that keep the default
 _IN_EVERY_CONFIG = ("latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels")  # in this order, first
 
 

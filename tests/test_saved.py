@@ -237,7 +237,12 @@ CHOICES = {
     "LabelVAE": {"labels"},
     **{kind: {"likelihood"} for kind in ("Autoencoder", "RVAE", "DKF", "STORN", "VRNN", "SRNN", "DSAE")},
 }
-NEWER = {"data", "posterior_scale", "code_activation"}  # not in a config that keeps their defaults: hashes stay
+NEWER = {
+    "data",
+    "posterior_scale",
+    "code_activation",
+    "standard_prior",
+}  # not in a config that keeps their defaults: hashes stay
 STATED = ["latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels"]  # first, and in this order
 
 

@@ -30,7 +30,7 @@ from audiovae.models import MODELS, Inference, LabelVAE
 from audiovae.models.latents import LATENTS
 from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import mlp
-from audiovae.settings import LatentName, settings_to_config
+from audiovae.settings import LabelVAESettings, LatentName, settings_to_config
 from audiovae.stft import power
 
 N_FREQS = 17
@@ -1059,6 +1059,24 @@ def test_default_sizes_make_a_model(name: str) -> None:
     vae = model_class(33)
     latents = vae.infer(torch.ones(4, 33), labels_for(vae)).latents
     assert latents.shape == (4, vae.latent_dim)
+
+
+def test_a_predictor_with_the_standard_prior_draws_from_it_before_the_label_is_known() -> None:
+    """Its bound is that of its parts, and without a label z is noise, whatever x is."""
+    torch.manual_seed(0)
+    labels = {"label": ("a", "b")}
+    vae = LabelVAE(9, LabelVAESettings(labels=labels, latent_dim=3, width=8, dropout=0.0, standard_prior=True))
+    assert "to_prior.weight" not in vae.state_dict()
+    power, y = 5 * torch.rand(4, 6, 9), torch.eye(2).repeat(2, 1)
+    known, unknown = vae.infer(power, y).factors[0], vae.infer(power).factors[0]
+    loc, scale = known.posterior.mean, known.posterior.variance.sqrt()
+    expected = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+    torch.testing.assert_close(kl_divergence(known.posterior, known.prior), expected)
+    assert expected.min() > 0
+    z = vae.infer(power.expand(500, 4, 6, 9)).latents
+    assert (z.mean(0).abs() < Z_LIMIT / 500**0.5).all()
+    assert (unknown.posterior.variance == 1).all()
+    assert (vae.prior(z, past=power).mean == 0).all()
 
 
 def test_settings_of_two_models_are_not_shared() -> None:

@@ -13,7 +13,7 @@ from audiovae import ArrayVAE
 TEXTBOOK = Path(__file__).resolve().parents[2] / "recipes" / "textbook"
 LEFT = {
     "vae": ({"generated", "reconstructed", "interpolated", "plane", "curves"}, {"vae", "plane", "averaged"}),
-    "conditional": ({"by_label"}, {"generator", "predictor"}),
+    "conditional": ({"by_label"}, {"generator", "predictor", "predictor_standard"}),
     "autoencoder": ({"denoised"}, {"plain", "without"}),
 }
 
