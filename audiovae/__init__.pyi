@@ -9,8 +9,10 @@ from . import notebook as notebook
 from . import report as report
 from . import separation as separation
 from . import settings as settings
+from .array_vae import ArrayVAE as ArrayVAE
 from .audio import Writer as Writer
 from .audio import resample as resample
+from .corpora.arrays import ArrayCorpus as ArrayCorpus
 from .corpora.espeak import speak_corpus as speak_corpus
 from .corpora.packed import PackedCorpus as PackedCorpus
 from .corpora.prepare import prepare as prepare

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,9 +73,14 @@ def sounding(power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch 
     return power.sum(-1) > 0
 
 
-def _counted(power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
-    """Frames that count in the bound of a sequence: those that sound, and all where none does."""
-    sound = sounding(power)
+def counted_frames(vae: VAE, power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+    """Frames that a mean counts: of sound those that are `sounding`; of arrays all, for black is a picture too."""
+    return sounding(power) if vae.settings.data == "sound" else torch.ones_like(power[..., 0], dtype=torch.bool)
+
+
+def _counted(vae: VAE, power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+    """Frames that count in the bound of a sequence: see `counted_frames`; all where none does."""
+    sound = counted_frames(vae, power)
     return sound | ~sound.any(-1, keepdim=True)
 
 
@@ -115,7 +121,7 @@ def importance_weighted_bound(
         inference = vae.infer(drawn, y) if encoded is None else _drawn_anew(vae, encoded, drawn, y)
         log_weights.append(_log_weight(vae, inference, inference, drawn, y))
     bound = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(n_samples)
-    return bound if vae.frames_are_independent else _spread(bound, power)
+    return bound if vae.frames_are_independent else _spread(vae, bound, power)
 
 
 def importance_weighted_surrogate(
@@ -144,7 +150,7 @@ def importance_weighted_surrogate(
     bound = torch.logsumexp(log_weights.detach(), dim=0) - math.log(n_samples)
     surrogate = (weights * log_weights).sum(0)
     bound = bound + surrogate - surrogate.detach()  # the value of the bound, the gradient of the surrogate
-    return bound if vae.frames_are_independent else _spread(bound, power)
+    return bound if vae.frames_are_independent else _spread(vae, bound, power)
 
 
 def check_importance_training(vae: VAE) -> None:
@@ -173,7 +179,7 @@ def _log_weight(vae: VAE, inference: Inference, proposal: Inference, power: Tens
             log_weight = log_weight + log_prior - log_posterior
         else:
             of_sequence += [log_prior, -log_posterior]
-    return log_weight if vae.frames_are_independent else sum(of_sequence, (log_weight * _counted(power)).sum(-1))
+    return log_weight if vae.frames_are_independent else sum(of_sequence, (log_weight * _counted(vae, power)).sum(-1))
 
 
 def _drawn_anew(vae: VAE, encoded: Inference, power: Tensor, condition: Tensor | None) -> Inference:
@@ -201,8 +207,10 @@ def _repeated(condition: Tensor | None, n_samples: int) -> Tensor | None:
     return condition if condition is None or condition.ndim == 1 else condition.expand(n_samples, *condition.shape)
 
 
-def _spread(total: Float[Tensor, "*batch"], power: Float[Tensor, "*batch frame freq"]) -> Float[Tensor, "*batch frame"]:
-    return (total / _counted(power).sum(-1)).unsqueeze(-1).expand(power.shape[:-1])
+def _spread(
+    vae: VAE, total: Float[Tensor, "*batch"], power: Float[Tensor, "*batch frame freq"]
+) -> Float[Tensor, "*batch frame"]:
+    return (total / _counted(vae, power).sum(-1)).unsqueeze(-1).expand(power.shape[:-1])
 
 
 # What training minimises
@@ -217,21 +225,23 @@ class Objective:
         free_bits: KL per latent dimension below which a dimension costs this much, in nats.
         importance_samples: above 1, the importance-weighted bound of so many samples takes the ELBO's place.
         own_past: share of the frames that see the model's own past, in a model that can do so.
+        reduction: "sum" of log p(x | z) over the bins of a frame, or their "mean"; see `TrainingSettings`.
     """
 
     beta: float = 1.0
     free_bits: float = 0.0
     importance_samples: int = 1
     own_past: float = 1.0
+    reduction: Literal["sum", "mean"] = "sum"
 
 
 def training_loss(
     vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
 ) -> Float[Tensor, 2]:
     """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over the frames that
-    sound, in nats; 0 where none does.
+    count (`counted_frames`), in nats; 0 where none does.
     """
-    counted = sounding(power)
+    counted = counted_frames(vae, power)
     if vae.own_past is not None:
         vae.own_past = objective.own_past
     if objective.importance_samples > 1:
@@ -239,6 +249,8 @@ def training_loss(
         return torch.stack([-bound, torch.zeros_like(bound)])
     inference = vae.infer(power, condition)
     log_likelihood = _mean(vae.log_likelihood(inference.latents, power, condition), counted)
+    if objective.reduction == "mean":
+        log_likelihood = log_likelihood / vae.n_freqs
     information = _mean(kl(inference), counted)
     cost = free_bits(inference, objective.free_bits, counted) if objective.free_bits else information
     return torch.stack([objective.beta * cost - log_likelihood, information])
@@ -294,7 +306,7 @@ def kl_per_dimension(
     """`kl_by_dimension` of a spectrogram's frames that sound; one number, the whole KL per frame, where it does not
     split.
     """
-    inference, counted = vae.infer(power, condition), sounding(power)
+    inference, counted = vae.infer(power, condition), counted_frames(vae, power)
     of_dimensions = kl_by_dimension(inference, counted)
     return _mean(kl(inference), counted).reshape(1) if of_dimensions is None else of_dimensions
 

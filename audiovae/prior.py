@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -13,32 +13,24 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from audiovae import saved
-from audiovae.errors import AudiovaeError, TrainingError
+from audiovae.errors import AudiovaeError
 from audiovae.level import without_rumble
 from audiovae.models import VAE, Inference, build
 from audiovae.objectives import (
-    ELBO,
-    Objective,
-    check_importance_training,
-    collapse_warning,
     elbo,
     importance_weighted_bound,
     kl_by_dimension,
-    kl_per_dimension,
     sounding,
-    training_loss,
 )
 from audiovae.phase import griffin_lim
-from audiovae.settings import LARGEST_RATE, TrainingSettings, settings_from_config, settings_to_config
+from audiovae.settings import LARGEST_RATE, settings_from_config, settings_to_config
 from audiovae.stft import STFT, Front, power
-from audiovae.trainable import Equaliser, Illustration, Trainable
+from audiovae.trainable import Equaliser, Illustration, TrainableVAE
 from audiovae.waves import Array, like, tensor_of
 
 Phase = Literal["original", "griffin-lim"]
 LatentChoice = Literal["mean", "sample"]
 
-_ANY_SIZE = 10_000  # of a model, that fits into any memory
 NO_DENSITY = "the model's likelihood is no density of the STFT, so it has no bound in nats"
 
 
@@ -62,7 +54,7 @@ class Latents:
         return self.inference.factors[0].posterior
 
 
-class AudioVAE(Trainable):
+class AudioVAE(TrainableVAE):
     """A prior of clean audio: a distribution over STFT frames, at any level.
 
     Every method takes waves `[..., sample]` (channels are a leading dimension) on the prior's device, or NumPy arrays:
@@ -79,11 +71,13 @@ class AudioVAE(Trainable):
         sample_rate: in Hz.
 
     Raises:
-        ValueError: STFT and model disagree on the number of frequency bins.
+        ValueError: STFT and model disagree on the number of frequency bins, or the model is one of arrays.
     """
 
     def __init__(self, stft: STFT, vae: VAE, sample_rate: int) -> None:
         super().__init__()
+        if vae.settings.data != "sound":
+            raise ValueError("a model of arrays takes no waves (data: array); ArrayVAE holds it")
         if stft.n_freqs != vae.n_freqs:
             raise ValueError(f"the STFT gives {stft.n_freqs} frequency bins and the VAE expects {vae.n_freqs}")
         if not isinstance(sample_rate, int) or isinstance(sample_rate, bool):
@@ -108,24 +102,12 @@ class AudioVAE(Trainable):
         Raises:
             ModelError: no such model, or its files are damaged, incomplete or from a newer version.
         """
-        folder = saved.find(name_or_path)
-        config, tensors = saved.read(folder)
-        try:
-            _check_sizes(config, tensors)
-            prior = cls.from_config(config)
-            prior.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise saved.misfit(folder, error) from error
-        prior.origin = saved.Origin(folder.resolve().name, config["config_sha256"], saved.read_card(folder))
-        return prior.to(device or "cpu").eval().requires_grad_(False)
+        return cast(AudioVAE, cls._load(name_or_path, device))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AudioVAE:
-        """The untrained model that a config describes, see `config`.
-
-        Raises:
-            KeyError, TypeError, ValueError: it describes none.
-        """
+        if "stft" not in config:
+            raise ValueError("it is a model of arrays: ArrayVAE.from_pretrained loads it")
         kind = config["vae"]["type"]
         settings = settings_from_config(kind, config["vae"]["settings"])
         stft, rate = STFT(**config["stft"]), config["sample_rate"]
@@ -140,30 +122,9 @@ class AudioVAE(Trainable):
             "vae": {"type": self.kind, "settings": settings_to_config(self.vae.settings)},
         }
 
-    def model_hash(self) -> str:
-        """SHA-256 that identifies sizes and weights: the `config_sha256` of a saved prior, which latents carry."""
-        return saved.model_hash(self.config(), self.state_dict())
-
-    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
-        """Write `config.json`, `model.safetensors` and the model card `README.md`.
-
-        Args:
-            card: default that of the model which the weights are from, if any: its data, licence and attribution.
-        """
-        if card is None and self.origin is not None:
-            card = self.origin.card
-        short = (
-            f"# An audiovae prior\n\n{self.sample_rate} Hz, {self.kind}. Nothing else was recorded when it was saved.\n"
-        )
-        saved.write(folder, self.config(), self.state_dict(), short if card is None else card)
-
     @property
     def front(self) -> Front:
         return Front(self.stft, self.sample_rate)
-
-    @property
-    def device(self) -> torch.device:
-        return self.stft.window.device
 
     def measure_level(self, wave: Float[Array, "*batch sample"], channels: bool = False) -> Float[Array, "*batch"]:
         """Level of each wave alone, or the one that the channels of each recording share: see `analyse`."""
@@ -319,27 +280,7 @@ class AudioVAE(Trainable):
             raise AudiovaeError(f"{type(self.vae).__name__} predicts labels: it has no PSD")
         return self.vae.likelihood(latents, condition, past).variance
 
-    def condition(self, /, **labels: str) -> Float[Tensor, " label"]:
-        """The condition of one class for every label, on the device: `prior.condition(digit="7", speaker="theo")`.
-
-        Raises:
-            ConditionError: a label is missing or unknown, or has no such class.
-        """
-        return self.vae.conditions.encode(**labels).to(self.device)
-
     # Training, see `Trainable`
-
-    @property
-    def labels(self) -> Mapping[str, tuple[str, ...]]:
-        return self.vae.conditions.labels
-
-    @property
-    def kind(self) -> str:
-        return type(self.vae).__name__
-
-    @property
-    def unit(self) -> str:
-        return "nats per frame" if self.vae.is_density else "per frame (no density: it compares with no other model's)"
 
     def segment_samples(self, n_frames: int) -> int:
         return (n_frames - 1) * self.stft.hop_length + self.stft.n_fft
@@ -352,34 +293,6 @@ class AudioVAE(Trainable):
         if equaliser is not None:
             frame_power *= equaliser(self.stft.n_freqs).to(frame_power.device)
         return frame_power.to(next(self.vae.parameters()).dtype)
-
-    def calibrate(self, observed: Float[Tensor, "segment frame freq"]) -> None:
-        self.vae.calibrate(observed[sounding(observed)])
-
-    def loss(
-        self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
-    ) -> Float[Tensor, 2]:
-        return training_loss(self.vae, observed, condition, objective)
-
-    def elbo(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
-        """Of the frames that sound, `[frame]`."""
-        terms, counted = elbo(self.vae, observed, condition), sounding(observed)
-        return ELBO(terms.log_likelihood[counted], terms.kl[counted])
-
-    def check(self, settings: TrainingSettings) -> None:
-        if settings.scheduled_sampling and self.vae.own_past is None:
-            raise TrainingError(
-                "scheduled_sampling is for models that feed on past frames and can learn to do without (SRNN with "
-                f"own_past), not {self.kind}"
-            )
-        if settings.importance_samples > 1:
-            try:
-                check_importance_training(self.vae)
-            except ValueError as error:
-                raise TrainingError(str(error)) from error
-
-    def warning(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> str | None:
-        return collapse_warning(kl_per_dimension(self.vae, observed, condition)) if self.vae.has_prior else None
 
     def illustrate(self, wave: Float[Tensor, " sample"], condition: Tensor | None) -> Illustration:
         if not self.vae.has_psd:
@@ -413,17 +326,3 @@ def check_choice(choice: str) -> None:
     """Raises ValueError for anything but "mean" and "sample"."""
     if choice not in ("mean", "sample"):
         raise ValueError(f"latents must be 'mean' or 'sample', got {choice!r}")
-
-
-def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for sizes beyond all that the tensors have: they would fill the memory before they are told."""
-    largest = max([_ANY_SIZE, *(4 * size for tensor in tensors.values() for size in tensor.shape)])
-    pending: list[Any] = [config["vae"], config["stft"]]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Mapping):
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-        elif isinstance(value, int) and abs(value) > largest:
-            raise ValueError(f"a size of {value}, and the tensors have none above {largest // 4}")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichlet"]
 MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
@@ -14,6 +14,8 @@ NoiseName = Literal["slow", "nmf", "stationary"]
 RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "fca", "fca-dp", "mvae"]
 LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
+DataName = Literal["sound", "array"]
+ScaleName = Literal["bounded", "exp", "softplus", "softplus-floor", "softplus-variance"]
 WindowName = Literal["sine", "hann", "hamming"]
 
 LARGEST_SEED = 2**64 - 1
@@ -43,11 +45,15 @@ class ModelSettings:
 
     Attributes:
         latent_dim: latent dimensions per frame.
+        data: what a frame is: "sound", the power of an STFT, of which networks see the standardised logarithm; or
+            "array", numbers from 0 to 1 (pixels, a scaled spectrogram), which networks see and likelihoods score as
+            they are.
     """
 
     fixed: ClassVar[Mapping[str, Any]] = {}  # what a class gives no choice of, as every saved config states it
 
     latent_dim: int = 16
+    data: DataName = "sound"
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -58,12 +64,21 @@ class ModelSettings:
                 if not isinstance(value, (tuple, list)):
                     raise ValueError(f"{each.name} must be a list of whole numbers, got {value!r}")
                 _check_sizes(each.name, value)
+            elif each.name in _CHOICES and value not in _CHOICES[each.name]:
+                raise ValueError(f"{each.name} must be one of {', '.join(_CHOICES[each.name])}, got {value!r}")
             elif each.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{each.name} must be true or false, got {value!r}")
             elif each.name == "labels" and not (
                 isinstance(value, Mapping) and all(isinstance(classes, (tuple, list)) for classes in value.values())
             ):
                 raise ValueError(f"labels must be lists of classes by name, got {value!r}")
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data": get_args(DataName),
+    "posterior_scale": get_args(ScaleName),
+    "code_activation": ("none", *get_args(ActivationName)),
+}
 
 
 def _check_sizes(name: str, sizes: Sequence[Any]) -> None:
@@ -108,12 +123,16 @@ class LatentSettings(LabelledSettings):
     Attributes:
         latent: family of the latents.
         dirichlet_concentration: of the symmetric Dirichlet prior; other families have no use for it.
+        posterior_scale: the standard deviation of a Gaussian q(z | x) from an encoder's output h: "bounded" is
+            2 sigmoid(h), "exp" exp(h / 2) with h the log variance, "softplus" softplus(h), "softplus-floor"
+            softplus(h) + 1e-6, "softplus-variance" the root of softplus(h).
     """
 
     fixed: ClassVar = {}
 
     latent: LatentName = "gaussian"
     dirichlet_concentration: float = 0.5
+    posterior_scale: ScaleName = "bounded"
 
 
 @dataclass(frozen=True)
@@ -143,6 +162,7 @@ class AutoencoderSettings(SoundSettings):
         residual: add the input of a hidden layer to its output where both have the same width.
         activation: tanh, relu, silu or gelu.
         dropout: probability in every hidden layer.
+        code_activation: what the code passes on its way to the decoder; none leaves it linear.
     """
 
     fixed: ClassVar = {"latent": "point", "dirichlet_concentration": 0.5, "labels": {}}
@@ -153,6 +173,7 @@ class AutoencoderSettings(SoundSettings):
     residual: bool = True
     activation: ActivationName = "silu"
     dropout: float = 0.0
+    code_activation: Literal["none", "tanh", "relu", "silu", "gelu"] = "none"
 
 
 @dataclass(frozen=True)
@@ -226,6 +247,7 @@ class LabelVAESettings(ModelSettings):
         halvings: how often the resolution of time is halved; 0 where labels are per frame.
         pool: one decision for the whole sequence, from mean and maximum over its frames; else one for every frame.
         dropout: probability between convolutions and heads.
+        standard_prior: z ~ N(0, I) before y is known, instead of p(z | x).
     """
 
     fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "likelihood": "complex-gaussian"}
@@ -237,6 +259,7 @@ class LabelVAESettings(ModelSettings):
     halvings: int = 2
     pool: bool = True
     dropout: float = 0.1
+    standard_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,6 +358,12 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 }  # fmt: skip
 
 
+_NEWER = (
+    "data",
+    "posterior_scale",
+    "code_activation",
+    "standard_prior",
+)  # than some saved configs: not in those that keep the default
 _IN_EVERY_CONFIG = ("latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels")  # in this order, first
 
 
@@ -343,7 +372,9 @@ def settings_to_config(settings: ModelSettings) -> dict[str, Any]:
 
     The hash of a config identifies a model, and latents carry it: what is written does not change with the classes.
     """
+    as_before = {each.name for each in dataclasses.fields(settings) if getattr(settings, each.name) == each.default}
     fields = {**settings.fixed, **asdict(settings)}
+    fields = {name: value for name, value in fields.items() if not (name in _NEWER and name in as_before)}
     return {name: fields[name] for name in dict.fromkeys((*_IN_EVERY_CONFIG, *fields))}
 
 
@@ -432,6 +463,8 @@ class TrainingSettings:
             much.
         importance_samples: above 1, train the importance-weighted bound of so many samples, with the doubly
             reparameterised gradient.
+        reduction: of log p(x | z) over the bins of a frame: their sum, which is the bound, or their mean, as articles
+            have it by mistake: the KL then weighs as many times more as there are bins.
         scheduled_sampling: shares of the steps between which a model that feeds on past frames changes over from the
             true ones to its own predictions, such as [0.3, 0.8]; empty keeps the true ones.
         clip_norm: gradients are scaled down to this norm.
@@ -459,6 +492,7 @@ class TrainingSettings:
     beta_cycles: int = 1
     free_bits: float = 0.0
     importance_samples: int = 1
+    reduction: Literal["sum", "mean"] = "sum"
     scheduled_sampling: tuple[float, ...] = ()
     clip_norm: float = 100.0
     averaging: float = 0.999
@@ -503,10 +537,14 @@ class TrainingSettings:
         for name in ("weight_decay", "beta", "free_bits", "equaliser_db", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.importance_samples > 1 and (self.beta != 1 or self.beta_warmup or self.free_bits):
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be sum or mean, got {self.reduction!r}")
+        if self.importance_samples > 1 and (
+            self.beta != 1 or self.beta_warmup or self.free_bits or self.reduction != "sum"
+        ):
             raise ValueError(
                 "importance_samples above 1 trains a bound of its own: leave beta at 1, without beta_warmup or "
-                "free_bits"
+                "free_bits, and reduction at sum"
             )
         if self.scheduled_sampling and not (
             len(self.scheduled_sampling) == 2 and 0 <= self.scheduled_sampling[0] < self.scheduled_sampling[1] <= 1

@@ -1,4 +1,4 @@
-"""What `fit` needs of whatever it trains, and nothing else."""
+"""What `fit` needs of whatever it trains, and how a `VAE` gives it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from audiovae.objectives import ELBO, Objective
+from audiovae import saved
+from audiovae.errors import TrainingError
+from audiovae.models import VAE
+from audiovae.objectives import (
+    ELBO,
+    Objective,
+    check_importance_training,
+    collapse_warning,
+    counted_frames,
+    elbo,
+    kl_per_dimension,
+    training_loss,
+)
 from audiovae.saved import Origin
 from audiovae.settings import TrainingSettings
+
+_ANY_SIZE = 10_000  # of a model, that fits into any memory
 
 Equaliser = Callable[[int], Float[Tensor, "segment 1 freq"]]  # power gains of each segment in so many bins
 
@@ -37,7 +52,7 @@ class Trainable(nn.Module, ABC):
     """A model with an ELBO. Waves are `[segment, ..., sample]`; what it observes of them is its own business.
 
     Attributes:
-        sample_rate: of its waves, in Hz.
+        sample_rate: of its waves, in Hz; 0 of a model of arrays, whose samples are frames.
         labels: names and classes of the labels that condition it; empty for most.
         kind: what it is called in the card of a saved model.
         unit: of its ELBO, as in "nats per frame".
@@ -102,3 +117,129 @@ class Trainable(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write the model and its card."""
+
+
+class TrainableVAE(Trainable, ABC):
+    """A `VAE` of sound or of arrays: what all of them are trained, saved and loaded by.
+
+    Attributes:
+        vae: the model of the frames.
+    """
+
+    vae: VAE
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TrainableVAE:
+        """The untrained model that a config describes, see `config`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it describes none.
+        """
+
+    @classmethod
+    def _load(cls, name_or_path: str | Path, device: str | torch.device | None) -> TrainableVAE:
+        """Load a shipped model by name, or a saved one from its folder, ready for inference.
+
+        Its weights need no gradient (what it is given may); `fit` trains them all the same, and `requires_grad_()` asks
+        for it.
+
+        Raises:
+            ModelError: no such model, or its files are damaged, incomplete or from a newer version.
+        """
+        folder = saved.find(name_or_path)
+        config, tensors = saved.read(folder)
+        try:
+            _check_sizes(config, tensors)
+            model = cls.from_config(config)
+            model.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise saved.misfit(folder, error) from error
+        model.origin = saved.Origin(folder.resolve().name, config["config_sha256"], saved.read_card(folder))
+        return model.to(device or "cpu").eval().requires_grad_(False)
+
+    def model_hash(self) -> str:
+        """SHA-256 that identifies sizes and weights: the `config_sha256` of a saved prior, which latents carry."""
+        return saved.model_hash(self.config(), self.state_dict())
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        """Write `config.json`, `model.safetensors` and the model card `README.md`.
+
+        Args:
+            card: default that of the model which the weights are from, if any: its data, licence and attribution.
+        """
+        if card is None and self.origin is not None:
+            card = self.origin.card
+        what = f"{self.sample_rate} Hz" if self.sample_rate else "Arrays in [0, 1]"
+        short = f"# An audiovae prior\n\n{what}, {self.kind}. Nothing else was recorded when it was saved.\n"
+        saved.write(folder, self.config(), self.state_dict(), short if card is None else card)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+    def condition(self, /, **labels: str) -> Float[Tensor, " label"]:
+        """The condition of one class for every label, on the device: `prior.condition(digit="7", speaker="theo")`.
+
+        Raises:
+            ConditionError: a label is missing or unknown, or has no such class.
+        """
+        return self.vae.conditions.encode(**labels).to(self.device)
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        return self.vae.conditions.labels
+
+    @property
+    def kind(self) -> str:
+        return type(self.vae).__name__
+
+    @property
+    def unit(self) -> str:
+        return "nats per frame" if self.vae.is_density else "per frame (no density: it compares with no other model's)"
+
+    def calibrate(self, observed: Float[Tensor, "segment frame freq"]) -> None:
+        self.vae.calibrate(observed[counted_frames(self.vae, observed)])
+
+    def loss(
+        self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
+    ) -> Float[Tensor, 2]:
+        return training_loss(self.vae, observed, condition, objective)
+
+    def elbo(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
+        """Of the frames that count, `[frame]`."""
+        terms, counted = elbo(self.vae, observed, condition), counted_frames(self.vae, observed)
+        return ELBO(terms.log_likelihood[counted], terms.kl[counted])
+
+    def check(self, settings: TrainingSettings) -> None:
+        if settings.scheduled_sampling and self.vae.own_past is None:
+            raise TrainingError(
+                "scheduled_sampling is for models that feed on past frames and can learn to do without (SRNN with "
+                f"own_past), not {self.kind}"
+            )
+        if settings.importance_samples > 1:
+            try:
+                check_importance_training(self.vae)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
+        if settings.reduction != "sum" and not self.vae.has_psd:
+            raise TrainingError(f"reduction is over the bins of a frame, and {self.kind} predicts labels: leave it out")
+        if settings.equaliser_db and self.vae.settings.data == "array":
+            raise TrainingError("equaliser_db is of sound, and the model is one of arrays: leave it at 0")
+
+    def warning(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> str | None:
+        return collapse_warning(kl_per_dimension(self.vae, observed, condition)) if self.vae.has_prior else None
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for sizes beyond all that the tensors have: they would fill the memory before they are told."""
+    largest = max([_ANY_SIZE, *(4 * size for tensor in tensors.values() for size in tensor.shape)])
+    pending: list[Any] = [config["vae"], config.get("stft"), config.get("n_freqs")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, int) and abs(value) > largest:
+            raise ValueError(f"a size of {value}, and the tensors have none above {largest // 4}")

@@ -33,7 +33,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("separation",),
     ("files",),
     ("batch",),
-    ("prior",),
+    ("prior", "array_vae"),
     ("trainable",),
     ("corpora",),
     ("objectives",),
@@ -120,7 +120,7 @@ def test_no_import_goes_in_a_circle() -> None:
         name: {module_of(other) for _, other in imports(path) if other.split(".")[0] == "audiovae"} - {name}
         for name, path in MODULE_NAMES.items()
     }
-    assert graph["audiovae.prior"] >= {"audiovae.saved", "audiovae.models", "audiovae.stft"}
+    assert graph["audiovae.prior"] >= {"audiovae.trainable", "audiovae.models", "audiovae.stft"}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
     with pytest.raises(graphlib.CycleError):
         list(graphlib.TopologicalSorter({**graph, "audiovae.saved": {"audiovae.prior"}}).static_order())

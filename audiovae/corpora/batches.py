@@ -1,4 +1,4 @@
-"""Batches of segments from a packed corpus: thousands of frames at a time, no Python per file."""
+"""Batches of segments from a corpus: thousands of frames at a time, no Python per file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from audiovae.corpora.arrays import ArrayCorpus
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import CorpusError
 
 _SHARE_OF_DEVICE = 0.5  # of the free memory that a corpus may take on a GPU; a larger one stays on the disk
+
+Corpus = PackedCorpus | ArrayCorpus
 
 
 class SegmentSampler:
@@ -21,17 +24,17 @@ class SegmentSampler:
     What is drawn depends on the seed, the step and the rank alone: a sampler has no state to save.
 
     Args:
-        corpus: the packed recordings.
+        corpus: the recordings, or the arrays, of which a frame stands where a sample does.
         split: "train", "validation" or "test".
         segment_samples: length of a segment. A recording too short for that is followed by zeros,
-            which weigh nothing in the loss of a prior.
+            which weigh nothing in the loss of a prior; arrays must be as long.
         device: where the batches are wanted.
 
     Raises:
-        CorpusError: no recording in that split.
+        CorpusError: no recording in that split, or an array that is too short.
     """
 
-    def __init__(self, corpus: PackedCorpus, split: str, segment_samples: int, device: torch.device) -> None:
+    def __init__(self, corpus: Corpus, split: str, segment_samples: int, device: torch.device) -> None:
         self.utterances = corpus.split(split)
         if not self.utterances:
             raise CorpusError(
@@ -39,6 +42,11 @@ class SegmentSampler:
             )
         self.segment_samples = segment_samples
         lengths = np.array([u.n_samples for u in self.utterances])
+        if isinstance(corpus, ArrayCorpus) and lengths.min() < segment_samples:
+            raise CorpusError(
+                corpus.folder,
+                f"have {lengths.min()} frames at the least, fewer than a segment: set segment_frames to at most that",
+            )
         self._starts = np.array([u.start for u in self.utterances])
         self._last = np.maximum(lengths - self.segment_samples, 0)  # latest start within a recording
         self._ends = np.cumsum(self._last + 1)
@@ -51,14 +59,15 @@ class SegmentSampler:
 
     def draw(
         self, n_segments: int, seed: int, step: int, rank: int = 0
-    ) -> tuple[Float[Tensor, "segment sample"], list[Utterance]]:
-        """Segments at unit level, `[segment, sample]`, and the recordings that they are from."""
+    ) -> tuple[Float[Tensor, "segment sample *freq"], list[Utterance]]:
+        """Segments at unit level, `[segment, sample]` (of arrays `[segment, frame, freq]`), and what they are from."""
         generator = np.random.default_rng((seed, step, rank))
         position = generator.integers(self._ends[-1], size=n_segments)
         which = np.searchsorted(self._ends, position, side="right")
         offset = position - (self._ends[which] - self._last[which] - 1)
         starts = self._starts[which] + offset
-        waves = self._gather(starts) * torch.from_numpy(self._gains[which, None]).to(self._device)
+        waves = self._gather(starts)
+        waves = waves * torch.from_numpy(self._gains[which]).to(self._device).reshape(-1, *[1] * (waves.ndim - 1))
         short = self._lengths[which] < self.segment_samples
         if short.any():  # what follows a recording in the file is another one
             beyond = torch.arange(self.segment_samples) >= torch.from_numpy(self._lengths[which, None])
@@ -72,10 +81,10 @@ class SegmentSampler:
         ]
         for i in np.flatnonzero(beyond):
             rows[i] = rows[i].roll(-int(beyond[i]))
-        return rows.to(self._device).float()
+        return rows.movedim(-1, 1).to(self._device).float()
 
 
-def _place(samples: NDArray[np.int16], device: torch.device) -> Tensor:
+def _place(samples: NDArray[np.int16] | NDArray[np.float32], device: torch.device) -> Tensor:
     with np.errstate(all="ignore"):
         tensor = _as_tensor(samples)
     if device.type == "cuda" and samples.nbytes < _SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
@@ -83,7 +92,7 @@ def _place(samples: NDArray[np.int16], device: torch.device) -> Tensor:
     return tensor
 
 
-def _as_tensor(samples: NDArray[np.int16]) -> Tensor:
+def _as_tensor(samples: NDArray[np.int16] | NDArray[np.float32]) -> Tensor:
     import warnings
 
     with warnings.catch_warnings():

@@ -118,6 +118,19 @@ class PackedCorpus:
             raise CorpusError(path, f"cannot be read ({error.strerror}); check its permissions") from error
         self._verified: set[str] = set()
 
+    @property
+    def sample_rate(self) -> int:
+        """Of all recordings, in Hz."""
+        return self.header.sample_rate
+
+    @property
+    def description(self) -> str:
+        """In a sentence, for a model's card."""
+        train = self.split("train")
+        hours = sum(u.n_samples for u in train) / self.sample_rate / 3600
+        speakers = len({u.speaker for u in train}) if names_speakers(train) else "unnamed"
+        return f"{len(train)} recordings of {speakers} speakers, {hours:.2f} h ({self.header.layout} layout)"
+
     def verify(self, utterances: Iterable[Utterance] | None = None) -> None:
         """Compare recordings, all by default, with their SHA-256; each only once.
 

@@ -8,14 +8,14 @@ from torch import nn
 
 from audiovae.models.frame_wise import FrameWise
 from audiovae.models.latents import PointFamily
-from audiovae.networks.mlp import mlp, start_small
+from audiovae.networks.mlp import ACTIVATIONS, mlp, start_small
 from audiovae.settings import AutoencoderSettings
 
 
 class Autoencoder(FrameWise):
     """z_t = f(x_t), trained on log p(x_t | z_t) alone.
 
-    That is squared error on the log power, cross-entropy on a scaled spectrogram, or a density.
+    That is squared error on the log power, cross-entropy on a scaled spectrogram, either on arrays, or a density.
     Its KL is zero, for there is no prior: it can be neither sampled nor plugged into a separator as one.
 
     Args:
@@ -32,5 +32,7 @@ class Autoencoder(FrameWise):
         super().__init__(n_freqs, settings, PointFamily(settings.latent_dim))
         options = (settings.activation, settings.dropout, settings.residual)
         self.encoder = mlp([n_freqs, *settings.hidden, self.latents.n_outputs], *options)
+        if settings.code_activation != "none":
+            self.encoder.append(ACTIVATIONS[settings.code_activation]())
         self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
         start_small(cast(nn.Linear, self.decoder[-1]))

@@ -7,14 +7,14 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical, Distribution, Independent
 from torch.nn import functional
 
 from audiovae.errors import ConditionError, LatentError
 from audiovae.models.conditions import Conditions
-from audiovae.models.latents import Gaussian, normal_from_outputs
+from audiovae.models.latents import Gaussian, normal_from_outputs, standard_normal
 from audiovae.models.vae import EVERYTHING, VAE, Factor, Inference
-from audiovae.networks.log_power import LogPower
+from audiovae.networks.log_power import front_of
 from audiovae.networks.mlp import start_small
 from audiovae.networks.temporal import TemporalBlock, reach
 from audiovae.settings import LabelVAESettings
@@ -46,9 +46,9 @@ class LabelVAE(VAE):
     """p(y, z | x) = prod_t p(y | x, z_t) p(z_t | x) and q(z_t | x, y), y being one label of the sound.
 
     The condition is what is predicted, so `infer` with it gives q(z | x, y), and without it draws z from p(z | x): all
-    that is known before the label is. With `pool` every frame sees the whole sequence, and a sequence's frames are as
-    many draws of one decision. Its likelihood is of labels: a categorical distribution, whose `mean` are the
-    probabilities.
+    that is known before the label is, or with `standard_prior` from N(0, I). With `pool` every frame sees the whole
+    sequence, and a sequence's frames are as many draws of one decision. Its likelihood is of labels: a categorical
+    distribution, whose `mean` are the probabilities.
 
     Args:
         n_freqs: frequency bins per frame.
@@ -78,7 +78,7 @@ class LabelVAE(VAE):
         self._pool = settings.pool
         self.context = EVERYTHING if settings.pool else settings.blocks * reach(settings.kernel_size, (1,))
         self.conditions = Conditions(settings.labels)
-        self.log_power = LogPower(n_freqs)
+        self.log_power = front_of(settings.data, n_freqs)
         width, y = settings.width, self.conditions.size
         self.to_features = nn.Linear(n_freqs, width)
         blocks = [
@@ -92,10 +92,12 @@ class LabelVAE(VAE):
             nn.SiLU(),
             nn.Dropout(settings.dropout),
         )
-        self.to_prior = nn.Linear(width, 2 * self.latent_dim)
+        self.to_prior = None if settings.standard_prior else nn.Linear(width, 2 * self.latent_dim)
         self.to_posterior = nn.Sequential(nn.Linear(width + y, width), nn.SiLU(), nn.Linear(width, 2 * self.latent_dim))
         self.to_labels = nn.Sequential(nn.Linear(width + self.latent_dim, width), nn.SiLU(), nn.Linear(width, y))
-        start_small(self.to_prior, *(cast(nn.Linear, network[-1]) for network in (self.to_posterior, self.to_labels)))
+        start_small(*(cast(nn.Linear, network[-1]) for network in (self.to_posterior, self.to_labels)))
+        if self.to_prior is not None:
+            start_small(self.to_prior)
 
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
         self.log_power.calibrate(power)
@@ -104,7 +106,7 @@ class LabelVAE(VAE):
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
     ) -> Inference:
         features = self._features(power)
-        prior = normal_from_outputs(self.to_prior(features).to(power.dtype))
+        prior = self._prior_of(features, power)
         posterior = prior
         if condition is not None:
             y = self.conditions.per_frame(condition, power)
@@ -116,7 +118,14 @@ class LabelVAE(VAE):
     ) -> Distribution:
         if past is None:
             raise ConditionError("p(z | x) of a LabelVAE needs the power of the sound as `past`")
-        return normal_from_outputs(self.to_prior(self._features(past)).to(past.dtype))
+        return self._prior_of(self._features(past), past)
+
+    def _prior_of(
+        self, features: Float[Tensor, "*batch frame feature"], power: Float[Tensor, "*batch frame freq"]
+    ) -> Independent:
+        if self.to_prior is None:
+            return standard_normal(power.new_zeros(*power.shape[:-1], self.latent_dim))
+        return normal_from_outputs(self.to_prior(features).to(power.dtype))
 
     def likelihood(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, cast
@@ -15,7 +16,7 @@ from torch.nn import functional
 from audiovae.distributions import LogDirichlet, Point, PowerSpherical, SphereUniform, VonMisesFisher
 from audiovae.errors import LatentError
 from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE
-from audiovae.settings import LatentName, LatentSettings
+from audiovae.settings import LatentName, LatentSettings, ScaleName
 
 SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5
 
@@ -100,10 +101,22 @@ def normal(loc: Float[Tensor, "*batch latent"], scale: Float[Tensor, "*batch lat
     return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
 
-def normal_from_outputs(outputs: Float[Tensor, "*batch output"]) -> Independent:
-    """A Gaussian whose scale is bounded, where exp would overflow in a bad step."""
+def normal_from_outputs(outputs: Float[Tensor, "*batch output"], scale: ScaleName = "bounded") -> Independent:
+    """A Gaussian whose scale is bounded, where exp would overflow in a bad step; or one of the articles' scales.
+
+    Those are kept from `SMALLEST_SCALE` to e^30: far outside of what they have in a working model.
+    """
     loc, spread = outputs.chunk(2, dim=-1)
-    return normal(loc, LARGEST_SCALE * torch.sigmoid(spread) + SMALLEST_SCALE)
+    return normal(loc, _SCALES[scale](spread))
+
+
+_SCALES: dict[ScaleName, Callable[[Tensor], Tensor]] = {
+    "bounded": lambda spread: LARGEST_SCALE * torch.sigmoid(spread) + SMALLEST_SCALE,
+    "exp": lambda log_variance: torch.exp((0.5 * log_variance).clamp(math.log(SMALLEST_SCALE), 30)),
+    "softplus": lambda spread: functional.softplus(spread).clamp(min=SMALLEST_SCALE),
+    "softplus-floor": lambda spread: functional.softplus(spread) + 1e-6,
+    "softplus-variance": lambda spread: functional.softplus(spread).clamp(min=SMALLEST_SCALE**2).sqrt(),
+}
 
 
 class _Euclidean(LatentFamily):
@@ -125,8 +138,12 @@ class Gaussian(_Euclidean):
     name = "gaussian"
     parameters = ("loc", "scale")
 
+    def __init__(self, dim: int, posterior_scale: ScaleName = "bounded") -> None:
+        super().__init__(dim)
+        self._posterior_scale = posterior_scale
+
     def from_outputs(self, outputs: Float[Tensor, "*batch output"]) -> Distribution:
-        return normal_from_outputs(outputs)
+        return normal_from_outputs(outputs, self._posterior_scale)
 
     def build(self, **parameters: Tensor) -> Distribution:
         return Independent(Normal(parameters["loc"], parameters["scale"], validate_args=True), 1)
@@ -247,7 +264,7 @@ class DirichletFamily(LatentFamily):
 
 
 LATENTS: dict[LatentName, Callable[[LatentSettings], LatentFamily]] = {
-    "gaussian": lambda settings: Gaussian(settings.latent_dim),
+    "gaussian": lambda settings: Gaussian(settings.latent_dim, settings.posterior_scale),
     "von-mises-fisher": lambda settings: VonMisesFisherFamily(settings.latent_dim),
     "power-spherical": lambda settings: PowerSphericalFamily(settings.latent_dim),
     "dirichlet": lambda settings: DirichletFamily(settings.latent_dim, settings.dirichlet_concentration),
@@ -258,8 +275,10 @@ def latent_family(settings: LatentSettings) -> LatentFamily:
     """The family that some settings name.
 
     Raises:
-        ValueError: an unknown one, or too few dimensions for it.
+        ValueError: an unknown one, too few dimensions for it, or a `posterior_scale` for one that has none.
     """
     if settings.latent not in LATENTS:
         raise ValueError(f"latent must be one of {', '.join(LATENTS)}, got {settings.latent!r}")
+    if settings.latent != "gaussian" and settings.posterior_scale != "bounded":
+        raise ValueError(f"posterior_scale is of gaussian latents; {settings.latent} ones have no scale")
     return LATENTS[settings.latent](settings)

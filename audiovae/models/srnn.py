@@ -130,7 +130,7 @@ class SRNN(Dynamical):
         return cast(Tensor, self.decoder(torch.cat([states, latents], dim=-1)))
 
     def _predicted(self, outputs: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
-        return self.log_power.expected(self.observation(outputs.detach().clone()).variance).detach()
+        return self.expected_input(outputs.detach().clone()).detach()
 
     def _own_states(
         self, states: Float[Tensor, "*batch frame state"], latents: Float[Tensor, "*batch frame latent"]

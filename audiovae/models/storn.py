@@ -77,7 +77,7 @@ class STORN(Dynamical):
         for t in range(z.shape[-2]):
             hidden, state = self.decoder.step(torch.cat([self.past_features(before), z[..., t, :]], dim=-1), state)
             outputs.append(self.to_spectrum(hidden))
-            before = self.log_power.expected(self.observation(outputs[-1].clone()).variance)
+            before = self.expected_input(outputs[-1].clone())
         return torch.stack(outputs, dim=-2)
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:

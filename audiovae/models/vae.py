@@ -69,9 +69,10 @@ def in_every_frame(sequence: Float[Tensor, "*batch latent"], n_frames: int) -> F
 
 
 class VAE(nn.Module, ABC):
-    """p(x, z) = p(x | z) p(z) with the amortised posterior q(z | x), x being an STFT at unit level.
+    """p(x, z) = p(x | z) p(z) with the amortised posterior q(z | x), x being an STFT at unit level, or an array.
 
-    Encoders take the power |x|^2, which is all that a separator has of a source. Leading dimensions are free: one
+    Encoders take the power |x|^2, which is all that a separator has of a source; of arrays (`settings.data`) it is x
+    itself that stands wherever `power` is said. Leading dimensions are free: one
     sequence `[frame, freq]` is as good as a batch of them.
 
     Attributes:
@@ -81,7 +82,8 @@ class VAE(nn.Module, ABC):
         latents: their family.
         conditions: the labels y that condition the model; empty for most.
         has_prior: is there a p(z)? An autoencoder has none.
-        has_psd: is the likelihood one of sound, whose `variance` is the PSD? A predictor of labels has none.
+        has_psd: is the likelihood one of x, whose `variance` is the PSD where x is sound? A predictor of labels has
+            none.
         is_density: is the likelihood a density of the complex STFT, so that bounds in nats compare with those of other
             models?
         needs_past: does p(x_t | ...) see past x? Such a model cannot be plugged into a separator.

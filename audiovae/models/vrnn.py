@@ -133,5 +133,5 @@ class VRNN(Dynamical):
             z = latent_of(state.reshape(*batch, -1)).reshape(len(before), -1)
             states.append(state)
             outputs.append(self._spectrum(state, z))
-            before = self.log_power.expected(self.observation(outputs[-1].clone()).variance)
+            before = self.expected_input(outputs[-1].clone())
         return tuple(torch.stack(frames, dim=-2).reshape(*batch, n_frames, -1) for frames in (states, outputs))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Power spectra as a network sees them: standardised logarithms."""
+"""Frames as a network sees them: of sound the standardised log power, of arrays the numbers that they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.distributions.complex_normal import EULER_GAMMA, VARIANCE_FLOOR
+from audiovae.settings import DataName
 
 
 class LogPower(nn.Module):
@@ -43,3 +44,24 @@ class LogPower(nn.Module):
         not seen.
         """
         return (torch.log(variance) - EULER_GAMMA - self.mean) / self.std
+
+
+class Unchanged(nn.Module):
+    """Arrays as they are: what stands in the place of `LogPower` where x is no sound."""
+
+    mean: Tensor
+
+    def __init__(self, n_freqs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_freqs), persistent=False)
+
+    def calibrate(self, x: Float[Tensor, "frame freq"]) -> None:
+        """Nothing is taken from data."""
+
+    def forward(self, x: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
+        return x
+
+
+def front_of(data: DataName, n_freqs: int) -> LogPower | Unchanged:
+    """What networks see of frames."""
+    return LogPower(n_freqs) if data == "sound" else Unchanged(n_freqs)

@@ -23,15 +23,17 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers from `sizes[0]` to `sizes[-1]`, each but the last followed by the activation and dropout.
 
+    Without a hidden layer it is one linear layer.
+
     Args:
         residual: add a hidden layer's input to its output wherever the two have the same width.
         last_bias: give the last layer a bias.
 
     Raises:
-        ValueError: a width that is not positive, no hidden layer, an unknown activation, a dropout outside [0, 1).
+        ValueError: a width that is not positive, an unknown activation, a dropout outside [0, 1).
     """
-    if min(sizes) < 1 or len(sizes) < 3:
-        raise ValueError(f"layers must have positive widths and one of them be hidden, got {list(sizes)}")
+    if min(sizes) < 1:
+        raise ValueError(f"layers must have positive widths, got {list(sizes)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0 <= dropout < 1:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from audiovae.corpora.batches import SegmentSampler, random_equaliser
-from audiovae.corpora.packed import PackedCorpus, Utterance, names_speakers
+from audiovae.corpora.batches import Corpus, SegmentSampler, random_equaliser
+from audiovae.corpora.packed import Utterance
 from audiovae.errors import ConditionError, TrainingError
 from audiovae.locks import locked_folder
 from audiovae.models import Conditions
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 CALIBRATION_FRAMES = 20_000
 VALIDATION_FRAMES = 20_000
 _VALIDATION_BATCH = 2048  # frames
+_LISTENING_SECONDS = 5.0
 _NO_STEP = 2**40  # a step that training never reaches: its random numbers are its own
 
 
@@ -68,8 +69,8 @@ class Progress:
 
 def fit(
     model: Trainable,
-    corpus: PackedCorpus,
-    validation: PackedCorpus,
+    corpus: Corpus,
+    validation: Corpus,
     folder: str | Path,
     settings: TrainingSettings = TrainingSettings(),
     device: str = "cpu",
@@ -91,8 +92,8 @@ def fit(
     A model that was loaded is fine-tuned: its constants stay as they are, and its card goes on below the new one.
 
     Args:
-        model: such as an `AudioVAE`. Weights that need a gradient are trained, or all, where none does; at the end none
-            does, as of a model that is loaded.
+        model: such as an `AudioVAE`, or an `ArrayVAE`, which is trained on an `ArrayCorpus`. Weights that need a
+            gradient are trained, or all, where none does; at the end none does, as of a model that is loaded.
         corpus: its "train" split is drawn from.
         validation: its "validation" split is scored (may be the same corpus).
         folder: receives `config.json`, `model.safetensors`, `README.md` (the best weights) and `training/`.
@@ -205,17 +206,16 @@ class _Data:
     def __init__(
         self,
         model: Trainable,
-        corpus: PackedCorpus,
-        validation: PackedCorpus,
+        corpus: Corpus,
+        validation: Corpus,
         settings: TrainingSettings,
         fabric: Fabric,
     ) -> None:
         for packed in (corpus, validation):
-            if packed.header.sample_rate != model.sample_rate:
-                raise TrainingError(
-                    f"{packed.folder} was prepared at {packed.header.sample_rate} Hz, and the model has "
-                    f"{model.sample_rate} Hz"
-                )
+            if packed.sample_rate != model.sample_rate:
+                prepared = f"was prepared at {packed.sample_rate} Hz" if packed.sample_rate else "are no sound"
+                expected = f"has {model.sample_rate} Hz" if model.sample_rate else "is one of arrays"
+                raise TrainingError(f"{packed.folder} {prepared}, and the model {expected}")
             packed.verify_small()
         self._model, self._settings, self._corpus = model, settings, corpus
         self._rank, self._device = fabric.global_rank, fabric.device
@@ -228,7 +228,8 @@ class _Data:
         conditions = _conditions(model, draws.utterances, self._device)
         self._validation_condition = _stacked(conditions, drawn)
         heard = draws.utterances[0]
-        self.listening = torch.from_numpy(validation.wave(heard)).to(self._device)
+        n_heard = int(_LISTENING_SECONDS * validation.sample_rate) or None  # of arrays all frames
+        self.listening = torch.from_numpy(validation.wave(heard)[:n_heard]).to(self._device)
         self.listening_condition = conditions.get(heard.id)
 
     def calibration(self) -> Tensor:
@@ -281,12 +282,9 @@ def _stacked(conditions: dict[str, Tensor], utterances: list[Utterance]) -> Tens
     return torch.stack([conditions[utterance.id] for utterance in utterances]) if conditions else None
 
 
-def _describe(corpus: PackedCorpus, validation: PackedCorpus) -> dict[str, str]:
-    train = corpus.split("train")
-    hours = sum(u.n_samples for u in train) / corpus.header.sample_rate / 3600
-    speakers = len({u.speaker for u in train}) if names_speakers(train) else "unnamed"
+def _describe(corpus: Corpus, validation: Corpus) -> dict[str, str]:
     return {
-        "description": f"{len(train)} recordings of {speakers} speakers, {hours:.2f} h ({corpus.header.layout} layout)",
+        "description": corpus.description,
         "train": corpus.fingerprint(),
         "validation": validation.fingerprint(),
     }
@@ -424,7 +422,13 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 def objective(settings: TrainingSettings, step: int) -> Objective:
     """The loss of a step."""
-    return Objective(beta(settings, step), settings.free_bits, settings.importance_samples, own_past(settings, step))
+    return Objective(
+        beta(settings, step),
+        settings.free_bits,
+        settings.importance_samples,
+        own_past(settings, step),
+        settings.reduction,
+    )
 
 
 def beta(settings: TrainingSettings, step: int) -> float:

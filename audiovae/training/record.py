@@ -27,7 +27,6 @@ from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"
 _FORMAT = 3  # of run.json and the checkpoints beside it
-_LISTENING_SECONDS = 5.0
 _MAY_DIFFER = ("versions", "init")  # of what run.json holds, when a run continues
 _FRONT_MATTER = "library_name: audiovae\ntags: [audio, speech, vae, unsupervised]\n"
 
@@ -114,6 +113,7 @@ class Record:
                 f"{self.model_folder}: holds a run of another version of audiovae, whose checkpoints this one cannot "
                 "continue; --overwrite starts anew"
             )
+        found["settings"] = {**asdict(TrainingSettings()), **found.get("settings", {})}  # of an older run: the defaults
         self._compare_beginning(found.get("init", {}))
         for group in (name for name in self._run if name not in _MAY_DIFFER):
             for name in sorted({*self._run[group], *found.get(group, {})}):
@@ -190,7 +190,7 @@ class Record:
         from audiovae.objectives import ACTIVE_NATS
         from audiovae.report.plots import kl_pixels, spectrogram_pixels
 
-        shown = model.illustrate(wave[..., : int(_LISTENING_SECONDS * model.sample_rate)], condition)
+        shown = model.illustrate(wave, condition)
         scale = 0.9 / max([float(sound.abs().max()) for sound in shown.waves.values()] + [1e-9])
         for name, sound in shown.waves.items():
             self._board.add_audio(f"validation/{name}", sound.cpu() * scale, step, model.sample_rate)
@@ -230,6 +230,14 @@ class Record:
             self._board.close()
 
     def _card(self, model: Trainable, step: int, elbo: float) -> str:
+        what, level = f"{model.sample_rate} Hz audio prior", ", at unit level"
+        limits = (
+            "it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own "
+            "with\n  `audiovae evaluate --model FOLDER FILES` before you rely on it."
+        )
+        if not model.sample_rate:
+            what, level = "prior of arrays in [0, 1]", ""
+            limits = "it knows the kind of arrays that it was trained on, and nothing else."
         weights = sum(parameter.numel() for parameter in model.parameters())
         rows = "\n".join(
             f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
@@ -244,15 +252,14 @@ class Record:
         return f"""---
 {matter}---
 
-# A {model.sample_rate} Hz audio prior
+# A {what}
 
 A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
 * Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
-* Validation ELBO: {elbo:.1f} {model.unit}, at unit level, after {step} steps (one draw of the latents).
+* Validation ELBO: {elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
 * Licence: {whose}; fill it in before you share this model.
-* Limits: it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own with
-  `audiovae evaluate --model FOLDER FILES` before you rely on it.
+* Limits: {limits}
 
 | setting | value |
 | --- | --- |

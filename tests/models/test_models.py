@@ -30,7 +30,7 @@ from audiovae.models import MODELS, Inference, LabelVAE
 from audiovae.models.latents import LATENTS
 from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import mlp
-from audiovae.settings import LatentName, settings_to_config
+from audiovae.settings import LabelVAESettings, LatentName, settings_to_config
 from audiovae.stft import power
 
 N_FREQS = 17
@@ -1061,6 +1061,24 @@ def test_default_sizes_make_a_model(name: str) -> None:
     assert latents.shape == (4, vae.latent_dim)
 
 
+def test_a_predictor_with_the_standard_prior_draws_from_it_before_the_label_is_known() -> None:
+    """Its bound is that of its parts, and without a label z is noise, whatever x is."""
+    torch.manual_seed(0)
+    labels = {"label": ("a", "b")}
+    vae = LabelVAE(9, LabelVAESettings(labels=labels, latent_dim=3, width=8, dropout=0.0, standard_prior=True))
+    assert "to_prior.weight" not in vae.state_dict()
+    power, y = 5 * torch.rand(4, 6, 9), torch.eye(2).repeat(2, 1)
+    known, unknown = vae.infer(power, y).factors[0], vae.infer(power).factors[0]
+    loc, scale = known.posterior.mean, known.posterior.variance.sqrt()
+    expected = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+    torch.testing.assert_close(kl_divergence(known.posterior, known.prior), expected)
+    assert expected.min() > 0
+    z = vae.infer(power.expand(500, 4, 6, 9)).latents
+    assert (z.mean(0).abs() < Z_LIMIT / 500**0.5).all()
+    assert (unknown.posterior.variance == 1).all()
+    assert (vae.prior(z, past=power).mean == 0).all()
+
+
 def test_settings_of_two_models_are_not_shared() -> None:
     for model_class, settings_class in MODELS.values():
         assert dataclasses.is_dataclass(settings_class)
@@ -1177,8 +1195,14 @@ def test_default_settings_are_not_shared_between_models() -> None:
 REFUSED = [
     ({"latent_dim": 0}, "latent_dim must be positive, got 0"),
     ({"latent_dim": -4}, "latent_dim must be positive, got -4"),
-    ({"hidden": ()}, r"layers must have positive widths and one of them be hidden, got \[513, 128\]"),
-    ({"hidden": (128, 0)}, r"layers must have positive widths and one of them be hidden, got \[513, 128, 0, 128\]"),
+    ({"hidden": (128, 0)}, r"layers must have positive widths, got \[513, 128, 0, 128\]"),
+    ({"data": "image"}, "data must be one of sound, array, got 'image'"),
+    ({"posterior_scale": "relu"}, "posterior_scale must be one of bounded, exp, .*, got 'relu'"),
+    ({"data": "array"}, "likelihood must be bernoulli or squared-error for arrays, got 'complex-gaussian'"),
+    (
+        {"latent": "dirichlet", "posterior_scale": "exp"},
+        "posterior_scale is of gaussian latents; dirichlet ones have no scale",
+    ),
     ({"activation": "swish"}, "activation must be one of tanh, relu, silu, gelu, got 'swish'"),
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
@@ -1194,9 +1218,7 @@ def test_a_size_that_makes_no_network_is_refused(settings: dict[str, object], me
 
 
 def test_a_model_without_bins_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"layers must have positive widths and one of them be hidden, got \[0, 512, 512, 512, 128\]"
-    ):
+    with pytest.raises(ValueError, match=r"layers must have positive widths, got \[0, 512, 512, 512, 128\]"):
         FrameVAE(0)
 
 
