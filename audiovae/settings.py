@@ -15,6 +15,7 @@ RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2
 LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 DataName = Literal["sound", "array"]
+InputName = Literal["log-power", "power"]
 ScaleName = Literal["bounded", "exp", "softplus", "softplus-floor", "softplus-variance"]
 WindowName = Literal["sine", "hann", "hamming"]
 
@@ -76,6 +77,7 @@ class ModelSettings:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data": get_args(DataName),
+    "network_input": get_args(InputName),
     "posterior_scale": get_args(ScaleName),
     "code_activation": ("none", *get_args(ActivationName)),
 }
@@ -95,11 +97,21 @@ class SoundSettings(ModelSettings):
 
     Attributes:
         likelihood: of a spectrum given the latents.
+        network_input: what networks see of sound: "log-power", standardised over the training data; or "power" as it
+            is, as of the published dynamical VAEs.
+        variance_floor: smallest variance of a complex Gaussian, or scale of a Student-t.
     """
 
     fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "labels": {}}
 
     likelihood: LikelihoodName = "complex-gaussian"
+    network_input: InputName = "log-power"
+    variance_floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1e-30 <= self.variance_floor <= 1:
+            raise ValueError(f"variance_floor must be from 1e-30 to 1, got {self.variance_floor}")
 
 
 @dataclass(frozen=True)
@@ -372,6 +384,8 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 
 _NEWER = (
     "data",
+    "network_input",
+    "variance_floor",
     "posterior_scale",
     "code_activation",
     "standard_prior",

@@ -78,7 +78,7 @@ class LabelVAE(VAE):
         self._pool = settings.pool
         self.context = EVERYTHING if settings.pool else settings.blocks * reach(settings.kernel_size, (1,))
         self.conditions = Conditions(settings.labels)
-        self.log_power = front_of(settings.data, n_freqs)
+        self.log_power = front_of(settings.data, "log-power", n_freqs)
         width, y = settings.width, self.conditions.size
         self.to_features = nn.Linear(n_freqs, width)
         blocks = [

@@ -37,6 +37,7 @@ class Observation(nn.Module):
         n_freqs: bins.
         likelihood: which of them.
         data: what x is, see `ModelSettings`.
+        variance_floor: smallest variance or scale of a density.
 
     Raises:
         ValueError: an unknown one, or a density of the STFT for arrays.
@@ -47,13 +48,19 @@ class Observation(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, n_freqs: int, likelihood: LikelihoodName, data: DataName = "sound") -> None:
+    def __init__(
+        self,
+        n_freqs: int,
+        likelihood: LikelihoodName,
+        data: DataName = "sound",
+        variance_floor: float = VARIANCE_FLOOR,
+    ) -> None:
         super().__init__()
         if likelihood not in get_args(LikelihoodName):
             raise ValueError(f"likelihood must be one of {', '.join(get_args(LikelihoodName))}, got {likelihood!r}")
         if data == "array" and likelihood in DENSITIES:
             raise ValueError(f"likelihood must be bernoulli or squared-error for arrays, got {likelihood!r}")
-        self.likelihood, self.data = likelihood, data
+        self.likelihood, self.data, self.variance_floor = likelihood, data, variance_floor
         self.bias = nn.Parameter(torch.zeros(n_freqs))
         if likelihood == "complex-student-t":
             self.raw_df = nn.Parameter(torch.tensor(math.log(math.expm1(_FIRST_DF - 2))))
@@ -102,10 +109,10 @@ class Observation(nn.Module):
         value = output.to(self.bias.dtype).add_(self.bias)  # back from mixed precision
         of_bins: Distribution
         if self.likelihood == "complex-gaussian":
-            of_bins = ComplexNormal(log_variance=value, floor=VARIANCE_FLOOR, validate_args=False)
+            of_bins = ComplexNormal(log_variance=value, floor=self.variance_floor, validate_args=False)
         elif self.likelihood == "complex-student-t":
             df = 2 + functional.softplus(self.raw_df)
-            of_bins = ComplexStudentT(df, log_scale=value, floor=VARIANCE_FLOOR, validate_args=False)
+            of_bins = ComplexStudentT(df, log_scale=value, floor=self.variance_floor, validate_args=False)
         elif self.data == "array":
             is_binary = self.likelihood == "bernoulli"
             of_bins = (

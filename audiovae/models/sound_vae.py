@@ -1,4 +1,4 @@
-"""What all models of x share: frames in (of sound their standardised log power), a likelihood of them out."""
+"""What all models of x share: frames in (of sound most see the standardised log power), a likelihood of them out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audiovae.models.conditions import Conditions
 from audiovae.models.latents import LatentFamily
 from audiovae.models.observation import DENSITIES, Observation
 from audiovae.models.vae import VAE
-from audiovae.networks.log_power import LogPower, front_of
+from audiovae.networks.log_power import front_of
 from audiovae.settings import SoundSettings
 
 
@@ -47,8 +47,8 @@ class SoundVAE(VAE, ABC):
         self.n_freqs, self.settings = n_freqs, settings
         self.latents, self.latent_dim = latents, latents.dim
         self.conditions = Conditions(labels)
-        self.log_power = front_of(settings.data, n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood, settings.data)
+        self.log_power = front_of(settings.data, settings.network_input, n_freqs)
+        self.observation = Observation(n_freqs, settings.likelihood, settings.data, settings.variance_floor)
         self.is_density = settings.likelihood in DENSITIES
 
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
@@ -81,9 +81,7 @@ class SoundVAE(VAE, ABC):
     def expected_input(self, output: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
         """What a network may see in the place of an x that is only predicted: the mean of what it sees of one."""
         likelihood = self.observation(output)
-        if isinstance(self.log_power, LogPower):
-            return self.log_power.expected(likelihood.variance)
-        return likelihood.mean
+        return likelihood.mean if self.settings.data == "array" else self.log_power.expected(likelihood.variance)
 
     def log_psd(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None

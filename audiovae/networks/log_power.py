@@ -1,4 +1,4 @@
-"""Frames as a network sees them: of sound the standardised log power, of arrays the numbers that they are."""
+"""Frames as a network sees them: of sound the standardised log power or the power, of arrays the numbers they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.distributions.complex_normal import EULER_GAMMA, VARIANCE_FLOOR
-from audiovae.settings import DataName
+from audiovae.settings import DataName, InputName
 
 
 class LogPower(nn.Module):
@@ -47,7 +47,7 @@ class LogPower(nn.Module):
 
 
 class Unchanged(nn.Module):
-    """Arrays as they are: what stands in the place of `LogPower` where x is no sound."""
+    """Power, or arrays, as they are: what may stand in the place of `LogPower`."""
 
     mean: Tensor
 
@@ -61,7 +61,11 @@ class Unchanged(nn.Module):
     def forward(self, x: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
         return x
 
+    def expected(self, variance: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
+        """Mean of the power of x ~ N_C(0, variance)."""
+        return variance
 
-def front_of(data: DataName, n_freqs: int) -> LogPower | Unchanged:
+
+def front_of(data: DataName, network_input: InputName, n_freqs: int) -> LogPower | Unchanged:
     """What networks see of frames."""
-    return LogPower(n_freqs) if data == "sound" else Unchanged(n_freqs)
+    return LogPower(n_freqs) if (data, network_input) == ("sound", "log-power") else Unchanged(n_freqs)
