@@ -336,10 +336,12 @@ class VRNNSettings(DynamicalSettings):
     Attributes:
         width: of the LSTM.
         features: width of the layer after the spectrum.
+        zero_start: the first state is zero, as published; else the LSTM's answer to a frame of zeros.
     """
 
     width: int = 128
     features: int = 256
+    zero_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -389,6 +391,7 @@ _NEWER = (
     "posterior_scale",
     "code_activation",
     "standard_prior",
+    "zero_start",
 )  # than some saved configs: not in those that keep the default
 _IN_EVERY_CONFIG = ("latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels")  # in this order, first
 

@@ -19,6 +19,7 @@ from audiovae.networks.recurrence import StochasticRecurrence
 from audiovae.settings import VRNNSettings
 
 _LATENT_FEATURES = (32, 64)
+_SHUT = -1e4  # added to an input gate, lets nothing in: from a zero state the LSTM comes to a zero state
 
 
 class VRNN(Dynamical):
@@ -44,7 +45,7 @@ class VRNN(Dynamical):
 
     def __init__(self, n_freqs: int, settings: VRNNSettings = VRNNSettings()) -> None:
         super().__init__(n_freqs, settings)
-        self._width = settings.width
+        self._width, self._zero_start = settings.width, settings.zero_start
         self.features = tanh_layers(n_freqs, settings.features)
         self.recurrence = StochasticRecurrence(
             self.latent_dim, layers_in=_LATENT_FEATURES, lstm=settings.width, scale=settings.posterior_scale
@@ -60,6 +61,8 @@ class VRNN(Dynamical):
     ) -> Inference:
         x = self._inputs(power, condition)
         gates = self.past_to_gates(self.features(shift(x)))
+        if self._zero_start:
+            gates[..., 0, : self._width] = _SHUT
         latents, posterior, states = path(self.recurrence, self.to_drive(self.features(x)), mean, gates)
         assert states is not None
         return Inference(latents, (Factor(posterior, self._prior_of_states(states)),))
@@ -100,14 +103,16 @@ class VRNN(Dynamical):
         if past is None:
             frames = iter(latents.unbind(-2))
             return self._run_freely(latents.shape[-2], lambda state: next(frames), latents.shape[:-2])
-        inputs = torch.cat([self._latent_features(shift(latents)), self.features(shift(self.log_power(past)))], dim=-1)
+        before = [x if self._zero_start else shift(x) for x in (latents, self.log_power(past))]
+        inputs = torch.cat([self._latent_features(before[0]), self.features(before[1])], dim=-1)
         sequences = inputs.to(self.to_prior.weight.dtype).reshape(-1, *inputs.shape[-2:])  # back from mixed precision
         zeros = sequences.new_zeros(1, len(sequences), self._width)
         with torch.autocast(inputs.device.type, enabled=False):
             states = torch.lstm(
                 sequences, (zeros, zeros), self._lstm_weights(), True, 1, 0.0, self.training, False, True
             )[0]
-        return states.reshape(*inputs.shape[:-1], -1), None
+        states = states.reshape(*inputs.shape[:-1], -1)
+        return shift(states) if self._zero_start else states, None
 
     def _latent_features(self, latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch feature"]:
         for layer in self.recurrence.layers_in:
@@ -128,9 +133,10 @@ class VRNN(Dynamical):
         z = before.new_zeros(len(before), self.latent_dim)
         state = cell = before.new_zeros(len(before), self._width)
         weights, states, outputs = self._lstm_weights(), [], []
-        for _ in range(n_frames):
-            inputs = torch.cat([self._latent_features(z), self.features(before)], dim=-1)
-            state, cell = torch.lstm_cell(inputs, (state, cell), *weights)
+        for t in range(n_frames):
+            if t > 0 or not self._zero_start:
+                inputs = torch.cat([self._latent_features(z), self.features(before)], dim=-1)
+                state, cell = torch.lstm_cell(inputs, (state, cell), *weights)
             z = latent_of(state.reshape(*batch, -1)).reshape(len(before), -1)
             states.append(state)
             outputs.append(self._spectrum(state, z))
