@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from audiovae import audio
 from audiovae.files import Recording, stretches
-from audiovae.level import active_level, measure, split_blocks
+from audiovae.level import measure, peak, split_blocks
 from audiovae.metrics import WAVE_METRICS, NotScored, Score, compare, normalise, normalised
 from audiovae.objectives import elbo, importance_weighted_bound
 from audiovae.prior import NO_DENSITY, AudioVAE, LatentChoice, Phase
@@ -74,9 +74,11 @@ def _bound(
     if not prior.vae.is_density:
         raise NotScored("n/a: " + NO_DENSITY)
     second = prior.sample_rate  # short pieces stay in the processor's cache
+    cut = _cut_anew(pieces(), second)
+    is_peak = prior.level_rule == "peak"
     level = (
-        measure(split_blocks(_cut_anew(pieces(), second), prior.sample_rate, n_channels), prior.sample_rate)[0] or 1.0
-    )
+        peak(cut) if is_peak else measure(split_blocks(cut, prior.sample_rate, n_channels), prior.sample_rate)[0]
+    ) or 1.0
     totals = torch.zeros(3, dtype=torch.float64)
     n_frames = n_silent = 0
     silence = _SILENCE * float(prior.stft.window.square().sum())
@@ -146,7 +148,7 @@ def evaluate_file(
         wave = normalise(wave, prior.sample_rate)
     except NotScored as reason:
         return Score({}, {metric: str(reason) for metric in ("bound", *WAVE_METRICS)})
-    level = active_level(wave, prior.sample_rate)
+    level = float(prior.measure_level(wave, channels=True)[0])
     tensor = torch.from_numpy(wave).to(prior.device)
     resynthesis = prior.resynthesize(tensor, phase, latents, level, condition, teacher_forcing).numpy(force=True)
     score = compare(wave, resynthesis, prior.sample_rate)

@@ -1,8 +1,11 @@
 """Level and extent of a recording above about 50 Hz: what is divided out before a prior sees it, and where its sound
 begins and ends.
 
-Below that stand the offset of a cheap microphone and the rumble of wind and handling. They count in no level; and
-where they are louder than in nearly all of a prior's recordings, they are turned down before it hears them.
+Below that stand the offset of a cheap microphone and the rumble of wind and handling. They count in no level of active
+frames; and where they are louder than in nearly all of a prior's recordings, they are turned down before it hears them.
+
+A prior has one of two rules for its level: "active", the RMS of active frames, or "peak", the largest absolute sample
+of what it hears, which is that of the published dynamical VAEs.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import numpy as np
 import soxr
 from jaxtyping import Float
 from numpy.typing import NDArray
+
+from audiovae.settings import LevelName
 
 FRAME_SECONDS = 0.064
 ACTIVE_RANGE_DB = 30.0
@@ -195,7 +200,7 @@ class Heard:
         wave: where the rumble was too loud, it is turned down; else the recording as it is, to the last bit.
         excess: what of the rumble was taken away, so that `wave + excess` is the recording.
         above: what lies above 50 Hz.
-        level: of that; 0 for silence, a mere offset among it.
+        level: by the rule of the prior; 0 for silence, a mere offset among it.
     """
 
     wave: NDArray[np.floating]
@@ -204,7 +209,7 @@ class Heard:
     level: float
 
 
-def without_rumble(wave: NDArray[np.floating], sample_rate: int) -> Heard:
+def without_rumble(wave: NDArray[np.floating], sample_rate: int, rule: LevelName = "active") -> Heard:
     """A whole recording, `[channel, sample]`, as a prior hears it: what `Recording` does to a file in blocks."""
     rumble = split_rumble(wave, sample_rate)
     above = wave - rumble
@@ -214,14 +219,18 @@ def without_rumble(wave: NDArray[np.floating], sample_rate: int) -> Heard:
         nothing = 0 * wave  # which keeps a NaN
         return Heard(nothing, wave, nothing, level)
     share = rumble_share(rumble_rms, level)
-    if share == 0:
-        return Heard(wave, np.zeros_like(wave), above, level)
-    excess = np.float32(share) * rumble
-    return Heard(wave - excess, excess, above, level)
+    excess = np.float32(share) * rumble if share else np.zeros_like(wave)
+    heard = wave - excess if share else wave
+    return Heard(heard, excess, above, level if rule == "active" else peak([heard]))
 
 
 def _rms(wave: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.square(wave, dtype=np.float64).mean())) if wave.size else 0.0
+
+
+def peak(pieces: Iterable[NDArray[np.floating]]) -> float:
+    """Largest absolute sample of a recording, `[channel, sample]` in pieces; 0.0 without any."""
+    return max((float(np.abs(piece).max()) for piece in pieces if piece.size), default=0.0)
 
 
 class LevelMeter:

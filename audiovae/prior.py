@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from audiovae.objectives import (
     sounding,
 )
 from audiovae.phase import griffin_lim
-from audiovae.settings import LARGEST_RATE, settings_from_config, settings_to_config
+from audiovae.settings import LARGEST_RATE, LevelName, settings_from_config, settings_to_config
 from audiovae.stft import STFT, Front, power
 from audiovae.trainable import Equaliser, Illustration, TrainableVAE
 from audiovae.waves import Array, like, tensor_of
@@ -69,12 +69,15 @@ class AudioVAE(TrainableVAE):
         stft: the front end.
         vae: the model of its frames.
         sample_rate: in Hz.
+        level_rule: how the level is measured: "active", the RMS of active frames, or "peak", the largest absolute
+            sample.
 
     Raises:
-        ValueError: STFT and model disagree on the number of frequency bins, or the model is one of arrays.
+        ValueError: STFT and model disagree on the number of frequency bins, the model is one of arrays, or there is no
+            such rule.
     """
 
-    def __init__(self, stft: STFT, vae: VAE, sample_rate: int) -> None:
+    def __init__(self, stft: STFT, vae: VAE, sample_rate: int, level_rule: LevelName = "active") -> None:
         super().__init__()
         if vae.settings.data != "sound":
             raise ValueError("a model of arrays takes no waves (data: array); ArrayVAE holds it")
@@ -86,9 +89,12 @@ class AudioVAE(TrainableVAE):
             raise ValueError(f"sample_rate must be positive, got {sample_rate}")
         if sample_rate > LARGEST_RATE:
             raise ValueError(f"sample_rate must be at most {LARGEST_RATE} Hz, got {sample_rate}")
+        if level_rule not in get_args(LevelName):
+            raise ValueError(f"level_rule must be one of {', '.join(get_args(LevelName))}, got {level_rule!r}")
         self.stft = stft
         self.vae = vae
         self.sample_rate = sample_rate
+        self.level_rule = level_rule
 
     @classmethod
     def from_pretrained(
@@ -113,18 +119,19 @@ class AudioVAE(TrainableVAE):
         stft, rate = STFT(**config["stft"]), config["sample_rate"]
         if type(rate) is not int:
             raise TypeError(f"sample_rate must be a whole number of Hz, got {rate!r}")
-        return cls(stft, build(kind, stft.n_freqs, settings), rate)
+        return cls(stft, build(kind, stft.n_freqs, settings), rate, config.get("level_rule", "active"))
 
     def config(self) -> dict[str, Any]:
         return {
             "sample_rate": self.sample_rate,
+            **({} if self.level_rule == "active" else {"level_rule": self.level_rule}),  # newer than some saved configs
             "stft": {"n_fft": self.stft.n_fft, "hop_length": self.stft.hop_length, "window": self.stft.window_name},
             "vae": {"type": self.kind, "settings": settings_to_config(self.vae.settings)},
         }
 
     @property
     def front(self) -> Front:
-        return Front(self.stft, self.sample_rate)
+        return Front(self.stft, self.sample_rate, self.level_rule)
 
     def measure_level(self, wave: Float[Array, "*batch sample"], channels: bool = False) -> Float[Array, "*batch"]:
         """Level of each wave alone, or the one that the channels of each recording share: see `analyse`."""
@@ -164,7 +171,7 @@ class AudioVAE(TrainableVAE):
             return _Heard(wave, None, given.expand(wave.shape[:-1]))
         together = wave.shape[-2] if channels else 1
         whole = wave.detach().reshape(-1, together, wave.shape[-1]).numpy(force=True)
-        heard = [without_rumble(one, self.sample_rate) for one in whole]
+        heard = [without_rumble(one, self.sample_rate, self.level_rule) for one in whole]
         levels = torch.tensor([one.level for one in heard], dtype=torch.float64).to(wave.device, wave.dtype)
         each = levels.repeat_interleave(together).reshape(wave.shape[:-1])
         if not any(one.excess.any() for one in heard):

@@ -18,6 +18,7 @@ DataName = Literal["sound", "array"]
 InputName = Literal["log-power", "power"]
 ScaleName = Literal["bounded", "exp", "softplus", "softplus-floor", "softplus-variance"]
 WindowName = Literal["sine", "hann", "hamming"]
+LevelName = Literal["active", "peak"]
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIZE = 2**16  # of a layer, and of anything else that a model has

@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audiovae.settings import LARGEST_SIZE, WindowName
+from audiovae.settings import LARGEST_SIZE, LevelName, WindowName
 
 _MOST_OVERLAP = 128  # frames that hold a sample
 
@@ -160,10 +160,15 @@ class STFT(nn.Module):
 
 @dataclass(frozen=True)
 class Front:
-    """What a model hears through: waves at `sample_rate` Hz, seen by `stft`."""
+    """What a model hears through: waves at `sample_rate` Hz, divided by their level, seen by `stft`.
+
+    Attributes:
+        level_rule: how the level is measured, see `audiovae.level`.
+    """
 
     stft: STFT
     sample_rate: int
+    level_rule: LevelName = "active"
 
     @property
     def device(self) -> torch.device:

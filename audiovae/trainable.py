@@ -26,7 +26,7 @@ from audiovae.objectives import (
     training_loss,
 )
 from audiovae.saved import Origin
-from audiovae.settings import TrainingSettings
+from audiovae.settings import LevelName, TrainingSettings
 
 _ANY_SIZE = 10_000  # of a model, that fits into any memory
 
@@ -56,10 +56,12 @@ class Trainable(nn.Module, ABC):
         labels: names and classes of the labels that condition it; empty for most.
         kind: what it is called in the card of a saved model.
         unit: of its ELBO, as in "nats per frame".
+        level_rule: of what recordings are divided by, see `audiovae.level`.
         origin: the saved model that its weights are from, if any.
     """
 
     sample_rate: int
+    level_rule: LevelName = "active"
     origin: Origin | None = None
 
     @property

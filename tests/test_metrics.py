@@ -19,6 +19,7 @@ from audiovae import AudioVAE, FrameVAE, FrameVAESettings, evaluation, metrics
 from audiovae.evaluation import bound, evaluate_file
 from audiovae.level import active_level
 from audiovae.metrics import Estimate, NotScored, Score, compare, estimate, normalise, si_sdr, summarise
+from audiovae.settings import LevelName
 
 RATE = 16000
 
@@ -299,8 +300,12 @@ def test_the_bound_is_that_of_an_offline_computation(certain: AudioVAE, n_channe
     assert values["bound"] == pytest.approx(float((nll + kl).mean()), rel=1e-5)
 
 
-def test_the_bound_is_minus_the_log_likelihood_of_the_prior(certain: AudioVAE, clean: np.ndarray) -> None:
+@pytest.mark.parametrize("level_rule", ["active", "peak"])
+def test_the_bound_is_minus_the_log_likelihood_of_the_prior(
+    certain: AudioVAE, clean: np.ndarray, level_rule: LevelName
+) -> None:
     wave = clean[None, 8000:24000]
+    certain = AudioVAE(certain.stft, certain.vae, RATE, level_rule).eval()
     with torch.no_grad():
         expected = -float(certain.log_likelihood(torch.from_numpy(wave)).double().mean())
     assert bound(certain, wave)["bound"] == pytest.approx(expected, rel=1e-5)

@@ -104,6 +104,28 @@ def test_the_level_is_that_of_the_active_frames(prior: AudioVAE) -> None:
     assert prior.measure_level(torch.zeros(2, 100)).tolist() == [0, 0]
 
 
+def peaked(prior: AudioVAE) -> AudioVAE:
+    """The same prior with the other rule of levels."""
+    return AudioVAE(prior.stft, prior.vae, prior.sample_rate, "peak").eval()
+
+
+def test_the_level_of_a_prior_with_the_rule_peak_is_the_largest_sample(prior: AudioVAE, tmp_path: Path) -> None:
+    other = peaked(prior)
+    waves = torch.stack([wave(), -3 * wave(seed=1)])
+    torch.testing.assert_close(other.measure_level(waves), waves.abs().amax(-1))
+    assert other.measure_level(waves, channels=True).tolist() == [float(waves.abs().max())] * 2
+    spectrogram, _ = other.analyse(waves[1])
+    torch.testing.assert_close(spectrogram, prior.stft(waves[1] / waves[1].abs().max()))
+    torch.testing.assert_close(other.resynthesize(4 * waves), 4 * other.resynthesize(waves))
+    assert other.measure_level(torch.zeros(9000)).item() == 0
+    other.save_pretrained(tmp_path)
+    assert AudioVAE.from_pretrained(tmp_path).level_rule == "peak"
+    assert AudioVAE.from_pretrained(tmp_path).model_hash() == other.model_hash() != prior.model_hash()
+    assert "level_rule" not in prior.config()  # whose hash is that of before there were rules
+    with pytest.raises(ValueError, match="level_rule must be one of active, peak, got 'rms'"):
+        AudioVAE(prior.stft, prior.vae, prior.sample_rate, "rms")
+
+
 def test_a_given_level_is_used_for_all_channels(prior: AudioVAE) -> None:
     """Channels of one recording keep their balance: a loud one and a faint one are divided by the same number."""
     channels = torch.stack([wave(), 0.01 * wave(seed=1)])

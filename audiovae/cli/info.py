@@ -50,6 +50,7 @@ def run(options: Any) -> int:
         "kind": config["vae"]["type"],
         "weights": sum(parameter.numel() for parameter in prior.parameters()),
         "sample_rate": prior.sample_rate,
+        **({"level": "peak"} if prior.level_rule == "peak" else {}),
         **config["stft"],
         **settings,
         "hash": config["config_sha256"],

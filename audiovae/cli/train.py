@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
 from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock
-from audiovae.settings import MODEL_SETTINGS, STFTSettings, TrainingSettings, settings_from_config
+from audiovae.settings import MODEL_SETTINGS, LevelName, STFTSettings, TrainingSettings, settings_from_config
 
 if TYPE_CHECKING:
     from audiovae.corpora.packed import PackedCorpus
@@ -67,6 +67,12 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         MODEL_SETTINGS[kind], "vae", skip={"labels"} if _takes_labels(kind) else set(), help=f"sizes of {kind}"
     )
     parser.add_class_arguments(STFTSettings, "stft", help="front end")
+    parser.add_argument(
+        "--level",
+        choices=get_args(LevelName),
+        default="active",
+        help="what recordings are divided by: the RMS of their active frames, or their peak",
+    )
     parser.set_defaults({name: value for name, value in sizes.items() if name != "labels"})
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
@@ -112,7 +118,7 @@ def _of_model(init: str) -> tuple[str, dict[str, Any]]:
         stft = dict(config["stft"])
     except (KeyError, TypeError, ValueError) as error:
         raise saved.misfit(folder, error) from error
-    own = {"labels": list(sizes.pop("labels", ()))}
+    own = {"labels": list(sizes.pop("labels", ())), "level": config.get("level_rule", "active")}
     own |= {f"vae.{name}": value for name, value in sizes.items()}
     return kind, own | {f"stft.{name}": value for name, value in stft.items()}
 
@@ -120,7 +126,7 @@ def _of_model(init: str) -> tuple[str, dict[str, Any]]:
 def _check_init(options: Any) -> None:
     """Raises AudiovaeError for an option that says something else than the model that is fine-tuned."""
     kind, own = _of_model(options.init)
-    found = {"type": options.type} | {
+    found = {"type": options.type, "level": options.level} | {
         f"{group}.{name}": value for group in ("vae", "stft") for name, value in _group(options, group).items()
     }
     own = {"type": kind, **own}
@@ -176,7 +182,7 @@ def _prior(options: Any, corpus: PackedCorpus) -> AudioVAE:
         if options.labels:
             sizes["labels"] = {name: corpus.classes(name) for name in options.labels}
         vae = build(options.type, stft.n_freqs, MODEL_SETTINGS[options.type](**sizes))
-        return AudioVAE(stft, vae, corpus.header.sample_rate)
+        return AudioVAE(stft, vae, corpus.header.sample_rate, options.level)
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from audiovae.corpora.arrays import ArrayCorpus
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import CorpusError
+from audiovae.settings import LevelName
 
 _SHARE_OF_DEVICE = 0.5  # of the free memory that a corpus may take on a GPU; a larger one stays on the disk
 
@@ -29,12 +30,20 @@ class SegmentSampler:
         segment_samples: length of a segment. A recording too short for that is followed by zeros,
             which weigh nothing in the loss of a prior; arrays must be as long.
         device: where the batches are wanted.
+        level_rule: whether a recording's level is that of its active frames or its peak, see `audiovae.level`.
 
     Raises:
         CorpusError: no recording in that split, or an array that is too short.
     """
 
-    def __init__(self, corpus: Corpus, split: str, segment_samples: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        segment_samples: int,
+        device: torch.device,
+        level_rule: LevelName = "active",
+    ) -> None:
         self.utterances = corpus.split(split)
         if not self.utterances:
             raise CorpusError(
@@ -50,7 +59,8 @@ class SegmentSampler:
         self._starts = np.array([u.start for u in self.utterances])
         self._last = np.maximum(lengths - self.segment_samples, 0)  # latest start within a recording
         self._ends = np.cumsum(self._last + 1)
-        self._gains = np.array([u.scale / u.level for u in self.utterances], dtype=np.float32)
+        levels = [u.level if level_rule == "active" else u.peak for u in self.utterances]
+        self._gains = np.array([u.scale / level for u, level in zip(self.utterances, levels, strict=True)], np.float32)
         self._lengths = lengths
         self._device = device
         samples = _place(corpus.samples, device)

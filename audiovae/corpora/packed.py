@@ -65,6 +65,11 @@ class Utterance:
         if not (self.split in SPLITS and self.start >= 0 < self.n_samples and all(1e-45 < x < 1e39 for x in levels)):
             raise ValueError(f"the line of {self.id!r} has values out of range")
 
+    @property
+    def peak(self) -> float:
+        """Largest absolute sample of the wave of the source."""
+        return 32767 * self.scale
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -228,8 +233,7 @@ def _check(utterances: list[Utterance]) -> None:
         counts = (u.start, u.n_samples, u.source_size, u.source_mtime_ns)
         if not all(type(text) is str for text in texts) or not all(type(count) is int for count in counts):
             raise TypeError(u.id)
-        peak = 32767 * u.scale
-        if not (u.start >= end and u.n_samples > 0 and 0 < peak < 1e30 and 1e-6 * peak < u.level < 4 * peak):
+        if not (u.start >= end and u.n_samples > 0 and 0 < u.peak < 1e30 and 1e-6 * u.peak < u.level < 4 * u.peak):
             raise ValueError(u.id)
         if u.split not in ("train", "validation", "test"):
             raise ValueError(u.split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from audiovae import audio
 from audiovae.audio import AudioInfo, Resampler, Writer, resample_blocks, resampled_length
 from audiovae.errors import AudioError
-from audiovae.level import RUMBLE_DB, LevelMeter, level_beside, rumble_share, split_blocks
+from audiovae.level import RUMBLE_DB, LevelMeter, level_beside, peak, rumble_share, split_blocks
 from audiovae.phase import StreamingGriffinLim
 from audiovae.stft import Front, StreamingAnalysis, StreamingSynthesis
 
@@ -57,7 +57,7 @@ class Recording:
 
     @classmethod
     def open(cls, front: Front, path: str | Path) -> Recording:
-        """Read the header, and measure the level: the first pass over the file.
+        """Read the header, and measure the level: the first pass over the file, and one more where it is the peak.
 
         Raises:
             AudioError: the file cannot be read.
@@ -86,7 +86,9 @@ class Recording:
         level = level_beside(rumble_rms, meter.finish())
         if not math.isfinite(level):
             raise AudioError(info.path, "holds samples beyond all scale; turn it down")
-        return cls(front, info, level, rumble_share(rumble_rms, level))
+        recording = cls(front, info, level, rumble_share(rumble_rms, level))
+        is_peak = front.level_rule == "peak" and level > 0
+        return replace(recording, level=peak(recording.heard())) if is_peak else recording
 
     @property
     def n_samples(self) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from audiovae import audio
-from audiovae.level import active_level
 from audiovae.metrics import METRICS, NotScored, normalise, summarise
 from audiovae.objectives import collapse_warning, kl_per_dimension
 from audiovae.prior import AudioVAE
@@ -143,7 +142,7 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
     prior, condition = evaluation.prior, evaluation.condition
     wave, _ = audio.read_heard(file.path, prior.sample_rate)
     mono = normalise(wave[:1], prior.sample_rate)[0, : int(LISTENING_SECONDS * prior.sample_rate)]
-    level = active_level(mono, prior.sample_rate)
+    level = float(prior.measure_level(mono))
     samples = torch.from_numpy(mono).to(prior.device)
     spectrogram, _ = prior.analyse(samples, level)
     latents = prior.encode(samples, level, condition)

@@ -223,7 +223,7 @@ class Separator:
             mixtures: the front's STFT of each, `[frame, freq]` or `[frame, freq, channel]`, at any level; as of
                 `AudioVAE.analyse`, which turns an offset and loud rumble down.
             seeds: of each one's random numbers; default 0 for all.
-            levels: of each; measured where not given.
+            levels: of each; measured where not given, which of a peak takes the waves.
             states: `Finding.state` of the sources of each at the end of the block before; None for a recording that
                 begins.
             waves: of each, `[channel, sample]`: starts and finishes that use another window need them.
@@ -240,7 +240,7 @@ class Separator:
 
         whole = [x if x.ndim == 3 else x.unsqueeze(-1) for x in mixtures]
         with torch.autocast(whole[0].device.type, enabled=False):  # within, a prior's own calls alone may differ
-            at_levels = self._levels(whole, levels)
+            at_levels = self._levels(whole, levels, waves)
             mixture = Mixture.of(whole, at_levels, seeds or [0] * len(whole), self.settings.padding, states, waves)
             beginnings = [start(mixture) for start in self.starts]
             if len(beginnings) > 1 and self.settings.audition:
@@ -255,7 +255,15 @@ class Separator:
             for run, x in zip(found, mixtures, strict=True)
         ]
 
-    def _levels(self, mixtures: Sequence[Tensor], levels: Sequence[float] | None) -> Float[Tensor, " recording"]:
+    def _levels(
+        self, mixtures: Sequence[Tensor], levels: Sequence[float] | None, waves: Sequence[Tensor] | None
+    ) -> Float[Tensor, " recording"]:
+        if levels is None and self.front.level_rule == "peak":
+            if waves is None:
+                raise ValueError(
+                    "the prior divides a wave by its peak, which no spectrogram tells: give levels or waves"
+                )
+            levels = [float(wave.abs().max()) for wave in waves]
         if levels is not None:
             return torch.tensor(levels, dtype=mixtures[0].real.dtype, device=mixtures[0].device)
         window = self.front.stft.window

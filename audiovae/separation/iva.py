@@ -93,15 +93,16 @@ def image_start(front: Front, images: Images, n_more: int = 0) -> Start:
     """
 
     def start(mixture: Mixture) -> Beginning:
-        psds = power(front.stft(images(mixture))).mean(2)
+        found = images(mixture)
+        psds = power(front.stft(found)).mean(2)
         short = mixture.power.shape[1] - psds.shape[2]
         psds = torch.nn.functional.pad(psds, (0, 0, 0, short)) * mixture.inside.unsqueeze(-1)
-        levels = torch.stack(
-            [
-                torch.stack([spectrogram_level(p, front.stft.window, front.sample_rate) for p in of_source])
-                for of_source in psds
-            ]
-        ).clamp(min=_TINY)
+        if front.level_rule == "peak":
+            levels = found.abs().amax((2, 3))
+        else:
+            window, rate = front.stft.window, front.sample_rate
+            levels = torch.stack([torch.stack([spectrogram_level(p, window, rate) for p in ps]) for ps in psds])
+        levels = levels.clamp(min=_TINY)
         unit = psds / levels.square()[..., None, None]
         nothing = torch.zeros_like(mixture.power)
         return Beginning(

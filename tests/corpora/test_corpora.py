@@ -888,6 +888,15 @@ def test_segments_are_slices_of_their_recording_over_its_level(packed: Path) -> 
         assert np.abs(windows - wave).max(axis=1).min() < 1e-5 * np.abs(whole).max()
 
 
+def test_segments_for_a_model_with_the_rule_peak_are_slices_over_the_peak(packed: Path) -> None:
+    corpus = PackedCorpus(packed)
+    usual, utterances = SegmentSampler(corpus, "train", 4000, CPU).draw(8, 0, 0)
+    waves, _ = SegmentSampler(corpus, "train", 4000, CPU, "peak").draw(8, 0, 0)
+    for wave, other, utterance in zip(waves, usual, utterances, strict=True):
+        peak = float(np.abs(corpus.wave(utterance)).max())
+        torch.testing.assert_close(wave * peak, other * utterance.level, rtol=1e-5, atol=1e-7)
+
+
 def test_positions_are_uniform_within_and_over_the_recordings(tmp_path: Path) -> None:
     lengths = (SEGMENT_SAMPLES + 9, SEGMENT_SAMPLES + 99, SEGMENT_SAMPLES)  # 10, 100 and 1 possible places
     corpus = _ramp_corpus(tmp_path, *lengths)

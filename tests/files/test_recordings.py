@@ -228,6 +228,21 @@ def test_the_level_of_a_file_is_that_of_its_wave(
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
+@pytest.mark.parametrize("rumble", [0.0, 3.0])
+def test_the_peak_of_a_file_is_that_of_what_is_heard_of_it(
+    rate: int, n_channels: int, n_samples: int, rumble: float, prior: AudioVAE, tmp_path: Path
+) -> None:
+    low = np.sin(2 * np.pi * 8 / rate * np.arange(n_samples))
+    path = store(tmp_path / "x.wav", (sound(n_samples, n_channels, rate) + rumble * low).astype(np.float32), rate)
+    recording = Recording.open(dataclasses.replace(prior.front, level_rule="peak"), path)
+    heard, _ = audio.read_heard(path, RATE)
+    assert recording.level == pytest.approx(np.abs(heard).max(), rel=1e-3)
+    waves = torch.cat([block.wave for block in recording.blocks()], dim=1)
+    assert float(waves.abs().max()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize(("rate", "n_channels", "n_samples"), RECORDINGS)
 def test_the_blocks_of_a_recording_put_together_are_the_spectrogram_and_the_wave_of_the_file(
     rate: int, n_channels: int, n_samples: int, prior: AudioVAE, tmp_path: Path
 ) -> None:

@@ -515,6 +515,19 @@ def test_a_deep_source_over_several_microphones_lowers_the_objective_and_a_batch
         assert difference < (1e-3 if e_step == "point estimate" else TENTH_OF_A_DB)
 
 
+def test_the_peak_of_a_recording_is_that_of_its_wave() -> None:
+    stft, wave = STFT(256, 64), 5 * reverberant(0.2, 1).float()
+    sources = [partial(NMF, rank=3)] * 2
+    run = Separator(Front(stft, RATE, "peak"), sources, [even_start(2)], settings=EMSettings(2))
+    x = stft(wave).movedim(0, -1)
+    (found,), (told,) = run([x], waves=[wave]), run([x], levels=[float(wave.abs().max())])
+    assert torch.equal(found.images, told.images)
+    with pytest.raises(
+        ValueError, match="divides a wave by its peak, which no spectrogram tells: give levels or waves"
+    ):
+        run([x])
+
+
 def test_channels_that_share_a_gain_come_out_as_their_mean_power_would(frame: AudioVAE) -> None:
     waves = torch.stack([noisy(0.4), 0.3 * noisy(0.4, 1)])
     x = frame.stft(waves).movedim(0, -1)

@@ -134,6 +134,16 @@ def test_images_tell_psds_at_unit_level_though_the_first_microphone_is_dead() ->
     torch.testing.assert_close(begun.psds[0] * begun.levels[0].square(), 0.64 * mixture.power)
 
 
+def test_images_for_a_prior_with_the_rule_peak_are_divided_by_their_peaks() -> None:
+    wave = torch.stack([white(RATE, 1), 2 * white(RATE, 2)])
+    mixture = Mixture.of([STFT_OF_TESTS(wave).movedim(0, -1)], torch.ones(1), [0], waves=[wave])
+    images = torch.stack([0.8 * wave, 0.2 * wave]).unsqueeze(1)
+    begun = image_start(Front(STFT_OF_TESTS, RATE, "peak"), lambda seen: images)(mixture)
+    assert begun.levels is not None
+    torch.testing.assert_close(begun.levels[:, 0], torch.tensor([0.8, 0.2]) * wave.abs().max())
+    torch.testing.assert_close(begun.psds[1] * begun.levels[1].square(), 0.04 * mixture.power)
+
+
 # One speaker ---------------------------------------------------------------------------------------------------------
 
 
