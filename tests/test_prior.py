@@ -122,8 +122,12 @@ def test_the_level_of_a_prior_with_the_rule_peak_is_the_largest_sample(prior: Au
     assert AudioVAE.from_pretrained(tmp_path).level_rule == "peak"
     assert AudioVAE.from_pretrained(tmp_path).model_hash() == other.model_hash() != prior.model_hash()
     assert "level_rule" not in prior.config()  # whose hash is that of before there were rules
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_another_rule_of_levels_is_refused(prior: AudioVAE) -> None:
     with pytest.raises(ValueError, match="level_rule must be one of active, peak, got 'rms'"):
-        AudioVAE(prior.stft, prior.vae, prior.sample_rate, "rms")
+        AudioVAE.from_config({**prior.config(), "level_rule": "rms"})
 
 
 def test_a_given_level_is_used_for_all_channels(prior: AudioVAE) -> None:
