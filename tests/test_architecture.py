@@ -32,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("report",),
     ("separation",),
     ("files",),
-    ("batch",),
+    ("batch", "dvae"),
     ("prior", "array_vae"),
     ("trainable",),
     ("corpora",),
