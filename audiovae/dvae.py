@@ -79,8 +79,8 @@ def card_of(prior: AudioVAE, checkpoint: str | Path, config: str | Path) -> str:
 A {prior.kind} of the DVAE collection: the weights of {Path(checkpoint).name}, whose configuration is
 {Path(config).name} ({told}). Their licence, data and scores are those that their authors state.
 
-{prior.sample_rate} Hz, STFT {stft.n_fft}/{stft.hop_length} with a {stft.window_name} window; the networks see the power of
-a recording divided by its largest absolute sample. Beyond its ends a recording counts as zero here, and as its mirror
+{prior.sample_rate} Hz, STFT {stft.n_fft}/{stft.hop_length}, {stft.window_name} window; the networks see the power of a
+recording divided by its largest absolute sample. Beyond its ends a recording counts as zero here, and as its mirror
 image there, which the first and the last {stft.n_fft // stft.hop_length // 2} frames notice.
 """
 

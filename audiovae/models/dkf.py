@@ -17,8 +17,6 @@ from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
 from audiovae.settings import DKFSettings
 
-_SMALLEST_VARIANCE = 1e-6
-
 
 class GatedTransition(nn.Module):
     """p(z_t | z_{t-1}) = N(mean, variance), between a linear and a nonlinear step by a learnt gate.
@@ -26,12 +24,17 @@ class GatedTransition(nn.Module):
     a = sigmoid(W2 relu(W1 z)), m = W4 relu(W3 z), mean = (1 - a) (W z + b) + a m, variance = softplus(W5 relu(m)), all
     of them with biases; at z_0 = 0 these give the first frame's prior.
 
+    Args:
+        dim: latent dimensions.
+        floor: added to the variance.
+
     Reference: R. Krishnan, U. Shalit, D. Sontag, "Structured inference networks for nonlinear state space models", AAAI
         2017.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, floor: float) -> None:
         super().__init__()
+        self._floor = floor
         self.gate = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.Sigmoid())
         self.proposal = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.linear = nn.Linear(dim, dim)
@@ -43,7 +46,7 @@ class GatedTransition(nn.Module):
     def forward(self, before: Float[Tensor, "*batch latent"]) -> Independent:
         gate, proposal = self.gate(before), self.proposal(before)
         mean = (1 - gate) * self.linear(before) + gate * proposal
-        return normal(mean.to(before.dtype), (self.variance(proposal).to(before.dtype) + _SMALLEST_VARIANCE).sqrt())
+        return normal(mean.to(before.dtype), (self.variance(proposal).to(before.dtype) + self._floor).sqrt())
 
 
 class DKF(Dynamical):
@@ -76,7 +79,7 @@ class DKF(Dynamical):
             self.latent_dim, layers_in=[32, settings.width], hidden=[32], scale=settings.posterior_scale
         )
         self.to_drive = nn.Linear(settings.width, self.recurrence.drive_size)
-        self.transition = GatedTransition(self.latent_dim)
+        self.transition = GatedTransition(self.latent_dim, 1e-6 if settings.posterior_scale == "bounded" else 1e-12)
         self.decoder = nn.Sequential(
             *tanh_layers(self.latent_dim, *settings.emission),
             nn.Linear([self.latent_dim, *settings.emission][-1], n_freqs, bias=False),
