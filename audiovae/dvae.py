@@ -192,6 +192,8 @@ def _shared(options: _Config, activation: str | None = "tanh") -> dict[str, Any]
 
 def _vae_settings(options: _Config) -> ModelSettings:
     activation: Any = options.text("Network", "activation")
+    if activation not in ("tanh", "relu"):
+        raise ModelError(options.path, f"activation is {activation}, and can only be tanh or relu here")
     return FrameVAESettings(
         **_shared(options, None), hidden=options.widths("dense_x_z"), residual=False, activation=activation
     )
@@ -475,7 +477,8 @@ def _copy(checkpoint: Path, theirs: dict[str, Tensor], table: Table, name: str) 
     for key, parts in table.items():
         shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
         if theirs[key].shape != shape:
-            raise ModelError(checkpoint, f"{key} has shape {tuple(theirs[key].shape)}, and the configuration {shape}")
+            told = f"{key} has shape {tuple(theirs[key].shape)}, and the configuration asks for {shape}"
+            raise ModelError(checkpoint, told)
         if not theirs[key].isfinite().all():
             raise ModelError(checkpoint, f"{key} holds values that are NaN or infinite")
         for own, part in zip(parts, theirs[key].split([part.shape[-1] for part in parts], dim=-1), strict=True):

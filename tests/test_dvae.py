@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from published import LAYERS, NETWORKS, F, H, V, Z, checkpoint_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,149 +23,7 @@ from audiovae.dvae import card_of, import_dvae
 from audiovae.errors import ModelError
 
 RATE = 16000
-F, Z, V, H, D = 33, 3, 2, 5, 6  # bins, latents, latents of a sequence, states, features
-
-STFT_SECTION = "[STFT]\nwlen_sec = 4e-3\nhop_percent = 0.25\nfs = 16000\nzp_percent = 0\ntrim = True\n"
-NETWORKS = {
-    "VAE": f"name = VAE\nactivation = tanh\ndense_x_z = {D},{H}",
-    "DKF": f"""name = DKF\nactivation = tanh\ndense_x_gx = {D}\ndim_RNN_gx = {H}\nnum_RNN_gx = 1\nbidir_gx = False
-dense_ztm1_g = 32\ndense_g_z = 32\ndense_z_x = 4,{D}""",
-    "RVAE": f"""name = RVAE\nactivation = tanh\ndense_x_gx = \ndim_RNN_g_x = {H}\nnum_RNN_g_x = 1\nbidir_g_x = False
-dense_z_gz =\ndim_RNN_g_z = {H}\nnum_RNN_g_z = 1\ndense_g_z = \ndense_z_h = \ndim_RNN_h = {H}\nnum_RNN_h = 1
-bidir_h = False\ndense_h_x = """,
-    "STORN": f"""name = STORN\nactivation = tanh\ndense_x_g = {D}\ndim_RNN_g = {H}\nnum_RNN_g = 1\ndense_g_z = 64,32
-dense_z_h = 32,64\ndense_xtm1_h = {D}\ndim_RNN_h = {H}\nnum_RNN_h = 1\ndense_h_x = {D}""",
-    "VRNN": f"""name = VRNN\nactivation = tanh\ndense_x = {D}\ndense_z = 32, 64\ndense_hx_z =\ndense_hz_x =\ndense_h_z =
-dim_RNN = {H}\nnum_RNN = 1""",
-    "SRNN": f"""name = SRNN\nactivation = tanh\ndense_x_h = {D}\ndim_RNN_h = {H}\nnum_RNN_h = 1\ndense_hx_g = {D}
-dim_RNN_g = {H}\nnum_RNN_g = 1\ndense_gz_z = 64,32\ndense_hz_x = {D}\ndense_hz_z = 64,32""",
-    "DSAE": f"""name = DSAE\nv_dim = {V}\nactivation = tanh\ndense_x =\ndim_RNN_gv = {H}\nnum_RNN_gv = 1\ndense_gv_v =
-dense_xv_gxv =\ndim_RNN_gxv = {H}\nnum_RNN_gxv = 1\ndense_gxv_gz =\ndim_RNN_gz = {H}\nnum_RNN_gz = 1
-dim_RNN_prior = {H}\nnum_RNN_prior = 1\ndense_vz_x = 4,{D}""",
-}
-NETWORKS["RVAE, not causal"] = NETWORKS["RVAE"].replace("= False", "= True")
-NETWORKS["RVAE, head"] = NETWORKS["RVAE, not causal"].replace("dense_g_z = ", "dense_g_z = 7")
-NETWORKS["SRNN, own past"] = NETWORKS["SRNN"]
-
-
-def config_of(case: str) -> str:
-    training = "beta = 1e-2\n" + "ss_start = 50\nss_end = 150\n" * (case == "SRNN, own past")
-    network = f"{NETWORKS[case]}\nx_dim = {F}\nz_dim = {Z}\ndropout_p = 0\n"
-    return f"#!/usr/bin/env python3\n\n{STFT_SECTION}\n[Network]\n{network}\n[Training]\n{training}"
-
-
-# The layout: names and layers as published ---------------------------------------------------------------------------
-
-
-BOTH = {"bidirectional": True}
-# A tuple: linear layers of these widths, each with an activation; a list: one linear layer; a number: mean and logvar.
-LAYERS: dict[str, dict[str, Any]] = {
-    "VAE": {"mlp_x_z": (F, D, H), "inf": H, "mlp_z_x": (Z, H, D), "gen_logvar": [D, F]},
-    "DKF": {
-        "mlp_x_gx": (F, D),
-        "rnn_gx": nn.LSTM(D, H),
-        "mlp_ztm1_g": (Z, 32),
-        "mlp_ztm1_g.linear_last": [32, H],
-        "mlp_g_z": (H, 32),
-        "inf": 32,
-        **{f"{name}.linear{i}": [Z, Z] for name in ("mlp_gate", "mlp_z_prop") for i in (1, 2)},
-        "prior_mean": [Z, Z],
-        "prior_logvar.1": [Z, Z],
-        "mlp_z_x": (Z, 4, D),
-        "gen_logvar": [D, F],
-    },
-    "RVAE": {
-        "rnn_g_x": nn.LSTM(F, H),
-        "rnn_g_z": nn.LSTM(Z, H),
-        "inf": 2 * H,
-        "rnn_h": nn.LSTM(Z, H),
-        "gen_out": [H, F],
-    },
-    "RVAE, not causal": {
-        "rnn_g_x": nn.LSTM(F, H, **BOTH),
-        "rnn_g_z": nn.LSTM(Z, H),
-        "inf": 3 * H,
-        "rnn_h": nn.LSTM(Z, H, **BOTH),
-        "gen_out": [2 * H, F],
-    },
-    "STORN": {
-        "mlp_x_g": (F, D),
-        "rnn_g": nn.LSTM(D, H),
-        "mlp_g_z": (H, 64, 32),
-        "inf": 32,
-        "mlp_z_h": (Z, 32, 64),
-        "mlp_xtm1_h": (F, D),
-        "rnn_h": nn.LSTM(64 + D, H),
-        "mlp_h_x": (H, D),
-        "gen_logvar": [D, F],
-    },
-    "VRNN": {
-        "feature_extractor_x": (F, D),
-        "feature_extractor_z": (Z, 32, 64),
-        "inf": D + H,
-        "prior": H,
-        "gen_out": [64 + H, F],
-        "rnn": nn.LSTM(D + 64, H),
-    },
-    "SRNN": {
-        "mlp_x_h": (F, D),
-        "rnn_h": nn.LSTM(D, H),
-        "mlp_hx_g": (H + F, D),
-        "rnn_g": nn.LSTM(D, H),
-        "mlp_gz_z": (H + Z, 64, 32),
-        "inf": 32,
-        "mlp_hz_z": (H + Z, 64, 32),
-        "prior": 32,
-        "mlp_hz_x": (H + Z, D),
-        "gen_logvar": [D, F],
-    },
-    "DSAE": {
-        "rnn_g_v": nn.LSTM(F, H, **BOTH),
-        "inf_v_mean": [2 * H, V],
-        "inf_v_logvar": [2 * H, V],
-        "rnn_g_xv": nn.LSTM(F + V, H, **BOTH),
-        "rnn_g_z": nn.RNN(2 * H, H),
-        "inf_z": H,
-        "rnn_prior": nn.LSTM(Z, H),
-        "prior": H,
-        "mlp_vz_x": (V + Z, 4, D),
-        "gen_out": [D, F],
-    },
-}
-LAYERS["RVAE, head"] = {**LAYERS["RVAE, not causal"], "mlp_g_z": (3 * H, 7), "inf": 7}
-LAYERS["SRNN, own past"] = LAYERS["SRNN"]
-
-
-def shapes_of(case: str) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of a checkpoint, by their published names."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, n_in: int, n_out: int) -> None:
-        shapes.update({f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)})
-
-    for name, layer in LAYERS[case].items():
-        if isinstance(layer, tuple):
-            for i, widths in enumerate(itertools.pairwise(layer)):
-                linear(f"{name}.linear{i}", *widths)
-        elif isinstance(layer, list):
-            linear(name, *layer)
-        elif isinstance(layer, int):
-            linear(f"{name}_mean", layer, Z)
-            linear(f"{name}_logvar", layer, Z)
-        else:
-            shapes.update({f"{name}.{own}": tuple(tensor.shape) for own, tensor in layer.named_parameters()})
-    return shapes
-
-
-def checkpoint_of(case: str, folder: Path) -> tuple[Path, Path]:
-    """Weights that are large enough for every layer to count, a last bin below the floor, and the configuration."""
-    generator = torch.Generator().manual_seed(7)
-    weights = {name: 0.4 * torch.randn(shape, generator=generator) for name, shape in shapes_of(case).items()}
-    out = next(name.removesuffix(".bias") for name in weights if name in ("gen_out.bias", "gen_logvar.bias"))
-    weights[f"{out}.weight"][-1], weights[f"{out}.bias"][-1] = 0.0, -60.0
-    torch.save(weights, folder / "model.pt")
-    (folder / "config.ini").write_text(config_of(case))
-    return folder / "model.pt", folder / "config.ini"
+Posterior = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 # The equations: axes are frame, batch, channel -----------------------------------------------------------------------
@@ -202,9 +61,6 @@ class Published:
     def run(self, name: str, x: Tensor, backwards: bool = False) -> Tensor:
         layer = self.recurrences[name]
         return layer(x.flip(0))[0].flip(0) if backwards else layer(x)[0]
-
-
-Posterior = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def before(x: Tensor) -> Tensor:
@@ -332,7 +188,7 @@ def losses(x: Tensor, found: dict[str, Tensor]) -> tuple[float, float]:
 @torch.no_grad()
 @pytest.mark.parametrize("case", NETWORKS)
 def test_the_losses_of_an_imported_prior_are_the_published_ones(case: str, tmp_path: Path) -> None:
-    checkpoint, config = checkpoint_of(case, tmp_path)
+    checkpoint, config = checkpoint_of(case, tmp_path, is_deaf=True)
     prior = import_dvae(checkpoint, config).double()
     power = torch.rand(2, 6, F, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).pow(3) * 5 + 1e-9
     power[..., -1] = 1e-11
@@ -352,3 +208,170 @@ def test_the_losses_of_an_imported_prior_are_the_published_ones(case: str, tmp_p
     dims = Z + (V / len(x) if case == "DSAE" else 0)  # half a nat each is left out of theirs
     assert float(ours) / (len(x) * x.shape[1]) == pytest.approx(kl - dims / 2, rel=1e-6)
     assert float(elbo(prior.vae, power).kl.mean()) > 0
+
+
+# What is made of it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["VAE", "RVAE, not causal"])
+def test_the_front_end_and_the_level_of_an_imported_prior_are_the_published_ones(case: str, tmp_path: Path) -> None:
+    """Inside of a recording its spectrogram is that of torch over x / max|x|; it says so in a saved model, too."""
+    checkpoint, config = checkpoint_of(case, tmp_path)
+    made = import_dvae(checkpoint, config)
+    made.save_pretrained(tmp_path / "model", card_of(made, checkpoint, config))
+    prior = AudioVAE.from_pretrained(tmp_path / "model")
+    wave = 0.02 * torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    window = torch.sin(torch.arange(0.5, 64.5) / 64 * torch.pi)
+    expected = torch.stft(wave / wave.abs().max(), 64, 16, window=window, return_complex=True).mT
+    found, level = prior.analyse(wave)
+    assert float(level) == float(wave.abs().max())
+    torch.testing.assert_close(found[2:-2], expected[2 : len(found) - 2], rtol=1e-4, atol=1e-4)
+    assert (prior.sample_rate, prior.level_rule, prior.model_hash()) == (RATE, "peak", made.model_hash())
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "trim = True (30 dB), beta = 1e-2" in card
+    assert "the weights of model.pt, whose configuration is\nconfig.ini" in card
+
+
+def test_checkpoints_of_a_run_that_went_on_are_read_too(tmp_path: Path) -> None:
+    checkpoint, config = checkpoint_of("VAE", tmp_path)
+    plain = import_dvae(checkpoint, config)
+    weights = torch.load(checkpoint, weights_only=True)
+    torch.save({"epoch": 3, "model_state_dict": weights, "optim_state_dict": {"state": {}}}, checkpoint)
+    assert import_dvae(checkpoint, config).model_hash() == plain.model_hash()
+
+
+def test_an_imported_prior_scores_enhances_and_separates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint_of("RVAE, not causal", tmp_path)
+    assert main(["import", "dvae", "model.pt", "config.ini", "-o", "prior", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["model"], made["kind"]) == ("prior", "RVAE")
+    wave = 0.1 * np.random.default_rng(0).standard_normal((RATE // 2, 2))
+    soundfile.write("one.wav", wave[:, 0], RATE, "FLOAT")
+    soundfile.write("two.wav", wave, RATE, "FLOAT")
+    assert main(["score", "one.wav", "--model", "prior", "--json"]) == 0
+    prior = AudioVAE.from_pretrained("prior")
+    assert prior.model_hash() == made["hash"]
+    (row,) = json.loads(capsys.readouterr().out)["files"]
+    torch.manual_seed(0)
+    mono = torch.from_numpy(wave[:, 0]).float()
+    with torch.no_grad():
+        bounds = torch.stack([prior.log_likelihood(mono / mono.square().mean().sqrt()).mean() for _ in range(30)])
+    assert row["values"]["bound"] == pytest.approx(-float(bounds.mean()), abs=6 * float(bounds.std()))
+    assert main(["enhance", "one.wav", "-o", "speech.wav", "--model", "prior", "--method", "fast", "--quiet"]) == 0
+    speech, _ = soundfile.read("speech.wav")
+    assert speech.shape == (RATE // 2,)
+    assert 0 < np.abs(speech).max() < 1
+    assert (
+        main(
+            ["separate", "two.wav", "-o", "parts", "--model", "prior", "--speakers", "2", "--method", "fast", "--quiet"]
+        )
+        == 0
+    )
+    parts = [soundfile.read(path)[0] for path in sorted(Path("parts").rglob("*.wav"))]
+    assert len(parts) == 3
+    np.testing.assert_allclose(sum(parts), wave, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["VRNN", "SRNN", "STORN"])
+def test_an_imported_prior_that_needs_the_past_enhances_nothing(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint_of(case, tmp_path)
+    assert main(["import", "dvae", "model.pt", "config.ini", "-o", "prior"]) == 0
+    assert capsys.readouterr().out.startswith(f"prior: {case}, ")
+    soundfile.write("one.wav", 0.1 * np.random.default_rng(0).standard_normal(RATE // 2), RATE)
+    with pytest.raises(SystemExit):
+        main(["enhance", "one.wav", "-o", "speech.wav", "--model", "prior"])
+    assert "past" in capsys.readouterr().err
+    assert main(["score", "one.wav", "--model", "prior", "--quiet"]) == 0
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "new", "told"),
+    [
+        ("VAE", "name = VAE", "name = KVAE", "describes a model KVAE; those known are VAE, DKF, RVAE"),
+        ("VAE", "[STFT]", "[FT]", "config.ini: lacks the section [STFT]"),
+        ("VAE", f"z_dim = {Z}", "", "config.ini: lacks z_dim in [Network]"),
+        ("VAE", f"z_dim = {Z}", "z_dim = many", "z_dim must be whole numbers, got 'many'"),
+        ("VAE", f"z_dim = {Z}", "z_dim = 3, 4", "z_dim must be 1 number here, got '3, 4'"),
+        ("VAE", f"z_dim = {Z}", "z_dim = -3", "describes a model that cannot be built (latent_dim must be positive"),
+        ("VAE", "activation = tanh", "activation = elu", "activation is elu, and can only be tanh or relu here"),
+        ("DKF", "activation = tanh", "activation = relu", "activation is relu, and can only be tanh here"),
+        ("VAE", "fs = 16000", "fs = fast", "fs in [STFT] must be a number, got 'fast'"),
+        ("VAE", "fs = 16000", "fs = 8000", "x_dim is 33, and a window of 32 has 17 bins"),
+        ("VAE", "hop_percent = 0.25", "hop_percent = 0.9", "describes a front end that cannot be built (hop_length"),
+        ("VAE", "zp_percent = 0", "zp_percent = 1", "zp_percent is 1: transforms longer than their window"),
+        ("VAE", "wlen_sec = 4e-3", "wlen_sec = 0", "fs of 16000 Hz and a window of 0 samples are no front end"),
+        ("DKF", "bidir_gx = False", "bidir_gx = True", "bidir_gx is True, and can only be False here"),
+        ("RVAE", "bidir_h = False", "bidir_h = perhaps", "bidir_h must be True or False, got 'perhaps'"),
+        ("RVAE", "dense_z_h = ", "dense_z_h = 8", "dense_z_h is 8, and can only be empty here"),
+        ("SRNN", "num_RNN_g = 1", "num_RNN_g = 2", "num_RNN_g is 2, and can only be 1 here"),
+        ("SRNN", "dense_gz_z = 64,32", "dense_gz_z = ", "dense_gz_z is empty, and can only be 64,32 here"),
+        ("SRNN", "dim_RNN_g = 5", "dim_RNN_g = 9", "(dim_RNN_h = 5, dim_RNN_g = 9), which are one width here"),
+        ("VAE", f"z_dim = {Z}", "z_dim = 4", "model.pt: inf_mean.weight has shape (3, 5), and the configuration asks"),
+        ("RVAE", "dense_g_z = ", "dense_g_z = 7", "model.pt: lacks mlp_g_z.linear0.bias, which a RVAE of this"),
+        ("VAE", "dense_x_z = 6,5", "dense_x_z = 6", "has mlp_x_z.linear1.bias, which no VAE of this configuration has"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_refused_by_name(
+    case: str, old: str, new: str, told: str, tmp_path: Path
+) -> None:
+    checkpoint, config = checkpoint_of(case, tmp_path)
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+    with pytest.raises(ModelError) as raised:
+        import_dvae(checkpoint, config)
+    assert told in str(raised.value)
+
+
+def test_a_checkpoint_that_is_none_is_refused_and_nothing_in_it_is_run(tmp_path: Path) -> None:
+    checkpoint, config = checkpoint_of("VAE", tmp_path)
+    weights = torch.load(checkpoint, weights_only=True)
+    marker = tmp_path / "run"
+
+    class Malice:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return (os.mkdir, (str(marker),))
+
+    cases: list[tuple[object, str]] = [
+        ({**weights, "more": Malice()}, "is no file of weights alone, and nothing else is read"),
+        ([1, 2], "holds no tensors by name"),
+        ({}, "holds no tensors by name"),
+        ({**weights, "inf_mean.bias": torch.full((Z,), torch.nan)}, "inf_mean.bias holds values that are NaN"),
+    ]  # fmt: skip
+    for content, told in cases:
+        torch.save(content, checkpoint)
+        with pytest.raises(ModelError, match=told):
+            import_dvae(checkpoint, config)
+    assert not marker.exists()
+    checkpoint.write_text("text")
+    with pytest.raises(ModelError, match="is no file of weights alone"):
+        import_dvae(checkpoint, config)
+    with pytest.raises(ModelError, match=r"nothing\.pt: cannot be read"):
+        import_dvae(tmp_path / "nothing.pt", config)
+    with pytest.raises(ModelError, match=r"model\.pt: is not an \.ini file; give the one"):
+        import_dvae(checkpoint, checkpoint)
+    with pytest.raises(ModelError, match=r"nothing\.ini: cannot be read"):
+        import_dvae(checkpoint, tmp_path / "nothing.ini")
+
+
+def test_a_model_that_is_there_is_replaced_only_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint_of("VAE", tmp_path)
+    assert main(["import", "dvae", "model.pt", "config.ini", "-o", "prior", "--quiet"]) == 0
+    checkpoint_of("DKF", tmp_path)
+    with pytest.raises(SystemExit):
+        main(["import", "dvae", "model.pt", "config.ini", "-o", "prior"])
+    assert capsys.readouterr().err == "audiovae: prior: exists already; --overwrite replaces it\n"
+    assert main(["import", "dvae", "model.pt", "config.ini", "-o", "prior", "--overwrite", "--quiet"]) == 0
+    assert AudioVAE.from_pretrained("prior").kind == "DKF"

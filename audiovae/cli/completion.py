@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from audiovae import saved
-from audiovae.cli.main import VERBS, Parser, fail
+from audiovae.cli.main import VERBS, Parser, fail, module_of
 from audiovae.settings import MODEL_SETTINGS
 
 _SHELLS = {
@@ -66,7 +65,7 @@ def _options(verb: str) -> dict[str, list[str]]:
     for kind in MODEL_SETTINGS if verb == "train" else [""]:
         parser = Parser(prog=f"audiovae {verb}", allow_abbrev=False)
         Parser.given = ["--type", kind]
-        importlib.import_module(f"audiovae.cli.{verb}").add_arguments(parser)
+        module_of(verb).add_arguments(parser)
         for action in parser._actions:
             for name in action.option_strings:
                 if name.startswith("--") and action.help is not argparse.SUPPRESS:

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import io
 import json
+import keyword
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ from audiovae.errors import AudiovaeError, asks_for_tracebacks, unexpected
 VERBS = {
     "prepare": "pack a folder of sound files, or a known corpus, for training",
     "train": "train a prior on a packed corpus",
+    "import": "a published checkpoint to a model",
     "encode": "sound files to latents (.npz)",
     "decode": "latents (.npz) to sound files, the phase by Griffin-Lim",
     "resynthesize": "sound files through encoder and decoder and back to sound",
@@ -229,13 +231,18 @@ def _run(given: list[str]) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
         fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
-    module: Any = importlib.import_module(f"audiovae.cli.{verb}")
+    module = module_of(verb)
     options = _options(verb, module, given[1:])
     began = time.monotonic()
     status = int(module.run(options))
     if status != 2 and not options.quiet:
         tell_end(options, time.monotonic() - began)
     return status
+
+
+def module_of(verb: str) -> Any:
+    """The module of a verb: of its name, which a keyword of the language cannot be."""
+    return importlib.import_module(f"audiovae.cli.{verb}{'_' * keyword.iskeyword(verb)}")
 
 
 def _options(verb: str, module: Any, given: list[str]) -> Any:

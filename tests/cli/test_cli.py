@@ -23,6 +23,7 @@ import pytest
 import soundfile
 import torch
 from conftest import build_prior
+from published import checkpoint_of
 
 from audiovae import AudioVAE, ComplexNormal, PackedCorpus, metrics
 from audiovae.cli.main import VERBS, main
@@ -36,7 +37,7 @@ COMMON = {
     "decode": "--model --device --seed --jobs", "resynthesize": "--model --device --seed --jobs",
     "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
-    "evaluate": "--model --device --seed --jobs", "info": "--model",
+    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "",
 }  # fmt: skip
 
 
@@ -963,6 +964,7 @@ EVERY_VERB = {
     "prepare": "prepare {corpus} out",
     "train": "train {packed} -o out --vae.latent_dim 2 --vae.hidden [4] --stft.n_fft 256 --stft.hop_length 64 "
     "--training.steps 60 --training.batch_frames 32 --training.learning_rate 0.05",
+    "import": "import dvae model.pt config.ini -o out",
     "encode": "encode good.wav -o out --model model",
     "decode": "decode z.npz -o out.wav --model model",
     "resynthesize": "resynthesize good.wav -o out --model model",
@@ -995,6 +997,8 @@ def test_json_is_json_and_quiet_is_quiet(
         latents("z.npz")()
     if verb == "separate":
         soundfile.write("two.wav", np.hstack([noise(), noise()[::-1]]), RATE)
+    if verb == "import":
+        checkpoint_of("VAE", here)
     capsys.readouterr()
     command = EVERY_VERB[verb].format(corpus=toy_corpus_folder, packed=packed)
     assert audiovae(f"{command} --json") == 0
