@@ -22,6 +22,7 @@ from .distributions import LogDirichlet as LogDirichlet
 from .distributions import PowerSpherical as PowerSpherical
 from .distributions import SphereUniform as SphereUniform
 from .distributions import VonMisesFisher as VonMisesFisher
+from .dvae import import_dvae as import_dvae
 from .errors import AudioError as AudioError
 from .errors import AudiovaeError as AudiovaeError
 from .errors import ConditionError as ConditionError
