@@ -242,6 +242,9 @@ NEWER = {
     "posterior_scale",
     "code_activation",
     "standard_prior",
+    "network_input",
+    "variance_floor",
+    "zero_start",
 }  # not in a config that keeps their defaults: hashes stay
 STATED = ["latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels"]  # first, and in this order
 
