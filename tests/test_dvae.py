@@ -288,6 +288,24 @@ def test_an_imported_prior_that_needs_the_past_enhances_nothing(
     assert audiovae("score one.wav --model prior --quiet") == 0
 
 
+def test_an_imported_prior_is_fine_tuned_at_its_own_level(
+    tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint_of("VAE", tmp_path)
+    assert audiovae("import dvae model.pt config.ini -o prior --quiet") == 0
+    train = f"train {packed} -o tuned --init prior --quiet --training.steps 3 --training.batch_frames 32"
+    with pytest.raises(SystemExit):
+        audiovae(f"{train} --level active")
+    assert "--level active contradicts prior, which has peak" in capsys.readouterr().err
+    assert audiovae(train) == 0
+    tuned = AudioVAE.from_pretrained("tuned")
+    assert (tuned.level_rule, tuned.vae.settings) == ("peak", AudioVAE.from_pretrained("prior").vae.settings)
+    assert tuned.model_hash() != AudioVAE.from_pretrained("prior").model_hash()
+    assert audiovae("info tuned --json") == 0
+    assert json.loads(capsys.readouterr().out)["level"] == "peak"
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 

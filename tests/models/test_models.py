@@ -1220,6 +1220,8 @@ REFUSED = [
     ({"latent_dim": -4}, "latent_dim must be positive, got -4"),
     ({"hidden": (128, 0)}, r"layers must have positive widths, got \[513, 128, 0, 128\]"),
     ({"data": "image"}, "data must be one of sound, array, got 'image'"),
+    ({"network_input": "phase"}, "network_input must be one of log-power, power, got 'phase'"),
+    ({"variance_floor": 0.0}, "variance_floor must be from 1e-30 to 1, got 0.0"),
     ({"posterior_scale": "relu"}, "posterior_scale must be one of bounded, exp, .*, got 'relu'"),
     ({"data": "array"}, "likelihood must be bernoulli or squared-error for arrays, got 'complex-gaussian'"),
     (
