@@ -36,7 +36,7 @@ COMMON = {
     "decode": "--model --device --seed --jobs", "resynthesize": "--model --device --seed --jobs",
     "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
-    "evaluate": "--model --device --seed --jobs", "info": "--model",
+    "evaluate": "--model --device --seed --jobs", "info": "--model", "push": "",
 }  # fmt: skip
 
 
@@ -972,6 +972,7 @@ EVERY_VERB = {
     "score": "score good.wav --model model",
     "evaluate": "evaluate good.wav --model model",
     "info": "info model",
+    "push": "push model owner/name",
 }
 
 
