@@ -63,8 +63,8 @@ def at_rate(wave: Tensor, rate: int, new_rate: int) -> Tensor:
 
 @torch.no_grad()
 def resample_on_device(wave: Float[Tensor, "*batch sample"], rate: int, new_rate: int) -> Tensor:
-    """`audiovae.audio.resample` by torchaudio, on the device of the wave. Up to 0.85 of the lower Nyquist frequency both
-    are the same to -75 dB.
+    """`audiovae.audio.resample` by torchaudio, on the device of the wave: both are the same to -75 dB up to 0.85 of the
+    lower Nyquist frequency.
     """
     from torchaudio.functional import resample as resample_tensor
 
