@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test check bench wheel clean
+.PHONY: setup demo test test-matrix check bench wheel clean
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[audio,demo,hub,test,check]' pystoi speechmos onnxruntime
-	$(INSTALL) pesq || echo "pesq needs a C compiler: PESQ will read 'not installed'"
+	$(INSTALL) -e '.[demo,hub,metrics,tensorboard,test,check]'
+	$(INSTALL) '.[audio]' || echo "no torchaudio for this torch: what needs it is skipped"
+	$(INSTALL) '.[pesq]' || echo "pesq needs a C compiler: PESQ will read 'not installed'"
 	touch $@
 
 demo: setup
@@ -18,6 +19,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Other interpreters and versions of torch, where they are at hand; see constraints-newest.txt.
+test-matrix:
+	sh tests/matrix.sh
 
 check: setup
 	$(BIN)/ruff check .

@@ -117,7 +117,7 @@ def pesq(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> flo
         NotScored: no speech is found, the recording is too long, or the package is not installed.
     """
     if find_spec("pesq") is None:
-        raise NotScored("not installed (pip install 'audiovae[metrics]'; pesq needs a C compiler)")
+        raise NotScored("not installed (pip install 'audiovae[pesq]', which needs a C compiler)")
     _check_speech(reference, estimate)
     seconds = len(reference) / PERCEPTUAL_RATE
     if seconds > _PESQ_SECONDS:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from audiovae.errors import AudiovaeError
 from audiovae.stft import STFT
 
 GRIFFIN_LIM_ITERATIONS = 64
+_MOMENTUM = 0.99
 _GRIFFIN_LIM_FRAMES = 1024
 _CROSSFADE_FRAMES = 16
 
@@ -19,35 +21,17 @@ def griffin_lim(
 ) -> Float[Tensor, "*batch sample"]:
     """A wave of `length` samples whose STFT magnitude is near to `magnitude`, from a random phase.
 
-    Raises:
-        AudiovaeError: torchaudio is not installed.
-
     Reference: N. Perraudin, P. Balazs, P. Sondergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
     """
-    try:
-        from torchaudio.functional import griffinlim
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise AudiovaeError(
-            "Griffin-Lim needs torchaudio in the build that matches torch; install both at 2.11.0"
-        ) from error
-
-    # torchaudio reflects at the ends, which takes more than half a window of samples: lengthen short spectrograms.
-    at_least = 2 + stft.n_fft // stft.hop_length
-    n_frames = magnitude.shape[-2]
-    padded = nn.functional.pad(magnitude, (0, 0, 0, max(0, at_least - n_frames)))
-    wave = griffinlim(
-        padded.transpose(-1, -2),
-        window=stft.window,
-        n_fft=stft.n_fft,
-        hop_length=stft.hop_length,
-        win_length=stft.n_fft,
-        power=1.0,
-        n_iter=GRIFFIN_LIM_ITERATIONS,
-        momentum=0.99,
-        length=(padded.shape[-2] - 1) * stft.hop_length,
-        rand_init=True,
-    )
-    return wave[..., :length]
+    phase = 2 * math.pi * torch.rand_like(magnitude)
+    phase[..., [0, -1]] = 0  # real bins: no iteration would turn the sign of a frame against its neighbours'
+    spectrogram = torch.polar(magnitude, phase)
+    before = torch.zeros_like(spectrogram)
+    for _ in range(GRIFFIN_LIM_ITERATIONS):
+        consistent = stft(stft.inverse(spectrogram, length))
+        spectrogram = magnitude * torch.sgn(consistent + _MOMENTUM * (consistent - before))
+        before = consistent
+    return stft.inverse(spectrogram, length)
 
 
 class StreamingGriffinLim:

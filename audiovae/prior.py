@@ -98,17 +98,24 @@ class AudioVAE(TrainableVAE):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "speech-16k", device: str | torch.device | None = None
+        cls,
+        name_or_path: str | Path = "speech-16k",
+        device: str | torch.device | None = None,
+        revision: str | None = None,
     ) -> AudioVAE:
-        """Load a shipped prior by name, or a saved one from its folder, ready for inference.
+        """Load a shipped prior by name, a saved one from its folder, or one of the hub, ready for inference.
 
         Its weights need no gradient (waves and latents may); `fit` trains them all the same, and `requires_grad_()`
         asks for it.
 
+        Args:
+            revision: branch, tag or commit of a repository "owner/name" of the hub, which "owner/name@revision" names
+                as well.
+
         Raises:
             ModelError: no such model, or its files are damaged, incomplete or from a newer version.
         """
-        return cast(AudioVAE, cls._load(name_or_path, device))
+        return cast(AudioVAE, cls._load(name_or_path, device, revision))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AudioVAE:

@@ -1,7 +1,8 @@
 """Saved models: a folder of config.json, model.safetensors and README.md, laid out as a Hugging Face hub repository.
 
 `config.json` holds the sizes, the SHA-256 of the tensors' file and the SHA-256 of all its other fields, both verified
-at load. The second one identifies the model: latents carry it.
+at load. The second one identifies the model: latents carry it. A model in half precision (`prior.half()`) makes a file
+of half the size; it is loaded in single precision, and its SHA-256 is that of the file which it would be then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,13 +20,15 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from audiovae import hub
 from audiovae.atomic import atomic_path
 from audiovae.errors import ModelError, PathError
 
 FORMAT_VERSION = 1
-CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 NEXT = "model.next.safetensors"  # tensors on their way, seen only after an interrupted save
 _ATTEMPTS = 10
 _NEWER = "was saved by a newer audiovae (format {found}, this one reads up to {known}); update audiovae"
@@ -79,7 +83,7 @@ def finish(folder: Path) -> None:
     if not (folder / NEXT).exists():
         return
     try:
-        if _digest(folder / NEXT) == _digest_in_config(folder):
+        if _digest((folder / NEXT).read_bytes()) == _digest_in_config(folder):
             os.replace(folder / NEXT, folder / TENSORS)
         else:
             (folder / NEXT).unlink()
@@ -112,7 +116,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             except OSError as error:
                 missing = error
                 continue
-            if hashlib.sha256(content).hexdigest() == config.get("tensors_sha256"):
+            if _digest(content) == config.get("tensors_sha256"):
                 return config, _loaded(folder, content)
         if read_config(folder) == config and not (folder / NEXT).exists():
             break
@@ -123,7 +127,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _loaded(folder: Path, content: bytes) -> dict[str, Tensor]:
     try:
-        tensors = safetensors.torch.load(content)
+        tensors = safetensors.torch.load(_single(content))
     except (safetensors.SafetensorError, ValueError) as error:
         raise misfit(folder, error) from error
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
@@ -137,8 +141,11 @@ def misfit(folder: Path, error: Exception) -> ModelError:
     return ModelError(folder / CONFIG, f"does not describe a model that this version can build ({reason})")
 
 
-def find(name_or_path: str | Path) -> Path:
+def find(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: a path first, then a shipped name, then the hub.
+
+    Args:
+        revision: of a repository of the hub, which "owner/name@revision" names as well.
 
     Raises:
         ModelError: there is none; the shipped names are listed.
@@ -152,7 +159,8 @@ def find(name_or_path: str | Path) -> Path:
     if os.path.isdir(folder):
         raise ModelError(folder, f"is not a model folder: it has no {CONFIG}")
     if str(name_or_path).count("/") == 1 and not os.path.isdir(folder.parent):
-        return _hub(str(name_or_path))
+        name, _, at = str(name_or_path).partition("@")
+        return hub.download(name, revision or at or None, list(FILES))
     near = difflib.get_close_matches(str(name_or_path), shipped_names(), 1)
     hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(shipped_names())
     raise ModelError(name_or_path, f"no such model; {hint}")
@@ -205,8 +213,18 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(content: bytes) -> str:
+    with suppress(safetensors.SafetensorError, ValueError):  # damaged: no digest is its own
+        content = _single(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _single(content: bytes) -> bytes:
+    """A file of tensors with those of half precision in single precision."""
+    if b'"F16"' not in content[: 8 + int.from_bytes(content[:8], "little")]:  # the header, after its length
+        return content
+    tensors = safetensors.torch.load(content)
+    return safetensors.torch.save({name: t.float() if t.dtype == torch.half else t for name, t in tensors.items()})
 
 
 def _digest_in_config(folder: Path) -> Any:
@@ -218,23 +236,10 @@ def _digest_in_config(folder: Path) -> Any:
 
 def _serialise(config: Mapping[str, Any], tensors: Tensors) -> tuple[bytes, dict[str, Any]]:
     content = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-    fields = {"format_version": FORMAT_VERSION, **config, "tensors_sha256": hashlib.sha256(content).hexdigest()}
+    fields = {"format_version": FORMAT_VERSION, **config, "tensors_sha256": _digest(content)}
     return content, {**fields, "config_sha256": _digest_of_fields(fields)}
 
 
 def _digest_of_fields(config: dict[str, Any]) -> str:
     fields = {name: value for name, value in config.items() if name != "config_sha256"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def _hub(repository: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ModelError(repository, "no such folder; to load it from the hub: pip install 'audiovae[hub]'") from error
-    try:
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG, TENSORS, CARD]))
-    except Exception as error:  # the hub's error classes change between its versions
-        raise ModelError(
-            repository, f"no such folder, and the hub does not give it ({type(error).__name__})"
-        ) from error

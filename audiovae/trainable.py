@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from audiovae import saved
+from audiovae import hub, saved
 from audiovae.errors import TrainingError
 from audiovae.models import VAE
 from audiovae.objectives import (
@@ -140,8 +141,10 @@ class TrainableVAE(Trainable, ABC):
         """
 
     @classmethod
-    def _load(cls, name_or_path: str | Path, device: str | torch.device | None) -> TrainableVAE:
-        """Load a shipped model by name, or a saved one from its folder, ready for inference.
+    def _load(
+        cls, name_or_path: str | Path, device: str | torch.device | None, revision: str | None = None
+    ) -> TrainableVAE:
+        """Load a shipped model by name, a saved one from its folder, or one of the hub, ready for inference.
 
         Its weights need no gradient (what it is given may); `fit` trains them all the same, and `requires_grad_()` asks
         for it.
@@ -149,7 +152,7 @@ class TrainableVAE(Trainable, ABC):
         Raises:
             ModelError: no such model, or its files are damaged, incomplete or from a newer version.
         """
-        folder = saved.find(name_or_path)
+        folder = saved.find(name_or_path, revision)
         config, tensors = saved.read(folder)
         try:
             _check_sizes(config, tensors)
@@ -175,6 +178,16 @@ class TrainableVAE(Trainable, ABC):
         what = f"{self.sample_rate} Hz" if self.sample_rate else "Arrays in [0, 1]"
         short = f"# An audiovae prior\n\n{what}, {self.kind}. Nothing else was recorded when it was saved.\n"
         saved.write(folder, self.config(), self.state_dict(), short if card is None else card)
+
+    def push_to_hub(self, repository: str, private: bool = False, revision: str | None = None) -> str:
+        """Save the model, and upload it to the Hugging Face hub; see `audiovae.hub.push`.
+
+        Returns:
+            the address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push(Path(folder), repository, list(saved.FILES), private, revision)
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("metrics", "saved", "phase"),
     ("stft", "waves"),
     ("audio",),
-    ("containers", "level", "atomic", "quiet"),
+    ("containers", "level", "atomic", "quiet", "hub"),
     ("locks", "pool"),
     ("settings", "errors"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used

@@ -43,7 +43,7 @@ def add_common(
         model, first_seed: where none is given.
     """
     if "model" in names:
-        text = "name of a shipped model, a model folder, or owner/name on the hub"
+        text = "name of a shipped model, a model folder, or owner/name[@revision] on the hub"
         parser.add_argument("--model", help=text, default=model)
     if "device" in names:
         parser.add_argument("--device", help="cpu, cuda, cuda:1, or auto", default="cpu")

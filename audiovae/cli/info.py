@@ -16,7 +16,10 @@ _HASH = re.compile(r"\b[0-9a-f]{64}\b")
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", nargs="?", metavar="MODEL", help="name of a shipped model, a model folder, or owner/name on the hub"
+        "name",
+        nargs="?",
+        metavar="MODEL",
+        help="name of a shipped model, a model folder, or owner/name[@revision] on the hub",
     )
     parser.add_argument(
         "--hashes", action="store_true", help="also those of the recordings that it was trained and scored on"

@@ -61,7 +61,7 @@ class Record:
         self.model_folder = folder
         self.folder = folder / "training"
         self._writes = writes
-        self._board: Any = None
+        self._board: Any = None  # where TensorBoard is not installed, and in processes that leave no trace
         self.lengthened = False
         self._run = {
             "format": {"version": _FORMAT},
@@ -151,8 +151,14 @@ class Record:
         if not self._writes:
             return
         self._write_trace("w", [("step", "loss", "kl"), *trace])
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logging.getLogger("audiovae").warning(
+                "no curves for TensorBoard, which is not installed (pip install 'audiovae[tensorboard]'); losses: "
+                "%s", self.folder / TRACE,
+            )  # fmt: skip
+            return
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def trace(self, row: TraceRow) -> None:
@@ -161,8 +167,9 @@ class Record:
             return
         self._write_trace("a", [row])
         step, loss, kl = row
-        self._board.add_scalar("train/loss", loss, step)
-        self._board.add_scalar("train/kl", kl, step)
+        if self._board is not None:
+            self._board.add_scalar("train/loss", loss, step)
+            self._board.add_scalar("train/kl", kl, step)
 
     def _write_trace(self, mode: str, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
@@ -176,7 +183,7 @@ class Record:
 
     def validation(self, step: int, log_likelihood: float, kl: float) -> None:
         """Append to the curves."""
-        if not self._writes:
+        if self._board is None:
             return
         self._board.add_scalar("validation/elbo", log_likelihood - kl, step)
         self._board.add_scalar("validation/log_likelihood", log_likelihood, step)
@@ -185,7 +192,7 @@ class Record:
     @torch.no_grad()
     def illustration(self, step: int, model: Trainable, wave: Tensor, condition: Tensor | None) -> None:
         """What the model shows of one recording, weights as they are: pictures of powers, and sounds on one scale."""
-        if not self._writes:
+        if self._board is None:
             return
         from audiovae.objectives import ACTIVE_NATS
         from audiovae.report.plots import kl_pixels, spectrogram_pixels

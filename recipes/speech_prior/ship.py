@@ -23,13 +23,22 @@ library_name: audiovae
 license: cc-by-4.0
 language: en
 datasets: [openslr/librispeech_asr]
+pipeline_tag: audio-to-audio
 tags: [audio, speech, vae, unsupervised]
+model-index:
+- name: {name}
+  results:
+  - task: {{type: audio-to-audio, name: resynthesis from the posterior mean}}
+    dataset: {{type: openslr/librispeech_asr, name: "LibriSpeech, {n_validation} utterances of unheard speakers"}}
+    metrics:
+{index}
 ---
 
 # {name}
 
 {what} of clean English speech at 16 kHz: {weights:,} weights, {latent_dim} latent dimensions per frame,
-STFT {n_fft}/{hop_length} with a {window} window. It needs no network and no other file.
+STFT {n_fft}/{hop_length} with a {window} window. It needs no network and no other file. Its weights are stored in half
+precision (means move by less than 0.01 dB and 0.02 nats) and used in single precision.
 
     prior = audiovae.AudioVAE.from_pretrained("{name}")
 
@@ -116,6 +125,14 @@ KINDS = {
 }
 
 
+def index_rows(values: dict[str, float]) -> str:
+    """Rows of a card's model-index: titles of metrics with their values."""
+    return "\n".join(
+        f'    - {{type: {title.split(" (")[0].lower()}, name: "{title}", value: {value}}}'
+        for title, value in values.items()
+    )
+
+
 def main(model: Path, scores_file: Path, kinds_file: Path, seconds: str, target: Path) -> None:
     run = json.loads((model / "training" / "run.json").read_text())
     prior = AudioVAE.from_pretrained(model)
@@ -144,10 +161,11 @@ def main(model: Path, scores_file: Path, kinds_file: Path, seconds: str, target:
         rules=" ---: |" * len(metrics), rows="\n".join(f"| {name} | {' | '.join(str(s[m]) for m in metrics)} |" for name, s in summaries.items()),
         seed=run["settings"]["seed"], steps=run["settings"]["steps"], batch=run["settings"]["batch_frames"], beta=beta,
         seconds=seconds, torch=run["versions"]["torch"].split("+")[0], audiovae=run["versions"]["audiovae"],
+        index=index_rows({METRICS[m].title: round(s.mean, 3) for m, s in summaries["posterior mean"].items() if m in metrics}),
         utterances="| utterance | role | SHA-256 of its FLAC file |\n| --- | --- | --- |\n"
         + "\n".join(f"| {row['utterance']} | {row['role']} | {row['sha256_of_flac']} |" for row in utterances),
     )  # fmt: skip
-    prior.save_pretrained(target, card)
+    prior.half().save_pretrained(target, card)
     print(f"{target}: {(target / 'model.safetensors').stat().st_size / 1e6:.2f} MB")
 
 

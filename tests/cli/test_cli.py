@@ -37,7 +37,7 @@ COMMON = {
     "decode": "--model --device --seed --jobs", "resynthesize": "--model --device --seed --jobs",
     "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
-    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "",
+    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "",
 }  # fmt: skip
 
 
@@ -974,6 +974,7 @@ EVERY_VERB = {
     "score": "score good.wav --model model",
     "evaluate": "evaluate good.wav --model model",
     "info": "info model",
+    "push": "push model owner/name",
 }
 
 

@@ -824,6 +824,15 @@ def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrup
         assert 0.01 < np.abs(wave).max() <= 0.91
 
 
+def test_without_tensorboard_it_trains_as_well_and_says_what_is_missing(
+    packed: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run(packed, tmp_path / "model")
+    assert "TensorBoard, which is not installed (pip install 'audiovae[tensorboard]')" in caplog.text
+    assert results(tmp_path / "model") == results(uninterrupted)
+
+
 def test_what_tensorboard_shows_is_made_without_dropout(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
