@@ -221,8 +221,8 @@ def _lhotse(path: Path) -> Iterator[Item]:
             yield replace(item, left_out="has no recording")
         elif is_simple and _is_file(cut):
             whole = cut.start == 0 and cut.duration >= cut.recording.duration
-            sound = Path(cut.recording.sources[0].source)
-            yield replace(item, sound=sound, start=cut.start, duration=None if whole else cut.duration)
+            sound, duration = Path(cut.recording.sources[0].source), None if whole else float(cut.duration)
+            yield replace(item, sound=sound, start=float(cut.start), duration=duration)
         else:
             yield replace(item, sound=cut.load_audio, sample_rate=cut.sampling_rate)
 

@@ -23,6 +23,7 @@ class ArrayCorpus:
 
     Attributes:
         sample_rate: 0, that of models of arrays.
+        n_channels: 1.
         samples: the frames of all arrays one after another, `[position, freq]`, which start and n_samples of an
             utterance count.
 
@@ -33,6 +34,7 @@ class ArrayCorpus:
     """
 
     sample_rate = 0
+    n_channels = 1
 
     def __init__(
         self,

@@ -119,7 +119,8 @@ def origin(item: Item, loaded: Content | None) -> Origin:
     else:
         size, stamp = len(loaded), _digest(loaded if isinstance(loaded, bytes) else np.ascontiguousarray(loaded).data)
     if item.is_part or item.sample_rate is not None:
-        stamp = _digest(repr((stamp, item.start, item.duration, item.sample_rate)).encode())
+        duration = None if item.duration is None else float(item.duration)
+        stamp = _digest(repr((stamp, float(item.start), duration, item.sample_rate)).encode())
     return size, stamp
 
 
