@@ -86,9 +86,12 @@ def download(name: str, folder: Path, progress: Callable[[int, int], None] = lam
     try:
         fetched.mkdir(parents=True, exist_ok=True)
         archive = _fetched(url, published.sha256[part], fetched, progress)
-        opened = zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive)
-        with opened:
-            opened.extractall(target, **({} if archive.suffix == ".zip" else {"filter": "data"}))
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(target)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter="data")
         shutil.rmtree(fetched)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise CorpusError(
@@ -117,9 +120,8 @@ def _fetched(url: str, sha256: str, folder: Path, progress: Callable[[int, int],
     try:
         return Path(fetcher.fetch(name, downloader=downloader))
     except requests.HTTPError as error:
-        raise CorpusError(
-            url, f"cannot be fetched: {host} answers {error.response.status_code}; try it again later"
-        ) from error
+        answer = "an error" if error.response is None else error.response.status_code
+        raise CorpusError(url, f"cannot be fetched: {host} answers {answer}; try it again later") from error
     except requests.RequestException as error:
         raise CorpusError(
             url, f"cannot be fetched: no connection to {host}, or it broke; check the network, and run it again"
