@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import shutil
 import tarfile
 import zipfile
@@ -65,8 +64,9 @@ def download(name: str, folder: Path, progress: Callable[[int, int], None] = lam
         progress: called with the number of mebibytes fetched and their total.
 
     Raises:
-        AudiovaeError: not one of the free corpora, or none of its parts.
-        CorpusError: the transfer failed, or what came is not what was published.
+        AudiovaeError: not one of the free corpora, or none of its parts; or the transfer failed, or what came is not
+            what was published.
+        CorpusError: it cannot be unpacked.
     """
     corpus, _, part = name.partition(":")
     corpus = corpus.upper()
@@ -94,8 +94,9 @@ def download(name: str, folder: Path, progress: Callable[[int, int], None] = lam
                 tar.extractall(target, filter="data")
         shutil.rmtree(fetched)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:100]
         raise CorpusError(
-            target, f"{name} cannot be unpacked here ({error}); check the folder and the free space, and run it again"
+            target, f"{name} cannot be unpacked here ({reason}); check the folder and the free space, and run it again"
         ) from error
 
 
@@ -109,7 +110,7 @@ def _fetched(url: str, sha256: str, folder: Path, progress: Callable[[int, int],
     import pooch
     import requests
 
-    logging.getLogger("pooch").setLevel(logging.ERROR)
+    pooch.get_logger().setLevel("ERROR")
     name = url.rpartition("/")[2]
     for path in folder.iterdir():
         if path.name != name:  # of an interrupted run
@@ -121,14 +122,14 @@ def _fetched(url: str, sha256: str, folder: Path, progress: Callable[[int, int],
         return Path(fetcher.fetch(name, downloader=downloader))
     except requests.HTTPError as error:
         answer = "an error" if error.response is None else error.response.status_code
-        raise CorpusError(url, f"cannot be fetched: {host} answers {answer}; try it again later") from error
+        raise AudiovaeError(f"{url}: cannot be fetched: {host} answers {answer}; try it again later") from error
     except requests.RequestException as error:
-        raise CorpusError(
-            url, f"cannot be fetched: no connection to {host}, or it broke; check the network, and run it again"
+        raise AudiovaeError(
+            f"{url}: cannot be fetched: no connection to {host}, or it broke; check the network, and run it again"
         ) from error
     except ValueError as error:
-        raise CorpusError(
-            url, "is not what was published: its SHA-256 is another one; the transfer was damaged, or the file changed"
+        raise AudiovaeError(
+            f"{url}: is not what was published: its SHA-256 is another one; the transfer was damaged, or it changed"
         ) from error
 
 

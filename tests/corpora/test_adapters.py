@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,7 @@ import pytest
 import soundfile
 from conftest import speech_like
 
-from audiovae import Item, PackedCorpus, PrepareSettings, prepare
-from audiovae.corpora.adapters import recordings
+from audiovae import Item, PackedCorpus, PrepareSettings, audio, prepare
 from audiovae.errors import AudiovaeError, CorpusError
 
 RATE = 16000
@@ -201,3 +201,281 @@ def test_every_source_is_packed_to_the_same_samples(name: str, files: Path, expe
     assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["index.jsonl", "samples.int16"]
     again = prepare(SOURCES[name](files, tmp_path) if name == "generator" else source, tmp_path / "packed")
     assert (again.n_new, again.left_out) == (0, [])
+
+
+def test_torchaudio_tells_files_labels_and_splits(files: Path, expected: str, tmp_path: Path) -> None:
+    """As Speech Commands are stored: a folder a word, and lists of the files that are held out."""
+    pytest.importorskip("torchaudio", exc_type=ImportError)
+    root = tmp_path / "root" / "SpeechCommands" / "speech_commands_v0.02"
+    lists: dict[str, list[str]] = {"validation": [], "test": [], "train": []}
+    for i, (speaker, name) in enumerate(TAKES):
+        wave, rate = soundfile.read(files / f"{name}.flac", dtype="int16")
+        path = f"{WORDS[i % 2]}/{speaker}_nohash_{i}.wav"
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / path, wave, rate)
+        lists[known(i)["split"]].append(path)
+    (root / "validation_list.txt").write_text("\n".join(lists["validation"]))
+    (root / "testing_list.txt").write_text("\n".join(lists["test"]))
+    source = f"torchaudio:SPEECHCOMMANDS:{tmp_path / 'root'}"
+    prepared = prepare(source, tmp_path / "packed")
+    assert prepared.layout == "torchaudio:SPEECHCOMMANDS"
+    packed = {u.sha256: (u.speaker, u.split, u.labels["word"]) for u in prepared.utterances}
+    prepare(as_items(files, tmp_path), tmp_path / "items")
+    assert packed == {
+        u.sha256: (u.speaker, u.split, u.labels["word"]) for u in PackedCorpus(tmp_path / "items").utterances
+    }
+    assert prepare(source, tmp_path / "packed").n_new == 0
+    with pytest.raises(CorpusError, match=r"root: SPEECHCOMMANDS cannot be read \(The path .* doesn't exist"):
+        prepare(f"torchaudio:SPEECHCOMMANDS:{tmp_path}", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "lhotse", "datasets", "webdataset"])
+def test_a_second_run_packs_only_what_changed(name: str, files: Path, tmp_path: Path) -> None:
+    """One recording becomes another one, and one is gone; the same file or folder is written anew."""
+    sound = tmp_path / "sound-files"
+    sound.mkdir()
+    for path in files.iterdir():
+        (sound / path.name).write_bytes(path.read_bytes())
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        place.mkdir()
+    source = SOURCES[name](sound, places[0])
+    before = prepare(source, tmp_path / "packed")
+    (sound / "s2-1.flac").write_bytes((files / "s0-1.flac").read_bytes())
+    renamed = str(source).replace("first", "second")
+    SOURCES[name](sound, places[1])
+    places[0].rename(tmp_path / "gone")
+    places[1].rename(places[0])
+    after = prepare(source, tmp_path / "packed")
+    assert Path(renamed).parent == places[1]
+    digests = [{u.id: u.sha256 for u in prepared.utterances} for prepared in (before, after)]
+    assert {name for name in digests[0] if digests[0][name] != digests[1][name]} == {"s2-1"}
+    assert digests[1]["s2-1"] == digests[1]["s0-1"]
+    assert after.n_new == 1
+
+
+def test_a_part_that_moves_is_packed_again(files: Path, tmp_path: Path) -> None:
+    def parts(start: float) -> list[Item]:
+        return [Item("a", files / "s0-0.flac", start=start, duration=0.3), Item("b", files / "s1-0.flac")]
+
+    assert prepare(parts(0.1), tmp_path / "packed").n_new == 2
+    assert prepare(parts(0.1), tmp_path / "packed").n_new == 0
+    assert prepare(parts(0.2), tmp_path / "packed").n_new == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_cannot_be_loaded_is_left_out_with_the_reason(jobs: int, files: Path, tmp_path: Path) -> None:
+    good = partial(Path.read_bytes, files / "s0-0.flac")
+    wave = wave_and_rate(files / "s0-0.flac")[0]
+    items = [
+        Item("good", good),
+        Item("missing", files / "none.flac"),
+        Item("failing", partial(Path.read_bytes, files / "none.flac")),
+        Item("text", b"no sound"),
+        Item("cut.flac", good()[:-3000]),
+        Item("beyond", files / "s0-0.flac", start=0.5, duration=60.0),
+        Item("after", files / "s0-0.flac", start=60.0),
+        Item("integers", (32767 * wave).astype(np.int16), RATE),
+        Item("deep", wave[None], RATE),
+        Item("turned", np.zeros((2000, 3000), np.float32), RATE),
+        Item("nan", np.full(RATE, np.nan, np.float32), RATE),
+        Item("rateless", partial(np.ones, RATE)),
+        Item("other rate", files / "s0-0.flac", 44100),
+        Item("short", files / "s0-0.flac", duration=0.05),
+        Item("foreign.m4a", good()),
+    ]
+    prepared = prepare(items, tmp_path / "packed", jobs=jobs)
+    assert [u.id for u in prepared.utterances] == ["good"]
+    assert {file.id: file.reason for file in prepared.left_out} == {
+        "missing": "no such file",
+        "failing": "cannot be loaded (FileNotFoundError: [Errno 2] No such file or directory: "
+        f"'{files / 'none.flac'}')",
+        "text": "is not a sound file, or a damaged one; restore it, or convert it to WAV or FLAC",
+        "cut.flac": "is damaged: decoding fails in the middle; restore the whole file",
+        "beyond": "has no part from 0.5 s to 60.5 s: it is 0.6 s long",
+        "after": "has no part from 60 s to its end: it is 0.6 s long",
+        "integers": "is int16 of shape (1, 9600); give bytes, or floats [sample] or [channel, sample] of full scale 1",
+        "deep": "is float32 of shape (1, 1, 9600); give bytes, or floats [sample] or [channel, sample] of full scale 1",
+        "turned": "is a wave of 2000 channels at 16000 Hz; give [sample] or [channel, sample]",
+        "nan": "holds samples that are NaN or infinite; repair it or leave it out",
+        "rateless": "is a wave without a sample rate; give its sample_rate",
+        "other rate": "has 16000 Hz, not 44100",
+        "short": "is shorter than 0.1 s",
+        "foreign.m4a": ".m4a files cannot be read; convert it to WAV or FLAC first",
+    }
+    assert all(file.failed for file in prepared.left_out)
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["index.jsonl", "samples.int16"]
+
+
+@pytest.mark.filterwarnings("ignore:.*XML.*")
+@pytest.mark.parametrize(
+    ("name", "container", "subtype"),
+    [
+        ("a.wav", "WAV", "PCM_16"), ("i.wav", "WAV", "IMA_ADPCM"), ("g.wav", "WAV", "GSM610"), ("j.flac", "FLAC", "PCM_24"),
+        ("l.ogg", "OGG", "VORBIS"), ("m.opus", "OGG", "OPUS"), ("n.mp3", "MP3", "MPEG_LAYER_III"),
+        ("p.sph", "NIST", "PCM_16"), ("s.caf", "CAF", "ALAC_16"),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_file_is_that_part(name: str, container: str, subtype: str, tmp_path: Path) -> None:
+    """Also where the decoder cannot jump, or lands elsewhere."""
+    rate = 8000
+    wave = 0.3 * np.random.default_rng(0).standard_normal(25 * rate).clip(-3, 3)
+    soundfile.write(tmp_path / name, wave, rate, subtype, format=container)
+    whole = np.concatenate(list(audio.blocks(audio.inspect(tmp_path / name))), axis=1)
+    for start, duration in ((0.0, 0.5), (0.0313, 22.0), (3.14159, 1.0), (21.5, None)):
+        part = audio.part(audio.inspect(tmp_path / name), start, duration)
+        read = np.concatenate(list(audio.blocks(part)), axis=1)
+        first = round(start * rate)
+        last = whole.shape[1] if duration is None else first + round(duration * rate)
+        np.testing.assert_array_equal(read, whole[:, first:last])
+        assert part.n_samples == read.shape[1]
+
+
+def test_a_part_of_joined_files_may_lie_across_them(tmp_path: Path) -> None:
+    waves = [0.4 * speech_like(1.0, pitch) for pitch in (100, 150, 200)]
+    for i, wave in enumerate(waves):
+        soundfile.write(tmp_path / f"{i}.ogg", wave, RATE)
+    joined = tmp_path / "joined.ogg"
+    joined.write_bytes(b"".join((tmp_path / f"{i}.ogg").read_bytes() for i in range(3)))
+    whole = audio.read(joined)[0]
+    part = audio.part(audio.inspect(joined), 0.5, 1.9)
+    np.testing.assert_array_equal(np.concatenate(list(audio.blocks(part)), axis=1), whole[:, 8000:38400])
+
+
+TABLES = [  # name, content, message
+    ("t.csv", "speaker\na\n", r"t\.csv, row 2: has no path; a table of recordings has a column path"),
+    ("t.csv", "path,start\na.wav,soon\n", r"t\.csv, row 2: has the start 'soon'; give seconds"),
+    ("t.csv", "path,start\na.wav,-1\n", r"a\.wav#-1: starts at -1\.0 s; a start is a number from 0 on"),
+    ("t.csv", "path,duration\na.wav,0\n", r"a\.wav: has a duration of 0\.0 s; it must be above 0"),
+    ("t.csv", "path,duration\na.wav,nan\n", r"a\.wav: has a duration of nan s; it must be above 0"),
+    ("t.csv", "path,split\na.wav,holdout\n", r"row 2: has the split 'holdout'; known are train, validation \(or valid"),
+    ("t.csv", "path,split\na.wav\n", r"t\.csv: has another number of cells in row 2 than in its heading"),
+    ("t.csv", "path,speaker\na.wav,b\na.wav,c\n", r"t\.csv: has two recordings of the name a\.wav; give each an id"),
+    ("t.csv", "path\n", r"t\.csv: holds no recording that can be used"),
+    ("t.jsonl", "{", r"t\.jsonl: cannot be read; give a CSV or TSV file in UTF-8, or one of JSON lines"),
+    ("t.jsonl", "[1]", r"t\.jsonl: cannot be read; give a CSV or TSV file"),
+    ("t.jsonl", '{"path": "a", "tags": [1]}', r"t\.jsonl, row 1: has a list or an object for tags; a label is a text"),
+    ("t.jsonl.gz", "x", r"t\.jsonl\.gz: cannot be read; give a CSV"),
+    ("t.jsonl", '{"sources": [], "sampling_rate": 8000}', r"is a list of lhotse's recordings; make cuts of it"),
+    ("t.tar", "no tar", r"t\.tar: cannot be read \(.*\); restore the whole tar"),
+    ("t.tar.gz", "x", r"t\.tar\.gz: is compressed; unpack it, as a folder of sound files or as a plain \.tar"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), TABLES)
+def test_a_table_that_says_no_place_or_time_is_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CorpusError, match=message):
+        prepare(tmp_path / name, tmp_path / "packed")
+    assert not (tmp_path / "packed" / "index.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "nowhere-{00..03}.tar", r"nowhere-00\.tar: cannot be read \(.*No such file"),
+        (lambda: "torchaudio:YESNO:/data", r"is none of SPEECHCOMMANDS, .*; of any other, give the folder"),
+        (lambda: "torchaudio:Snips", r"does not say where it is; give torchaudio:Snips:ROOT"),
+        (lambda: [Item("", b"x")], r"is an item without an id; give each one"),
+        (lambda: [Item("a", np.zeros(9))], r"a: is a wave without a sample rate; give its sample_rate"),
+        (lambda: [Item("a", b"x"), Item("a", b"y")], r"the items: has two recordings of the name a"),
+        (lambda: [], r"the items: holds no recording that can be used"),
+    ],
+)
+def test_what_is_no_source_is_refused(make: Callable[[], Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=message):
+        prepare(make(), tmp_path / "packed")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_item_of_an_unknown_split_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"a: has the split 'dev'; known are train, validation, test"):
+        Item("a", b"x", split="dev")  # type: ignore[arg-type]
+
+
+def test_only_folders_have_a_layout(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"has no layout, as it is no folder of sound files; leave jvs out"):
+        prepare(as_csv(files, tmp_path), tmp_path / "packed", PrepareSettings(layout="jvs"))
+
+
+@pytest.mark.parametrize(("library", "name"), [("lhotse", "lhotse"), ("datasets", "datasets")])
+def test_a_library_that_is_missing_is_named(
+    library: str, name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SOURCES[name](files, tmp_path)
+    monkeypatch.setitem(sys.modules, library, None)  # as where it is not installed
+    with pytest.raises(AudiovaeError, match=rf": needs {library} to be read: pip install 'audiovae\[data\]'"):
+        prepare(source, tmp_path / "packed")
+
+
+def test_a_cut_of_several_speakers_and_one_without_sound_are_left_out(files: Path, tmp_path: Path) -> None:
+    lhotse = pytest.importorskip("lhotse")
+    recording = lhotse.Recording.from_file(files / "s0-0.flac")
+    spoken = [lhotse.SupervisionSegment(f"{s}", recording.id, 0, 0.5, speaker=s, text=s) for s in "ab"]
+    cuts = [
+        lhotse.MonoCut("both", 0, 0.6, 0, spoken, recording=recording),
+        lhotse.MonoCut("none", 0, 0.6, 0, spoken[:1]),
+        lhotse.MonoCut("part", 0.1, 0.4, 0, spoken[1:], recording=recording),
+    ]
+    cuts += [cuts[2].with_id("padded").pad(duration=1.0).with_id("padded")]
+    lhotse.CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    prepared = prepare(tmp_path / "cuts.jsonl", tmp_path / "packed", PrepareSettings(trim=False))
+    assert {file.id: file.reason for file in prepared.left_out} == {
+        "both": "has several speakers; cut it with trim_to_supervisions", "none": "has no recording"
+    }  # fmt: skip
+    corpus = PackedCorpus(tmp_path / "packed")
+    padded, part = sorted(corpus.utterances, key=lambda u: u.id)
+    assert part.labels == {"speaker": "b", "text": "b"}
+    wave = soundfile.read(files / "s0-0.flac")[0][1600:8000]
+    np.testing.assert_allclose(corpus.wave(part), wave, atol=2e-5)
+    assert padded.n_samples == RATE
+    np.testing.assert_allclose(corpus.wave(padded)[:6000], wave[:6000], atol=1e-4)
+
+
+def test_a_sample_with_two_sounds_is_left_out(files: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name in ("s0-0", "s1-0"):
+            tar.add(files / f"{name}.flac", f"below/{name}.flac")
+        tar.add(files / "s2-0.flac", "below/s0-0.noisy.flac")
+        (tmp_path / "word.cls").write_text("yes\n")
+        tar.add(tmp_path / "word.cls", "below/s1-0.cls")
+        tar.add(tmp_path / "word.cls", "below/s3-0.cls")
+    prepared = prepare(tmp_path / "shard.tar", tmp_path / "packed")
+    assert [(u.id, u.labels) for u in prepared.utterances] == [
+        ("below/s1-0", {"speaker": "below/s1-0", "cls": "yes"}),
+    ]
+    assert {(file.id, file.reason) for file in prepared.left_out} == {
+        ("below/s0-0", "has 2 sound files; one is wanted"), ("below/s3-0", "has 0 sound files; one is wanted")
+    }  # fmt: skip
+
+
+def test_labels_groups_speeds_and_named_speakers_hold_for_a_table_too(files: Path, tmp_path: Path) -> None:
+    items = [replace(item, split=None, labels={}) for item in as_items(files, tmp_path)]
+    table = tmp_path / "labels.csv"
+    table.write_text("file,session\n" + "".join(f"{item.id},{i % 5}\n" for i, item in enumerate(items)))
+    (tmp_path / "names").write_text("s4\n")
+    prepared = prepare(items, tmp_path / "packed", PrepareSettings(labels=str(table), group="session", validation=0.4))
+    assert prepared.split_by == "session"
+    held_out = {u.labels["session"] for u in prepared.utterances if u.split == "validation"}
+    assert len(held_out) == 2
+    assert {u.labels["session"] for u in prepared.utterances if u.split == "train"} == set("01234") - held_out
+    settings = PrepareSettings(validation_speakers=str(tmp_path / "names"), speeds=(1.1,))
+    prepared = prepare(items, tmp_path / "speeds", settings)
+    assert {u.id for u in prepared.utterances if u.split == "validation"} == {"s4-0", "s4-1"}
+    assert sum(u.id.endswith("@1.1") for u in prepared.utterances) == 8
+    overlapping = [replace(items[0], split="train"), replace(items[1], split="test")]
+    with pytest.raises(
+        CorpusError, match=r"speaker s0 is in the splits train and test; --group recording lets that be"
+    ):
+        prepare(overlapping, tmp_path / "overlap")
+    assert len(prepare(overlapping, tmp_path / "overlap", PrepareSettings(group="recording")).utterances) == 2
+
+
+def test_memory_does_not_grow_with_what_functions_load(tmp_path: Path) -> None:
+    """Long sounds that are no files are read again from a file that is gone in the end."""
+    wave = 0.3 * speech_like(70, 120).astype(np.float32)
+    item = Item("long", lambda: wave, RATE)
+    prepare([item], tmp_path / "packed", PrepareSettings(trim=False))
+    corpus = PackedCorpus(tmp_path / "packed")
+    np.testing.assert_allclose(corpus.wave(corpus.utterances[0]), wave, atol=2e-5)
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["index.jsonl", "samples.int16"]

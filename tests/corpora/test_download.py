@@ -126,11 +126,12 @@ def test_a_corpus_is_fetched_once(server: Server, tmp_path: Path) -> None:
 
 def test_what_is_not_what_was_published_is_refused(server: Server, tmp_path: Path) -> None:
     server.files["/a.tar.gz"] = server.files["/b.tar.gz"]
-    with pytest.raises(CorpusError, match=r"127\.0\.0\.1:\d+/a\.tar\.gz: is not what was published: its SHA-256 is"):
+    with pytest.raises(
+        AudiovaeError, match=r"http://127\.0\.0\.1:\d+/a\.tar\.gz: is not what was published: its SHA-256 is"
+    ):
         download("TINY:a", tmp_path)
     assert names(tmp_path) == []
-    server.files["/a.tar.gz"] = archive("gz", "a")
-    assert hashlib.sha256(server.files["/a.tar.gz"]).hexdigest() != DOWNLOADS["TINY"].sha256["b"]
+    assert server.asked == ["/a.tar.gz"] * 2  # tried once more
 
 
 @pytest.mark.parametrize("trouble", ["refusal", "broken line"])
@@ -146,14 +147,27 @@ def test_a_transfer_that_fails_is_tried_again(trouble: str, server: Server, tmp_
 
 def test_a_server_that_keeps_failing_is_named_with_its_answer(server: Server, tmp_path: Path) -> None:
     server.failures = 9
-    with pytest.raises(CorpusError, match=r"a\.tar\.gz: cannot be fetched: 127\.0\.0\.1:\d+ answers 503; try it again"):
+    with pytest.raises(
+        AudiovaeError, match=r"a\.tar\.gz: cannot be fetched: 127\.0\.0\.1:\d+ answers 503; try it again"
+    ):
         download("TINY:a", tmp_path)
 
 
-def test_without_a_network_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(DOWNLOADS, "TINY", Published("http://127.0.0.1:9/a.tar.gz", {"": "0" * 64}, ".", "Tiny"))
-    with pytest.raises(CorpusError, match=r"^http://127\.0\.0\.1:9/a\.tar\.gz: cannot be fetched: no connection to"):
+    with pytest.raises(AudiovaeError, match=r"^http://127\.0\.0\.1:9/a\.tar\.gz: cannot be fetched: no connection to"):
         download("TINY", tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_archive_that_cannot_be_unpacked_is_refused(server: Server, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"no archive").hexdigest()
+    server.files["/a.tar.gz"] = b"no archive"
+    DOWNLOADS["TINY"].sha256["a"] = digest
+    with pytest.raises(CorpusError, match=r"TINY:a cannot be unpacked here \(.*\); check the folder"):
+        download("TINY:a", tmp_path)
 
 
 def test_what_was_interrupted_is_done_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
