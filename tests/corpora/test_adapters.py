@@ -225,7 +225,7 @@ def test_torchaudio_tells_files_labels_and_splits(files: Path, expected: str, tm
         u.sha256: (u.speaker, u.split, u.labels["word"]) for u in PackedCorpus(tmp_path / "items").utterances
     }
     assert prepare(source, tmp_path / "packed").n_new == 0
-    with pytest.raises(CorpusError, match=r"root: SPEECHCOMMANDS cannot be read \(The path .* doesn't exist"):
+    with pytest.raises(CorpusError, match=r": SPEECHCOMMANDS cannot be read \(The path .* doesn't exist"):
         prepare(f"torchaudio:SPEECHCOMMANDS:{tmp_path}", tmp_path / "other")
 
 
@@ -307,13 +307,12 @@ def test_what_cannot_be_loaded_is_left_out_with_the_reason(jobs: int, files: Pat
     assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["index.jsonl", "samples.int16"]
 
 
-@pytest.mark.filterwarnings("ignore:.*XML.*")
 @pytest.mark.parametrize(
     ("name", "container", "subtype"),
     [
-        ("a.wav", "WAV", "PCM_16"), ("i.wav", "WAV", "IMA_ADPCM"), ("g.wav", "WAV", "GSM610"), ("j.flac", "FLAC", "PCM_24"),
-        ("l.ogg", "OGG", "VORBIS"), ("m.opus", "OGG", "OPUS"), ("n.mp3", "MP3", "MPEG_LAYER_III"),
-        ("p.sph", "NIST", "PCM_16"), ("s.caf", "CAF", "ALAC_16"),
+        ("a.wav", "WAV", "PCM_16"), ("i.wav", "WAV", "IMA_ADPCM"), ("g.wav", "WAV", "GSM610"),
+        ("j.flac", "FLAC", "PCM_24"), ("l.ogg", "OGG", "VORBIS"), ("m.opus", "OGG", "OPUS"),
+        ("n.mp3", "MP3", "MPEG_LAYER_III"), ("p.sph", "NIST", "PCM_16"), ("s.caf", "CAF", "ALAC_16"),
     ],
 )  # fmt: skip
 def test_a_part_of_a_file_is_that_part(name: str, container: str, subtype: str, tmp_path: Path) -> None:
@@ -327,7 +326,7 @@ def test_a_part_of_a_file_is_that_part(name: str, container: str, subtype: str, 
         read = np.concatenate(list(audio.blocks(part)), axis=1)
         first = round(start * rate)
         last = whole.shape[1] if duration is None else first + round(duration * rate)
-        np.testing.assert_array_equal(read, whole[:, first:last])
+        np.testing.assert_allclose(read, whole[:, first:last], rtol=0, atol=2e-7)  # MP3's rounding varies
         assert part.n_samples == read.shape[1]
 
 
@@ -374,7 +373,10 @@ def test_a_table_that_says_no_place_or_time_is_refused(name: str, content: str, 
     ("make", "message"),
     [
         (lambda: "nowhere-{00..03}.tar", r"nowhere-00\.tar: cannot be read \(.*No such file"),
-        (lambda: "torchaudio:YESNO:/data", r"is none of SPEECHCOMMANDS, .*; of any other, give the folder"),
+        (
+            lambda: "torchaudio:YESNO:/data",
+            r"none of the data sets that tell their files \(SPEECHCOMMANDS, .*; give its folder",
+        ),
         (lambda: "torchaudio:Snips", r"does not say where it is; give torchaudio:Snips:ROOT"),
         (lambda: [Item("", b"x")], r"is an item without an id; give each one"),
         (lambda: [Item("a", np.zeros(9))], r"a: is a wave without a sample rate; give its sample_rate"),
