@@ -128,12 +128,12 @@ def _notes(result: Prepared, settings: PrepareSettings) -> Iterator[str]:
         )
     if result.split_by == "recording" and settings.group is None:
         yield (
-            "nothing tells several speakers: recordings are held out for validation, maybe of "
+            "several speakers are not told apart: recordings are held out for validation, maybe of "
             "voices that are trained on; --labels with a column speaker, or --group, tells them"
         )
     if result.utterances and not any(u.split == "train" for u in result.utterances):
         yield "nothing is there to train on: all recordings are of the test or validation split" + (
-            f" by their names in {result.layout}; --layout folder --overwrite splits them anew"
+            f" of {result.layout}, by their names; --layout folder --overwrite splits them anew"
             if result.layout in LAYOUTS
             else ""
         )

@@ -61,7 +61,7 @@ def recordings(source: str | Path | Iterable[Item], layout: str = "auto") -> Rec
     elif str(source).startswith("torchaudio:"):
         kind, root, found = _torchaudio(str(source))
         name = f"{kind}:{root.resolve()}"
-    elif Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _SAVED):
+    elif Path(source).is_dir() and not _is_saved(Path(source)):
         return _folder(Path(source), layout)
     else:
         kind, found = _stored(Path(source))
@@ -233,7 +233,10 @@ def _is_file(cut: Any) -> bool:
     return is_file and cut.num_channels == recording.num_channels
 
 
-_SAVED = ("dataset_dict.json", "state.json")  # what tells a folder that Hugging Face's library saved
+def _is_saved(folder: Path) -> bool:
+    """Is it one of Hugging Face's library?"""
+    one = all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (folder / "dataset_dict.json").is_file()
 
 
 def _datasets(folder: Path) -> Iterator[Item]:

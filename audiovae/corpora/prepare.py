@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -251,6 +252,14 @@ def _process_all(
     """Yield every recording as it is packed, or with the reason why it is not, in order, and its origin."""
     tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
     together = partial(_process, settings=settings, sounds=sounds)
+    function = next((item.sound for item in new if callable(item.sound)), None)
+    if jobs > 1 and function is not None:
+        try:
+            ForkingPickler.dumps(function)
+        except Exception as error:  # pickle raises several kinds
+            raise CorpusError(
+                "the items", "hold a function that other processes cannot get; take one of a module, or one job"
+            ) from error
     done: Iterable[Sequence[Any]] = map(together, tasks) if jobs == 1 else in_processes(together, tasks, jobs)
     for task, results in zip(tasks, done, strict=True):
         for item, result in zip(task, results, strict=True):

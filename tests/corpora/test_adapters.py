@@ -473,6 +473,21 @@ def test_labels_groups_speeds_and_named_speakers_hold_for_a_table_too(files: Pat
     assert len(prepare(overlapping, tmp_path / "overlap", PrepareSettings(group="recording")).utterances) == 2
 
 
+def test_functions_that_other_processes_cannot_get_are_refused(files: Path, tmp_path: Path) -> None:
+    items = as_items(files, tmp_path, sound=lambda path: lambda: path.read_bytes())
+    with pytest.raises(CorpusError, match=r"the items: hold a function that other processes cannot get; take one of a"):
+        prepare(items, tmp_path / "packed", jobs=2)
+    assert len(prepare(items, tmp_path / "packed").utterances) == 10
+
+
+def test_a_folder_of_sound_may_hold_other_files_too(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sound"
+    folder.mkdir()
+    (folder / "a.flac").write_bytes((files / "s0-0.flac").read_bytes())
+    (folder / "state.json").write_text("{}")
+    assert prepare(folder, tmp_path / "packed").layout == "folder"
+
+
 def test_memory_does_not_grow_with_what_functions_load(tmp_path: Path) -> None:
     """Long sounds that are no files are read again from a file that is gone in the end."""
     wave = 0.3 * speech_like(70, 120).astype(np.float32)
