@@ -27,6 +27,11 @@ _SPLITS: dict[str, Split] = {
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 _PACKED_TAR = r"\.(tgz|tar\.\w+)$"
+_OTHERS = {  # what a folder may hold in place of sound files, and what to do
+    ".parquet": "save the data set in it with load_dataset(FOLDER).save_to_disk(OTHER) of the library datasets, "
+    "and prepare that",
+    ".tar": "name the tars in it: 'FOLDER/*.tar'",
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,10 @@ def _folder(folder: Path, layout: str) -> Recordings:
     there = audio.find(folder)
     layout, found = sources(folder, there.files, layout)
     if all(item.left_out is not None for item in found):
-        raise CorpusError(
-            folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)"
-        )
+        kinds = "WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64"
+        others = {path.suffix for path in folder.iterdir()} & _OTHERS.keys() if not found else set()
+        advice = "; ".join(_OTHERS[suffix] for suffix in sorted(others))
+        raise CorpusError(folder, f"holds no sound file that can be used ({kinds})" + (f"; {advice}" if advice else ""))
     passed = [(path, reason, False) for path, reason in there.passed_over]
     passed += [(path, reason, True) for path, reason in there.unreadable]
     left_out = [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason, failed in passed]

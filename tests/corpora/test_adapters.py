@@ -389,6 +389,16 @@ def test_what_is_no_source_is_refused(make: Callable[[], Any], message: str, tmp
         prepare(make(), tmp_path / "packed")
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("a.tar", r"; name the tars in it: 'FOLDER/\*\.tar'"), ("a.parquet", r"; save the data set in it with load_dat")],
+)
+def test_a_folder_of_what_is_no_sound_is_told_how_to_give_it(name: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(CorpusError, match=r"holds no sound file that can be used \(WAV.*W64\)" + advice):
+        prepare(tmp_path, tmp_path.parent / f"packed-{name}")
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_an_item_of_an_unknown_split_is_refused() -> None:
     with pytest.raises(CorpusError, match=r"a: has the split 'dev'; known are train, validation, test"):
@@ -492,6 +502,8 @@ def test_memory_does_not_grow_with_what_functions_load(tmp_path: Path) -> None:
     """Long sounds that are no files are read again from a file that is gone in the end."""
     wave = 0.3 * speech_like(70, 120).astype(np.float32)
     item = Item("long", lambda: wave, RATE)
+    (tmp_path / "packed" / "sounds.partial").mkdir(parents=True)
+    (tmp_path / "packed" / "sounds.partial" / "of-a-run-that-died.wav").write_bytes(b"x")
     prepare([item], tmp_path / "packed", PrepareSettings(trim=False))
     corpus = PackedCorpus(tmp_path / "packed")
     np.testing.assert_allclose(corpus.wave(corpus.utterances[0]), wave, atol=2e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import tarfile
 import threading
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 from conftest import speech_like
 
+from audiovae.cli.main import main
 from audiovae.corpora import download as download_module
 from audiovae.corpora.download import DOWNLOADS, Published, download
 from audiovae.errors import AudiovaeError, CorpusError
@@ -122,6 +124,14 @@ def test_a_corpus_is_fetched_once(server: Server, tmp_path: Path) -> None:
     assert server.asked == ["/a.tar.gz", "/b.tar.gz", "/z.zip"]
     assert len(names(tmp_path)) == 9
     assert names(tmp_path / "below") == [f"Tiny/z/s{i}/a.wav" for i in range(3)]
+
+
+def test_prepare_fetches_and_packs(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["prepare", str(tmp_path / "corpora"), str(tmp_path / "packed"), "--download", "TINY", "--json"]
+    for n_new in (3, 0):
+        assert main(arguments) == 0
+        assert json.loads(capsys.readouterr().out)["new"] == n_new
+    assert server.asked == ["/a.tar.gz"]
 
 
 def test_what_is_not_what_was_published_is_refused(server: Server, tmp_path: Path) -> None:
