@@ -141,7 +141,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     try:
         if ".jsonl" in path.suffixes:
             content = path.read_bytes()
-            lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
+            lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig").split("\n")
             rows = [json.loads(line) for line in lines if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line that is no object")
@@ -212,16 +212,15 @@ def _lhotse(path: Path) -> Iterator[Item]:
     lhotse = _library("lhotse", "data", path)
     for cut in lhotse.CutSet.from_file(path):
         is_simple = isinstance(cut, (lhotse.MonoCut, lhotse.MultiCut))
-        told = {"text": " ".join(s.text for s in cut.supervisions if s.text) or None}
+        spoken = cut.supervisions
+        told = {"text": " ".join(s.text for s in spoken if s.text) or None}
+        for custom in _customs(cut, is_simple):
+            told |= custom or {}
         for name in ("speaker", "gender", "language"):
-            values = {getattr(s, name) for s in cut.supervisions} - {None}
-            told[name] = values.pop() if len(values) == 1 else None
-        for custom in ([s.custom for s in cut.supervisions[:1]] if len(cut.supervisions) == 1 else []) + (
-            [cut.custom] if is_simple else []
-        ):
-            told.update(custom or {})
-        item = _item(told, cut.id, path, path)
-        if len({s.speaker for s in cut.supervisions} - {None}) > 1:
+            values = {getattr(s, name) for s in spoken} - {None}
+            told |= {name: values.pop()} if len(values) == 1 else {}
+        item = _item({**told, "id": cut.id}, cut.id, path, path)
+        if len({s.speaker for s in spoken} - {None}) > 1:
             yield replace(item, left_out="has several speakers; cut it with trim_to_supervisions")
         elif not cut.has_recording:
             yield replace(item, left_out="has no recording")
@@ -231,6 +230,12 @@ def _lhotse(path: Path) -> Iterator[Item]:
             yield replace(item, sound=sound, start=float(cut.start), duration=duration)
         else:
             yield replace(item, sound=cut.load_audio, sample_rate=cut.sampling_rate)
+
+
+def _customs(cut: Any, is_simple: bool) -> list[dict[str, Any] | None]:
+    """What people noted of a cut and of the one that speaks in it."""
+    of_speech = [spoken.custom for spoken in cut.supervisions] if len(cut.supervisions) == 1 else []
+    return [*of_speech, cut.custom] if is_simple else of_speech
 
 
 def _is_file(cut: Any) -> bool:
@@ -306,7 +311,7 @@ def _sample(tar: tarfile.TarFile, shard: str, name: str, files: Mapping[str, tar
             told |= dict(json.loads(text)) if suffix == "json" else {suffix: text.strip()}
     known = audio.SUFFIXES | audio.FOREIGN_SUFFIXES
     sounds = [member for suffix, member in files.items() if PurePosixPath(f"x.{suffix}").suffix.lower() in known]
-    item = _item(told, name, Path(shard), f"{shard}, {name}")
+    item = _item({**told, "id": name}, name, Path(shard), f"{shard}, {name}")
     if len(sounds) != 1:
         return replace(item, left_out=f"has {len(sounds)} sound files; one is wanted")
     return replace(item, sound=partial(_member, shard, sounds[0].offset_data, sounds[0].size))

@@ -203,6 +203,12 @@ def test_every_source_is_packed_to_the_same_samples(name: str, files: Path, expe
     assert (again.n_new, again.left_out) == (0, [])
 
 
+@pytest.mark.parametrize("name", ["functions", "waves", "parts", "lhotse by channel", "datasets", "webdataset"])
+def test_two_jobs_pack_the_same_as_one(name: str, files: Path, expected: str, tmp_path: Path) -> None:
+    assert prepare(SOURCES[name](files, tmp_path), tmp_path / "packed", jobs=2).left_out == []
+    assert summary(tmp_path / "packed") == expected
+
+
 def test_torchaudio_tells_files_labels_and_splits(files: Path, expected: str, tmp_path: Path) -> None:
     """As Speech Commands are stored: a folder a word, and lists of the files that are held out."""
     pytest.importorskip("torchaudio", exc_type=ImportError)
