@@ -23,7 +23,6 @@ class ArrayCorpus:
 
     Attributes:
         sample_rate: 0, that of models of arrays.
-        n_channels: 1.
         samples: the frames of all arrays one after another, `[position, freq]`, which start and n_samples of an
             utterance count.
 
@@ -34,7 +33,6 @@ class ArrayCorpus:
     """
 
     sample_rate = 0
-    n_channels = 1
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.corpora.batches import Corpus, SegmentSampler, random_equaliser
-from audiovae.corpora.packed import Utterance
+from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import ConditionError, TrainingError
 from audiovae.locks import locked_folder
 from audiovae.models import Conditions
@@ -216,10 +216,10 @@ class _Data:
                 prepared = f"was prepared at {packed.sample_rate} Hz" if packed.sample_rate else "are no sound"
                 expected = f"has {model.sample_rate} Hz" if model.sample_rate else "is one of arrays"
                 raise TrainingError(f"{packed.folder} {prepared}, and the model {expected}")
-            if packed.n_channels != (model.n_channels or packed.n_channels):
+            if isinstance(packed, PackedCorpus) and packed.n_channels > 1 and model.n_channels == 1:
                 raise TrainingError(
-                    f"{packed.folder} has recordings of {packed.n_channels} channels, and the model takes "
-                    f"{model.n_channels}; prepare it with --channels {'mean' if model.n_channels == 1 else 'all'}"
+                    f"{packed.folder} has recordings of {packed.n_channels} channels, and the model takes one; prepare "
+                    "it with --channels mean"
                 )
             packed.verify_small()
         self._model, self._settings, self._corpus = model, settings, corpus

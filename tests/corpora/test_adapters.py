@@ -504,7 +504,7 @@ def test_a_folder_of_sound_may_hold_other_files_too(files: Path, tmp_path: Path)
     assert prepare(folder, tmp_path / "packed").layout == "folder"
 
 
-def test_memory_does_not_grow_with_what_functions_load(tmp_path: Path) -> None:
+def test_a_long_sound_that_is_no_file_is_read_again_from_one_that_goes(tmp_path: Path) -> None:
     """Long sounds that are no files are read again from a file that is gone in the end."""
     wave = 0.3 * speech_like(70, 120).astype(np.float32)
     item = Item("long", lambda: wave, RATE)

@@ -120,9 +120,7 @@ def test_segments_are_slices_of_all_channels(arrays: Path, tmp_path: Path) -> No
 def test_a_model_of_one_channel_refuses_them_by_name(arrays: Path, tmp_path: Path, prior: AudioVAE) -> None:
     prepare(arrays, tmp_path / "packed", ALL)
     corpus = PackedCorpus(tmp_path / "packed")
-    with pytest.raises(
-        TrainingError, match=r"packed has recordings of 3 channels, and the model takes 1; prepare it w"
-    ):
+    with pytest.raises(TrainingError, match=r"packed has recordings of 3 channels, and the model takes one; prepare"):
         fit(prior, corpus, corpus, tmp_path / "model", TrainingSettings(steps=1))
 
 
