@@ -426,6 +426,51 @@ def test_a_library_that_is_missing_is_named(
         prepare(source, tmp_path / "packed")
 
 
+def test_torchaudio_that_is_missing_or_of_another_torch_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio.datasets", None)
+    with pytest.raises(AudiovaeError, match=r"torchaudio:Snips: needs torchaudio to be read: .*audiovae\[audio\]'"):
+        prepare(f"torchaudio:Snips:{tmp_path}", tmp_path / "packed")
+
+
+def test_a_data_set_that_is_damaged_or_has_other_columns_is_refused(files: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "texts"))
+    with pytest.raises(CorpusError, match=r"texts: has 0 columns of Audio; select one"):
+        prepare(tmp_path / "texts", tmp_path / "packed")
+    (tmp_path / "texts" / "state.json").write_text("{")
+    with pytest.raises(CorpusError, match=r"texts: is no whole data set \(.*\); save it again"):
+        prepare(tmp_path / "texts", tmp_path / "packed")
+
+
+def test_a_data_set_without_splits_or_names_counts_its_rows(files: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    sounds = [{"bytes": None, "path": str(files / f"{name}.flac")} for _, name in TAKES[:3]]
+    gone = tmp_path / "gone.flac"
+    gone.write_bytes(b"x")
+    sounds.append({"bytes": None, "path": str(gone)})
+    rows = datasets.Dataset.from_dict({"audio": sounds, "speaker_id": [7, 7, 8, 8]})
+    rows.cast_column("audio", datasets.Audio()).save_to_disk(str(tmp_path / "saved"))
+    gone.unlink()
+    prepared = prepare(tmp_path / "saved", tmp_path / "packed")
+    assert {(u.id, u.speaker) for u in prepared.utterances} == {
+        ("00000000", "7"), ("00000001", "7"), ("00000002", "8")
+    }  # fmt: skip
+    assert {u.split for u in prepared.utterances} == {"train", "validation"}
+    (left_out,) = prepared.left_out
+    assert left_out.id == "00000003"
+    assert left_out.reason.startswith("cannot be loaded (FileNotFoundError: ")
+
+
+def test_a_line_of_json_may_hold_any_letter(files: Path, tmp_path: Path) -> None:
+    text = "a line\u2028and \x85another, naïve"
+    row = {"path": str(files / "s0-0.flac"), "text": text}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (utterance,) = prepare(tmp_path / "t.jsonl", tmp_path / "packed").utterances
+    assert utterance.labels["text"] == text
+
+
 def test_a_cut_of_several_speakers_and_one_without_sound_are_left_out(files: Path, tmp_path: Path) -> None:
     lhotse = pytest.importorskip("lhotse")
     recording = lhotse.Recording.from_file(files / "s0-0.flac")
@@ -505,7 +550,6 @@ def test_a_folder_of_sound_may_hold_other_files_too(files: Path, tmp_path: Path)
 
 
 def test_a_long_sound_that_is_no_file_is_read_again_from_one_that_goes(tmp_path: Path) -> None:
-    """Long sounds that are no files are read again from a file that is gone in the end."""
     wave = 0.3 * speech_like(70, 120).astype(np.float32)
     item = Item("long", lambda: wave, RATE)
     (tmp_path / "packed" / "sounds.partial").mkdir(parents=True)
