@@ -19,7 +19,7 @@ from audiovae import audio
 from audiovae.corpora.items import Item, Split
 from audiovae.corpora.layouts import sources
 from audiovae.corpora.packed import LeftOut
-from audiovae.errors import AudiovaeError, CorpusError
+from audiovae.errors import AudioError, AudiovaeError, CorpusError
 
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train",
@@ -271,7 +271,9 @@ def _datasets(folder: Path) -> Iterator[Item]:
 
 def _encoded(rows: Any, column: str, i: int) -> bytes:
     sound = rows[i][column]
-    return sound["bytes"] if sound["bytes"] is not None else Path(sound["path"]).read_bytes()
+    if sound is None or sound["bytes"] is None:
+        raise AudioError(f"row {i}", "has no bytes in its data set")
+    return bytes(sound["bytes"])
 
 
 def _webdataset(pattern: Path) -> Iterator[Item]:

@@ -90,6 +90,8 @@ def content(item: Item) -> Content | None:
     if callable(found):
         try:
             found = found()
+        except AudioError:
+            raise
         except Exception as error:  # whatever a library of data sets raises for one recording, the others are packed
             reason = " ".join(str(error).split())[:200]
             raise AudioError(item.id, f"cannot be loaded ({type(error).__name__}: {reason})") from error

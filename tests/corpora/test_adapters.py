@@ -447,20 +447,19 @@ def test_a_data_set_that_is_damaged_or_has_other_columns_is_refused(files: Path,
 def test_a_data_set_without_splits_or_names_counts_its_rows(files: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     sounds = [{"bytes": None, "path": str(files / f"{name}.flac")} for _, name in TAKES[:3]]
-    gone = tmp_path / "gone.flac"
-    gone.write_bytes(b"x")
-    sounds.append({"bytes": None, "path": str(gone)})
-    rows = datasets.Dataset.from_dict({"audio": sounds, "speaker_id": [7, 7, 8, 8]})
+    (tmp_path / "text.flac").write_bytes(b"x")
+    sounds.append({"bytes": None, "path": str(tmp_path / "text.flac")})
+    sounds.append(None)
+    rows = datasets.Dataset.from_dict({"audio": sounds, "speaker_id": [7, 7, 8, 8, 8]})
     rows.cast_column("audio", datasets.Audio()).save_to_disk(str(tmp_path / "saved"))
-    gone.unlink()
     prepared = prepare(tmp_path / "saved", tmp_path / "packed")
     assert {(u.id, u.speaker) for u in prepared.utterances} == {
         ("00000000", "7"), ("00000001", "7"), ("00000002", "8")
     }  # fmt: skip
     assert {u.split for u in prepared.utterances} == {"train", "validation"}
-    (left_out,) = prepared.left_out
-    assert left_out.id == "00000003"
-    assert left_out.reason.startswith("cannot be loaded (FileNotFoundError: ")
+    assert [file.id for file in prepared.left_out] == ["00000003", "00000004"]
+    assert prepared.left_out[0].reason.startswith("is not a sound file")
+    assert prepared.left_out[1].reason == "has no bytes in its data set"
 
 
 def test_a_line_of_json_may_hold_any_letter(files: Path, tmp_path: Path) -> None:
