@@ -14,6 +14,7 @@ from .audio import Writer as Writer
 from .audio import resample as resample
 from .corpora.arrays import ArrayCorpus as ArrayCorpus
 from .corpora.espeak import speak_corpus as speak_corpus
+from .corpora.items import Item as Item
 from .corpora.packed import PackedCorpus as PackedCorpus
 from .corpora.prepare import prepare as prepare
 from .distributions import ComplexNormal as ComplexNormal

@@ -169,6 +169,7 @@ class AudioInfo:
         container: libsndfile's name of the file format, such as WAV.
         subtype: libsndfile's name of the sample format, such as PCM_16.
         microphones: the files whose channels together are the recording's; none where it is one file, `path`.
+        start: first sample of a part of the file, which `n_samples` are then of; None: all of it.
     """
 
     path: Path
@@ -178,6 +179,7 @@ class AudioInfo:
     container: str
     subtype: str
     microphones: tuple[AudioInfo, ...] = ()
+    start: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -259,6 +261,24 @@ def inspect_together(paths: Sequence[str | Path], name: str | Path) -> AudioInfo
     return replace(first, path=Path(name), n_channels=n_channels, microphones=found)
 
 
+def part(info: AudioInfo, start: float, duration: float | None = None) -> AudioInfo:
+    """A part of a file, of which alone `blocks` then reads.
+
+    Args:
+        start, duration: in seconds; to the end by default. At most a millisecond beyond it is rounding.
+
+    Raises:
+        AudioError: it does not lie in the file.
+    """
+    first = round(start * info.sample_rate)
+    n_samples = info.n_samples - first if duration is None else round(duration * info.sample_rate)
+    n_beyond = first + n_samples - info.n_samples
+    if first < 0 or n_samples <= max(0, n_beyond) or n_beyond > info.sample_rate / 1000:
+        end = "its end" if duration is None else f"{start + duration:g} s"
+        raise AudioError(info.path, f"has no part from {start:g} s to {end}: it is {info.seconds:g} s long")
+    return replace(info, start=first, n_samples=n_samples - max(0, n_beyond))
+
+
 def _opened(path: Path, opened: ExitStack) -> Iterator[soundfile.SoundFile]:
     """The streams of a file, mostly one, one after another; all stay open as long as `opened`."""
     stored: list[View | bytes] = [opened.enter_context(view) for view in streams(path)]
@@ -271,8 +291,17 @@ def _read(file: soundfile.SoundFile, n_samples: int) -> NDArray[np.float32]:
         return file.read(n_samples, dtype="float32", always_2d=True)
 
 
+def _pass_over(file: soundfile.SoundFile, n_samples: int) -> None:
+    """Go to a sample; MP3 streams are read up to there, as what follows a jump is not what stands there."""
+    if file.seekable() and file.format != "MP3":
+        file.seek(n_samples)
+        return
+    while n_samples > 0 and len(block := _read(file, min(n_samples, 2**18))):
+        n_samples -= len(block)
+
+
 def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
-    """Yield the file in blocks of `n_samples` (default 20 s), each `[channel, sample]`.
+    """Yield the file, or the part of it, in blocks of `n_samples` (default 20 s), each `[channel, sample]`.
 
     Raises:
         AudioError: while reading: damaged or cut-off data, or samples that are not finite.
@@ -282,11 +311,15 @@ def blocks(info: AudioInfo, n_samples: int | None = None) -> Iterator[Wave]:
         for of_each in zip(*(blocks(one, n_samples) for one in info.microphones), strict=True):
             yield np.concatenate(of_each)
         return
-    n_read = 0
+    n_read, n_before = 0, info.start or 0
+    end = _UNKNOWN_LENGTH if info.start is None else info.n_samples
     try:
         with ExitStack() as opened:
             for file in _opened(info.path, opened):
-                while len(block := _read(file, n_samples)):
+                if n_before:
+                    _pass_over(file, min(n_before, file.frames))
+                    n_before -= min(n_before, file.frames)
+                while n_read < end and len(block := _read(file, min(n_samples, end - n_read))):
                     n_read += len(block)
                     if not np.isfinite(block).all():
                         raise AudioError(info.path, "holds samples that are NaN or infinite; repair it or leave it out")

@@ -440,6 +440,8 @@ class PrepareSettings:
         sample_rate: of the packed recordings, in Hz.
         layout: auto, folder, or the name of a known corpus.
         trim: cut silence from both ends (30 dB below the loudest frame).
+        channels: mean (one channel is packed) or all, for what is trained on mixtures: all recordings then have as many
+            as the first.
         validation: share of the speakers held out where the corpus has no official validation split.
         group: label whose recordings all stand in one split, such as a column of `labels`; default speaker, or
             recording where there is one speaker only.
@@ -453,6 +455,7 @@ class PrepareSettings:
     sample_rate: int = 16000
     layout: str = "auto"
     trim: bool = True
+    channels: Literal["mean", "all"] = "mean"
     validation: float = 0.1
     group: str | None = None
     validation_speakers: str | None = None
@@ -467,6 +470,8 @@ class PrepareSettings:
             raise ValueError(f"sample_rate must be at most {LARGEST_RATE} Hz, got {self.sample_rate}")
         if not 0 <= self.validation <= 1:
             raise ValueError(f"validation must be from 0 to 1, got {self.validation}")
+        if self.channels not in ("mean", "all"):
+            raise ValueError(f"channels must be mean or all, got {self.channels!r}")
         for speed in self.speeds:
             if not 0.1 <= speed <= 10:
                 raise ValueError(f"speeds must be from 0.1 to 10, got {speed}")

@@ -54,6 +54,7 @@ class Trainable(nn.Module, ABC):
 
     Attributes:
         sample_rate: of its waves, in Hz; 0 of a model of arrays, whose samples are frames.
+        n_channels: of its waves; None: any number.
         labels: names and classes of the labels that condition it; empty for most.
         kind: what it is called in the card of a saved model.
         unit: of its ELBO, as in "nats per frame".
@@ -63,6 +64,7 @@ class Trainable(nn.Module, ABC):
 
     sample_rate: int
     level_rule: LevelName = "active"
+    n_channels: int | None = 1
     origin: Origin | None = None
 
     @property

@@ -35,7 +35,7 @@ from audiovae.cli.summary import tell_end
 from audiovae.errors import AudiovaeError, asks_for_tracebacks, unexpected
 
 VERBS = {
-    "prepare": "pack a folder of sound files, or a known corpus, for training",
+    "prepare": "pack recordings for training: a folder, a table, or a data set of another library",
     "train": "train a prior on a packed corpus",
     "import": "a published checkpoint to a model",
     "encode": "sound files to latents (.npz)",

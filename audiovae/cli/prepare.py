@@ -1,9 +1,9 @@
-"""audiovae prepare FOLDER PACKED."""
+"""audiovae prepare SOURCE PACKED."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="any folder of sound files, or a known corpus (its layout is recognised)")
+    parser.add_argument(
+        "source",
+        help="any folder of sound files, or a known corpus (its layout is recognised); a table of recordings (.csv, "
+        ".jsonl: path, start, duration, speaker, split, labels); cuts of lhotse; a data set that Hugging Face's "
+        "library saved; WebDataset ('shards-{000..099}.tar'); torchaudio:NAME:ROOT",
+    )
     parser.add_argument("packed", help="folder of the packed corpus; a second run adds what is new")
     parser.add_class_arguments(PrepareSettings)
     parser.add_argument(
         "--download",
         metavar="NAME",
-        help="first fetch a free corpus into FOLDER, such as LIBRISPEECH:train-clean-100, LJSPEECH, VCTK, "
-        "LIBRITTS:dev-clean, CMUARCTIC:bdl (by torchaudio, which verifies its checksum)",
+        help="first fetch a free corpus into the folder SOURCE, such as LIBRISPEECH:train-clean-100, LJSPEECH, VCTK, "
+        "LIBRITTS:dev-clean, CMUARCTIC:bdl; its SHA-256 is verified, and what is there is not fetched again",
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew")
     arguments.add_break_lock(parser)
@@ -42,7 +47,8 @@ def run(options: Any) -> int:
     if options.download:
         from audiovae.corpora.download import download
 
-        download(options.download, Path(options.folder))
+        with bar(1, hidden=options.quiet, what="MiB") as advance:
+            download(options.download, Path(options.source), _counted(advance))
     try:
         settings = PrepareSettings(**{field.name: getattr(options, field.name) for field in fields(PrepareSettings)})
     except ValueError as error:
@@ -50,16 +56,11 @@ def run(options: Any) -> int:
     if options.break_lock:
         break_lock(Path(options.packed))
     with bar(1, hidden=options.quiet) as advance:
-        last = [0]
-
-        def progress(done: int, total: int) -> None:
-            advance(done - last[0], total=total)
-            last[0] = done
-
-        result = prepare(options.folder, options.packed, settings, options.jobs, options.overwrite, progress)
+        progress = _counted(advance)
+        result = prepare(options.source, options.packed, settings, options.jobs, options.overwrite, progress)
     failed = [file for file in result.left_out if file.failed]
     for file in failed:
-        print(f"audiovae: {options.folder}/{file.id}: left out: {file.reason}", file=sys.stderr)
+        print(f"audiovae: {options.source}/{file.id}: left out: {file.reason}", file=sys.stderr)
     if not options.quiet:
         for note in _notes(result, settings):
             print(f"audiovae: {note}", file=sys.stderr)
@@ -102,8 +103,21 @@ def run(options: Any) -> int:
     return 1 if failed else 0
 
 
+def _counted(advance: Callable[..., None]) -> Callable[[int, int], None]:
+    """Progress as the number that is done, for a bar that wants to know how many more are."""
+    last = [0]
+
+    def progress(done: int, total: int) -> None:
+        advance(done - last[0], total=total)
+        last[0] = done
+
+    return progress
+
+
 def _notes(result: Prepared, settings: PrepareSettings) -> Iterator[str]:
     """What may surprise in the corpus."""
+    from audiovae.corpora.layouts import LAYOUTS
+
     rate = result.lowest_rate
     if result.n_resampled:
         yield f"{result.n_resampled} files were resampled to {settings.sample_rate} Hz"
@@ -114,11 +128,12 @@ def _notes(result: Prepared, settings: PrepareSettings) -> Iterator[str]:
         )
     if result.split_by == "recording" and settings.group is None:
         yield (
-            "the folder does not tell several speakers: recordings are held out for validation, maybe of "
+            "several speakers are not told apart: recordings are held out for validation, maybe of "
             "voices that are trained on; --labels with a column speaker, or --group, tells them"
         )
-    if result.utterances and result.layout != "folder" and not any(u.split == "train" for u in result.utterances):
-        yield (
-            f"nothing is there to train on: by their names, all files are of the test or validation split of "
-            f"{result.layout}; --layout folder --overwrite splits them anew"
+    if result.utterances and not any(u.split == "train" for u in result.utterances):
+        yield "nothing is there to train on: all recordings are of the test or validation split" + (
+            f" of {result.layout}, by their names; --layout folder --overwrite splits them anew"
+            if result.layout in LAYOUTS
+            else ""
         )

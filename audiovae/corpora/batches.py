@@ -64,13 +64,16 @@ class SegmentSampler:
         self._lengths = lengths
         self._device = device
         samples = _place(corpus.samples, device)
-        missing = self.segment_samples - len(samples)
-        self._samples = functional.pad(samples, (0, missing)) if missing > 0 else samples
+        missing = max(0, self.segment_samples - len(samples))
+        self._samples = functional.pad(samples, (*[0] * (2 * samples.ndim - 1), missing)) if missing else samples
+        self._holds_sound = not isinstance(corpus, ArrayCorpus)
 
     def draw(
         self, n_segments: int, seed: int, step: int, rank: int = 0
-    ) -> tuple[Float[Tensor, "segment sample *freq"], list[Utterance]]:
-        """Segments at unit level, `[segment, sample]` (of arrays `[segment, frame, freq]`), and what they are from."""
+    ) -> tuple[Float[Tensor, "segment ..."], list[Utterance]]:
+        """Segments at unit level, `[segment, sample]` or `[segment, channel, sample]` (of arrays `[segment, frame,
+        freq]`), and what they are from.
+        """
         generator = np.random.default_rng((seed, step, rank))
         position = generator.integers(self._ends[-1], size=n_segments)
         which = np.searchsorted(self._ends, position, side="right")
@@ -80,8 +83,8 @@ class SegmentSampler:
         waves = waves * torch.from_numpy(self._gains[which]).to(self._device).reshape(-1, *[1] * (waves.ndim - 1))
         short = self._lengths[which] < self.segment_samples
         if short.any():  # what follows a recording in the file is another one
-            beyond = torch.arange(self.segment_samples) >= torch.from_numpy(self._lengths[which, None])
-            waves = waves.masked_fill(beyond.to(self._device), 0.0)
+            lengths = torch.from_numpy(self._lengths[which]).reshape(-1, *[1] * (waves.ndim - 1))
+            waves = waves.masked_fill((torch.arange(self.segment_samples) >= lengths).to(self._device), 0.0)
         return waves, [self.utterances[i] for i in which]
 
     def _gather(self, starts: NDArray[np.int64]) -> Tensor:
@@ -90,8 +93,9 @@ class SegmentSampler:
             torch.from_numpy(starts - beyond).to(self._samples.device)
         ]
         for i in np.flatnonzero(beyond):
-            rows[i] = rows[i].roll(-int(beyond[i]))
-        return rows.movedim(-1, 1).to(self._device).float()
+            rows[i] = rows[i].roll(-int(beyond[i]), -1)
+        rows = rows if self._holds_sound else rows.movedim(-1, 1)
+        return rows.to(self._device).float()
 
 
 def _place(samples: NDArray[np.int16] | NDArray[np.float32], device: torch.device) -> Tensor:

@@ -5,36 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from audiovae.corpora.items import Item, Split
 from audiovae.errors import CorpusError
-
-Split = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A recording to pack.
-
-    Attributes:
-        path: the sound file.
-        id: its path relative to the corpus folder, with slashes.
-        speaker: whose voice it is; a file of its own in a folder that does not tell.
-        split: None until one is assigned.
-        left_out: why the layout excludes it, if it does.
-        speed: how much faster it is played, as a tape: pitch, formants and tempo change together.
-        labels: what else is known of it, by name, such as the digit that is spoken.
-    """
-
-    path: Path
-    id: str
-    speaker: str
-    split: Split | None
-    left_out: str | None = None
-    speed: float = 1.0
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,7 +112,7 @@ def recognise(ids: list[str]) -> str:
     return "folder"
 
 
-def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> tuple[str, list[Source]]:
+def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> tuple[str, list[Item]]:
     """Name the layout and give each file its speaker and official split.
 
     In a plain folder the speaker is the first folder below it, and a file directly in it is a speaker of its own.
@@ -153,7 +128,7 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
     if layout_name == "folder":
         speakers = [id_.split("/")[0] for id_ in ids]
         return layout_name, [
-            Source(path, id_, speaker, None, labels={"speaker": speaker})
+            Item(id_, path, speaker=speaker, labels={"speaker": speaker})
             for path, id_, speaker in zip(paths, ids, speakers, strict=True)
         ]
     if layout_name not in LAYOUTS:
@@ -163,16 +138,15 @@ def sources(folder: Path, files: Iterable[Path], layout_name: str = "auto") -> t
     for path, id_, name in zip(paths, ids, named, strict=True):
         match = re.search(layout.pattern, "/" + name)
         if match is None:
-            found.append(Source(path, id_, "", None, f"not part of the {layout_name} layout"))
+            found.append(Item(id_, path, left_out=f"not part of the {layout_name} layout"))
         else:
             labels = {label: match[label] for label in ("speaker", *layout.labels)}
-            found.append(
-                Source(path, id_, match["speaker"], layout.split_of(match), layout.left_out(match), labels=labels)
-            )
+            split, left_out = layout.split_of(match), layout.left_out(match)
+            found.append(Item(id_, path, speaker=match["speaker"], split=split, left_out=left_out, labels=labels))
     return layout_name, found
 
 
-def split_by(recordings: list[Source], group: str | None) -> str:
+def split_by(recordings: list[Item], group: str | None) -> str:
     """What is held out as a whole: what is asked for, or speakers; "recording" where there is one speaker only, or a
     folder that tells of none.
     """
@@ -184,13 +158,13 @@ def split_by(recordings: list[Source], group: str | None) -> str:
 
 
 def assign_splits(
-    recordings: list[Source],
+    recordings: list[Item],
     layout_name: str,
     fraction: float,
     validation: frozenset[str],
     test: frozenset[str],
     group: str | None = None,
-) -> list[Source]:
+) -> list[Item]:
     """Give every recording a split such that no group stands in two.
 
     Speakers named in `validation` and `test` come first, then official splits, then a share of `fraction` of the other
@@ -226,26 +200,31 @@ def assign_splits(
     return chosen
 
 
-def _group(source: Source, group: str) -> str:
+def _group(source: Item, group: str) -> str:
     known = {**source.labels, "speaker": source.speaker, "recording": source.id}
     if group not in known:
-        raise CorpusError(source.path, f"has no label {group!r} to split by; it has {', '.join(sorted(known))}")
+        raise CorpusError(
+            source.path or source.id, f"has no label {group!r} to split by; it has {', '.join(sorted(known))}"
+        )
     return known[group]
 
 
-def _check_groups(recordings: list[Source], group_of: dict[str, str], name: str) -> None:
+def _check_groups(recordings: list[Item], group_of: dict[str, str], name: str) -> None:
     split_of: dict[str, Split | None] = {}
     for source in recordings:
         group = group_of.get(source.id)
         if group is not None and split_of.setdefault(group, source.split) != source.split:
-            raise CorpusError(source.path, f"{name} {group} is in the splits {split_of[group]} and {source.split}")
+            raise CorpusError(
+                source.path or source.id,
+                f"{name} {group} is in the splits {split_of[group]} and {source.split}; --group recording lets that be",
+            )
 
 
 def _hash(speaker: str) -> str:
     return hashlib.sha256(speaker.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def at_speeds(recordings: list[Source], speeds: Iterable[float]) -> list[Source]:
+def at_speeds(recordings: list[Item], speeds: Iterable[float]) -> list[Item]:
     """The recordings, and a copy of each training one at each of the speeds, named "ID@SPEED": voices that nobody has.
 
     Reference: T. Ko et al., "Audio augmentation for speech recognition", Interspeech 2015.

@@ -1,8 +1,8 @@
 """A packed corpus: all recordings at one rate in one file of 16-bit samples, and an index beside it.
 
-`samples.int16` holds the recordings one after another, mono, little-endian, each scaled to its own peak; `index.jsonl`
-a header line and one line per recording. Samples beyond the last indexed one are the rest of an interrupted run:
-ignored.
+`samples.int16` holds the recordings one after another, little-endian, each scaled to its own peak, mono or with all
+channels of a sample side by side; `index.jsonl` a header line and one line per recording. Samples beyond the last
+indexed one are the rest of an interrupted run: ignored.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Utterance:
         id: path of its source below the corpus folder.
         speaker, split: see `audiovae.corpora.layouts`.
         labels: what else is known of it, by name; the speaker is one too.
-        start, n_samples: its place in the samples' file.
+        start, n_samples: its place in the samples' file, in samples of all channels.
         scale: multiply the integers by this to get the wave of the source.
         level: active level of that wave, see `audiovae.level`.
-        source_size, source_mtime_ns: of the source, to notice a change.
+        source_size, source_mtime_ns: of the source, to notice a change: see `audiovae.corpora.items.origin`.
         sha256: of the packed samples.
     """
 
@@ -84,16 +84,29 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Header:
-    """What all recordings of a packed corpus share: how they were prepared."""
+    """What all recordings of a packed corpus share: how they were prepared.
+
+    Attributes:
+        channels, n_channels: "mean", one; or "all", so many.
+    """
 
     sample_rate: int
     trimmed: bool
     layout: str
     source: str
+    channels: str = "mean"
+    n_channels: int = 1
 
     def __post_init__(self) -> None:
         if type(self.sample_rate) is not int or not 0 < self.sample_rate <= LARGEST_RATE:
             raise ValueError(f"a sample rate of {self.sample_rate!r}")
+        if type(self.n_channels) is not int or self.n_channels < 1:
+            raise ValueError(f"{self.n_channels!r} channels")
+
+    @property
+    def sample_bytes(self) -> int:
+        """That a sample of all channels takes."""
+        return 2 * self.n_channels
 
 
 class PackedCorpus:
@@ -114,9 +127,9 @@ class PackedCorpus:
         if n_samples == 0:
             raise CorpusError(self.folder, "holds no recording; prepare it from a folder of sound files")
         try:
-            if os.stat(path).st_size < 2 * n_samples:
+            if os.stat(path).st_size < self.header.sample_bytes * n_samples:
                 raise FileNotFoundError
-            self.samples: NDArray[np.int16] = np.memmap(path, dtype="<i2", mode="r", shape=(n_samples,))
+            self.samples = mapped(path, n_samples, self.n_channels)
         except FileNotFoundError as error:
             raise CorpusError(path, "is missing or truncated; prepare the corpus again with --overwrite") from error
         except OSError as error:
@@ -127,6 +140,11 @@ class PackedCorpus:
     def sample_rate(self) -> int:
         """Of all recordings, in Hz."""
         return self.header.sample_rate
+
+    @property
+    def n_channels(self) -> int:
+        """Of all recordings."""
+        return self.header.n_channels
 
     @property
     def description(self) -> str:
@@ -170,16 +188,21 @@ class PackedCorpus:
         return tuple(sorted({u.labels[label] for u in train}))
 
     def wave(self, utterance: Utterance) -> NDArray[np.float32]:
-        """The wave of one recording, `[sample]`, at its source's scale."""
-        return self.samples[utterance.start : utterance.start + utterance.n_samples] * np.float32(utterance.scale)
+        """The wave of one recording, `[sample]`, or `[channel, sample]` of several, at its source's scale."""
+        return self.samples[utterance.start : utterance.start + utterance.n_samples].T * np.float32(utterance.scale)
 
     def fingerprint(self) -> str:
         """SHA-256 over ids, splits, labels, levels and samples of all recordings and the rate."""
-        lines = [str(self.header.sample_rate)]
+        lines = [str(self.header.sample_rate) + (f" {self.n_channels}" if self.n_channels > 1 else "")]
         lines += sorted(
             f"{u.id} {u.split} {sorted(u.labels.items())} {u.level!r} {u.scale!r} {u.sha256}" for u in self.utterances
         )
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def mapped(path: Path, n_samples: int, n_channels: int) -> NDArray[np.int16]:
+    """The samples of a file, `[sample]`, or `[sample, channel]` of several."""
+    return np.memmap(path, "<i2", "r", shape=(n_samples, n_channels)[: 1 + (n_channels > 1)])
 
 
 def verify_samples(path: Path, samples: NDArray[np.int16], utterances: list[Utterance]) -> None:

@@ -1,21 +1,21 @@
-"""From a folder of sound files to a packed corpus: find, check, trim, resample, pack; only what is new."""
+"""From recordings, wherever they are, to a packed corpus: find, check, trim, resample, pack; only what is new."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import numpy as np
-
-from audiovae import audio
-from audiovae.corpora import packed
-from audiovae.corpora.layouts import Source, assign_splits, at_speeds, sources, split_by
+from audiovae.corpora import items, packed
+from audiovae.corpora.adapters import read_table, recordings
+from audiovae.corpora.items import Item, Origin
+from audiovae.corpora.layouts import assign_splits, at_speeds, split_by
 from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.corpora.signal import Signal
 from audiovae.errors import AudioError, CorpusError
@@ -25,6 +25,7 @@ from audiovae.settings import PrepareSettings
 
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
 _FILES_PER_TASK = 8
+_SOUNDS = "sounds.partial"  # folder of what is written to be read, as it is no file
 
 
 @dataclass(frozen=True)
@@ -52,96 +53,99 @@ class Prepared:
 
 
 def prepare(
-    folder: str | Path,
+    source: str | Path | Iterable[Item],
     target: str | Path,
     settings: PrepareSettings = PrepareSettings(),
     jobs: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
-    """Pack all sound files below `folder` into `target`.
+    """Pack recordings into the folder `target`.
 
-    Files already packed and unchanged (size and time of change) are kept, files that are gone are dropped from the
-    index, and files that failed before are tried again only when they changed.
+    Those already packed and unchanged (size and time of change of a file, the content of anything else) are kept, those
+    that are gone are dropped from the index, and those that failed before are tried again only when they changed.
 
     Args:
+        source: a folder of sound files; a table of recordings (.csv, .tsv, .jsonl: path, start, duration, speaker,
+            split, id, and a label for every other column); the cuts of lhotse; a data set that Hugging Face's library
+            saved to the disk; tars of WebDataset, such as "shards-{000..099}.tar"; "torchaudio:NAME:ROOT"; or the
+            recordings themselves. See `audiovae.corpora.adapters`.
         jobs: processes that read and resample; 1 stays in this one.
         overwrite: start anew, also where `target` holds a corpus that was prepared otherwise.
-        progress: called with the number of files done and their total.
+        progress: called with the number of recordings done and their total.
 
     Raises:
-        CorpusError: no folder, no sound in it, or `target` holds another corpus.
+        CorpusError: no source, no sound in it, or `target` holds another corpus.
+        AudiovaeError: a library that the source needs is missing.
         PathError: `target` cannot be written.
         LockedError: another process is preparing it.
     """
     with locked_folder(Path(target)):
-        return _prepare(Path(folder), Path(target), settings, jobs, overwrite, progress)
+        return _prepare(source, Path(target), settings, jobs, overwrite, progress)
 
 
 def _prepare(
-    folder: Path,
+    source: str | Path | Iterable[Item],
     target: Path,
     settings: PrepareSettings,
     jobs: int,
     overwrite: bool,
     progress: Callable[[int, int], None],
 ) -> Prepared:
-    if not folder.is_dir():
-        raise CorpusError(
-            folder, "no such folder" if not folder.exists() else "is a file; give the folder that holds it"
-        )
-    there = audio.find(folder)
-    layout, found = sources(folder, there.files, settings.layout)
-    found = _once(found)
-    if not any(source.left_out is None for source in found):
-        raise CorpusError(
-            folder, "holds no sound file that can be used (WAV, FLAC, OGG, Opus, MP3, AIFF, AU, CAF, NIST, RF64, W64)"
-        )
-    found = _labelled(found, folder, settings.labels)
+    there = recordings(source, settings.layout)
+    found = _labelled(_once(there.items), settings.labels)
     group = split_by(found, settings.group)
     named = _names(settings.validation_speakers), _names(settings.test_speakers)
     asked = group if group != "speaker" else settings.group
-    found = at_speeds(assign_splits(found, layout, settings.validation, *named, asked), settings.speeds)
-    header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
-    utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
+    found = at_speeds(assign_splits(found, there.layout, settings.validation, *named, asked), settings.speeds)
+    header = Header(settings.sample_rate, settings.trim, there.layout, there.name, settings.channels)
+    header, utterances, left_out, end = (header, [], [], 0) if overwrite else _existing(target, header, found)
 
     known = {u.id for u in utterances} | {file.id for file in left_out}
     new = [source for source in found if source.left_out is None and source.id not in known]
     left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
-    for places, failed in ((there.passed_over, False), (there.unreadable, True)):
-        left_out += [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason in places]
+    left_out += there.left_out
     n_before = len(utterances)
     seconds_new, rates = 0.0, []
     try:
         target.mkdir(parents=True, exist_ok=True)
         if overwrite:
             (target / packed.INDEX).unlink(missing_ok=True)
+        sounds = target / _SOUNDS
+        shutil.rmtree(sounds, ignore_errors=True)
+        if any(item.path is None for item in new):
+            sounds.mkdir()
         with open(target / packed.SAMPLES, "r+b" if (target / packed.SAMPLES).exists() else "wb") as file:
-            file.truncate(2 * end)
-            file.seek(2 * end)
-            committed = 2 * end
-            for done, (source, result) in enumerate(_process_all(new, settings, jobs), start=1):
-                origin, start = _size_and_time(source.path), file.tell()
+            committed = header.sample_bytes * end
+            file.truncate(committed)
+            file.seek(committed)
+            for done, (item, result, origin) in enumerate(_process_all(new, settings, jobs, sounds), start=1):
+                start = file.tell()
+                if isinstance(result, Signal) and start > 0 and result.n_channels != header.n_channels:
+                    _forget(result, sounds)
+                    result = f"has {result.n_channels} channels, where the corpus has {header.n_channels}"
                 result, digest = _written(result, file)
                 if isinstance(result, Signal):
+                    _forget(result, sounds)
+                    header = replace(header, n_channels=result.n_channels)
                     utterances.append(
                         Utterance(
-                            source.id,
-                            source.speaker,
-                            str(source.split),
-                            start // 2,
+                            item.id,
+                            item.speaker,
+                            str(item.split),
+                            start // header.sample_bytes,
                             result.n_samples,
                             result.scale,
                             result.level,
                             *origin,
                             digest,
-                            source.labels,
+                            item.labels,
                         )
                     )
                     seconds_new += result.info.seconds
                     rates.append(result.info.sample_rate)
                 else:
-                    left_out.append(LeftOut(source.id, result, True, *origin))
+                    left_out.append(LeftOut(item.id, result, True, *origin))
                 progress(done, len(new))
                 if file.tell() - committed > _COMMIT_BYTES:
                     committed = _commit(file, target, header, utterances, left_out)
@@ -150,63 +154,66 @@ def _prepare(
         raise CorpusError(
             target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
+    finally:
+        shutil.rmtree(target / _SOUNDS, ignore_errors=True)
     n_new, n_resampled = len(utterances) - n_before, sum(rate != settings.sample_rate for rate in rates)
-    return Prepared(layout, group, utterances, left_out, n_new, seconds_new, n_resampled, min(rates, default=None))
+    return Prepared(
+        there.layout, group, utterances, left_out, n_new, seconds_new, n_resampled, min(rates, default=None)
+    )
 
 
-def _once(found: list[Source]) -> list[Source]:
-    """The second of two names of one file is left out."""
-    first: dict[str, str] = {}
+def _once(found: list[Item]) -> list[Item]:
+    """The second of two names of one file, or of one part of it, is left out."""
+    first: dict[tuple[str, float, float | None], str] = {}
     once = []
-    for source in found:
-        if source.left_out is None:
-            name = first.setdefault(os.path.realpath(source.path), source.id)
-            if name != source.id:
-                source = replace(source, left_out=f"is the same file as {name}")
-        once.append(source)
+    for item in found:
+        if item.left_out is None and item.path is not None:
+            name = first.setdefault((os.path.realpath(item.path), item.start, item.duration), item.id)
+            if name != item.id:
+                item = replace(item, left_out=f"is the same file as {name}")
+        once.append(item)
     return once
 
 
-def _existing(target: Path, header: Header, found: list[Source]) -> tuple[list[Utterance], list[LeftOut], int]:
+def _existing(target: Path, header: Header, found: list[Item]) -> tuple[Header, list[Utterance], list[LeftOut], int]:
     """What of an earlier run still holds, with the new splits, and the end of its samples."""
     if not (target / packed.INDEX).exists():
-        return [], [], 0
+        return header, [], [], 0
     old, utterances, left_out = packed.read_index(target)
-    for name in ("source", "sample_rate", "trimmed", "layout"):
+    for name in ("source", "sample_rate", "trimmed", "layout", "channels"):
         if getattr(old, name) != getattr(header, name):
             raise CorpusError(
                 target,
                 f"holds a corpus with {name} {getattr(old, name)!r}, not {getattr(header, name)!r}; --overwrite "
                 "replaces it",
             )
-    current = {source.id: source for source in found if source.left_out is None}
+    current = {item.id: item for item in found if item.left_out is None}
     path = target / packed.SAMPLES
-    n_there = path.stat().st_size // 2 if path.exists() else 0
+    n_there = path.stat().st_size // old.sample_bytes if path.exists() else 0
     utterances = [u for u in utterances if u.start + u.n_samples <= n_there]  # what was lost is packed again
     end = max((u.start + u.n_samples for u in utterances), default=0)
-    if 0 < 2 * end <= packed.SMALL_BYTES:
-        packed.verify_samples(path, np.memmap(path, "<i2", "r", shape=(end,)), utterances)
+    if 0 < old.sample_bytes * end <= packed.SMALL_BYTES:
+        packed.verify_samples(path, packed.mapped(path, end, old.n_channels), utterances)
 
     def unchanged(entry: Utterance | LeftOut) -> bool:
-        source = current.get(entry.id)
-        if source is None:
+        if entry.id not in current:
             return False
-        return _size_and_time(source.path) == (entry.source_size, entry.source_mtime_ns)
+        return _origin(current[entry.id]) == (entry.source_size, entry.source_mtime_ns)
 
     kept = [
         replace(u, split=str(current[u.id].split), speaker=current[u.id].speaker, labels=current[u.id].labels)
         for u in utterances
         if unchanged(u)
     ]
-    return kept, [entry for entry in left_out if unchanged(entry)], end
+    header = replace(header, n_channels=old.n_channels)
+    return header, kept, [entry for entry in left_out if unchanged(entry)], end
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _origin(item: Item) -> Origin:
     try:
-        stat = path.stat()
-    except OSError:  # a link to nowhere
+        return items.origin(item, items.content(item))
+    except AudioError:
         return 0, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _commit(file: object, target: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> int:
@@ -233,48 +240,70 @@ def _written(result: Signal | str, file: BinaryIO) -> tuple[Signal | str, str]:
     return result, digest.hexdigest()
 
 
-def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Iterator[tuple[Source, Signal | str]]:
-    """Yield every source as it is packed, or with the reason why it is not, in order."""
+def _forget(signal: Signal, sounds: Path) -> None:
+    """Remove the file of a sound that was none."""
+    if signal.info.path.parent == sounds:
+        signal.info.path.unlink(missing_ok=True)
+
+
+def _process_all(
+    new: list[Item], settings: PrepareSettings, jobs: int, sounds: Path
+) -> Iterator[tuple[Item, Signal | str, Origin]]:
+    """Yield every recording as it is packed, or with the reason why it is not, in order, and its origin."""
     tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
-    if jobs == 1:
-        for task in tasks:
-            yield from zip(task, _process(task, settings), strict=True)
-        return
-    together = partial(_process, settings=settings)
-    for task, results in zip(tasks, in_processes(together, tasks, jobs), strict=True):
-        yield from zip(task, [str(r) if isinstance(r, WorkerError) else r for r in results], strict=True)
-
-
-def _process(task: list[Source], settings: PrepareSettings) -> list[Signal | str]:
-    results: list[Signal | str] = []
-    for source in task:
+    together = partial(_process, settings=settings, sounds=sounds)
+    function = next((item.sound for item in new if callable(item.sound)), None)
+    if jobs > 1 and function is not None:
         try:
-            results.append(Signal.of(source.path, source.speed, settings))
-        except AudioError as error:
-            results.append(error.reason)
-    return results
+            ForkingPickler.dumps(function)
+        except Exception as error:  # pickle raises several kinds
+            raise CorpusError(
+                "the items", "hold a function that other processes cannot get; take one of a module, or one job"
+            ) from error
+    done: Iterable[Sequence[Any]] = map(together, tasks) if jobs == 1 else in_processes(together, tasks, jobs)
+    for task, results in zip(tasks, done, strict=True):
+        for item, result in zip(task, results, strict=True):
+            if isinstance(result, WorkerError):
+                yield item, str(result), items.origin(item, None) if item.path else (0, 0)
+            else:
+                yield item, *result
 
 
-def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
-    """Add the labels of a table, whose column "file" holds paths below the folder and whose other columns are named by
-    label; one named speaker says whose voice it is.
+def _process(task: list[Item], settings: PrepareSettings, sounds: Path) -> list[tuple[Signal | str, Origin]]:
+    return [_processed(item, settings, sounds) for item in task]
+
+
+def _processed(item: Item, settings: PrepareSettings, sounds: Path) -> tuple[Signal | str, Origin]:
+    """What is packed of a recording, or why nothing is; and its origin."""
+    origin: Origin = 0, 0
+    path = None
+    try:
+        content = items.content(item)
+        origin = items.origin(item, content)
+        path = items.stored(item, content, sounds)
+        signal = Signal.of(path, item.speed, settings, item.start, item.duration)
+        if item.sample_rate not in (None, signal.info.sample_rate):
+            raise AudioError(path, f"has {signal.info.sample_rate} Hz, not {item.sample_rate}")
+    except AudioError as error:
+        if path is not None and item.path is None:
+            path.unlink()
+        return error.reason, origin
+    if signal.is_held:
+        _forget(signal, sounds)
+    return signal, origin
+
+
+def _labelled(found: list[Item], table: str | None) -> list[Item]:
+    """Add the labels of a table, whose column "file" holds the names of recordings, below a folder their paths, and
+    whose other columns are named by label; one named speaker says whose voice it is.
     """
     if table is None:
         return found
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            heading = file.readline()
-            file.seek(0)
-            delimiter = max("\t;,", key=heading.count) if Path(table).suffix != ".tsv" else "\t"
-            rows = list(csv.DictReader(file, delimiter=delimiter))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(table, "cannot be read; give a CSV or TSV file in UTF-8") from error
+    rows = read_table(Path(table))
     if not rows or "file" not in rows[0] or len(rows[0]) < 2:
         raise CorpusError(table, "needs a heading with a column 'file' and one for each label")
     labels: dict[str, dict[str, str]] = {}
     for i, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise CorpusError(table, f"has another number of cells in row {i} than in its heading")
         name = PurePosixPath(row.pop("file").replace("\\", "/")).as_posix()
         if labels.setdefault(name, row) != row:
             raise CorpusError(table, f"says of {name} in row {i} something else than before; keep one of the rows")

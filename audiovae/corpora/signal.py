@@ -21,16 +21,18 @@ SHORTEST_SECONDS = 0.1
 _FAINTEST = 1e-20  # level, that single precision can divide by
 _CANCELLED = 1e-3
 
-_Pair = tuple[NDArray[np.float32], NDArray[np.float32]]  # two waves, [1, sample]
+_Pair = tuple[NDArray[np.float32], NDArray[np.float32]]  # two waves, [channel, sample]
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A mono wave made of a sound file, and what is packed of it.
+    """A wave made of a sound file, and what is packed of it.
 
     Attributes:
+        info: of the file, or of the part of it.
         rate: by which its samples count, that of the file times the speed.
         new_rate: of the corpus.
+        n_channels: that are packed; one is the mean of all.
         one_channel: the first channel is taken, where there are others because their mean is next to nothing.
         share: of the rumble that is taken away.
         start, end: of what is packed, at the new rate.
@@ -41,6 +43,7 @@ class Signal:
     info: AudioInfo
     rate: int
     new_rate: int
+    n_channels: int = 1
     one_channel: bool = False
     share: float = 0.0
     start: int = 0
@@ -50,16 +53,22 @@ class Signal:
     _held: list[NDArray[np.int16]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, path: Path, speed: float, settings: PrepareSettings) -> Signal:
-        """Measure a sound file.
+    def of(
+        cls, path: Path, speed: float, settings: PrepareSettings, start: float = 0.0, duration: float | None = None
+    ) -> Signal:
+        """Measure a sound file, or the part of it from `start` on, in seconds.
 
         Raises:
             AudioError: it cannot be read, is silent, too short, or holds samples beyond all scale.
         """
         info = audio.inspect(path)
-        signal = cls(info, round(speed * info.sample_rate), settings.sample_rate)
+        if start > 0 or duration is not None:
+            info = audio.part(info, start, duration)
+        n_channels = info.n_channels if settings.channels == "all" else 1
+        signal = cls(info, round(speed * info.sample_rate), settings.sample_rate, n_channels)
         blocks = audio.repeatable(lambda: audio.blocks(info), info)
-        signal = replace(signal, one_channel=info.n_channels == 1 or _cancel(blocks()))
+        if n_channels == 1:
+            signal = replace(signal, one_channel=info.n_channels == 1 or _cancel(blocks()))
         split = audio.repeatable(lambda: signal._split(blocks()), info)
         share = signal._share(split())
         if share is None:
@@ -86,7 +95,12 @@ class Signal:
         """That are packed."""
         return self.end - self.start
 
-    def packed(self) -> Iterator[Int16[NDArray[np.int16], " sample"]]:
+    @property
+    def is_held(self) -> bool:
+        """Is the file not read again to be packed?"""
+        return bool(self._held)
+
+    def packed(self) -> Iterator[Int16[NDArray[np.int16], "sample channel"]]:
         """What is packed, in blocks: multiply it by `scale` to get the wave.
 
         Raises:
@@ -94,16 +108,19 @@ class Signal:
         """
         return iter(self._held) if self._held else self._packed(self._pairs(self._split(audio.blocks(self.info))))
 
-    def _packed(self, pairs: Iterator[_Pair]) -> Iterator[Int16[NDArray[np.int16], " sample"]]:
+    def _packed(self, pairs: Iterator[_Pair]) -> Iterator[Int16[NDArray[np.int16], "sample channel"]]:
         for heard, _ in _cut(pairs, self.start, self.end):
-            yield np.rint(heard[0] / np.float32(self.scale)).astype("<i2")
+            yield np.rint(heard.T / np.float32(self.scale)).astype("<i2", order="C")
 
     def _split(self, blocks: Iterator[audio.Wave]) -> Iterator[_Pair]:
-        """The mono wave, and its rumble."""
+        """The wave, and its rumble."""
         rate = self.info.sample_rate
-        monos = (block[:1] if self.one_channel else block.mean(axis=0, keepdims=True) for block in blocks)
-        short = (mono[:, i : i + rate] for mono in monos for i in range(0, mono.shape[1], rate))
-        return split_blocks(short, rate, 1)  # short blocks stay in the processor's cache
+        if self.one_channel:
+            blocks = (block[:1] for block in blocks)
+        elif self.n_channels == 1:
+            blocks = (block.mean(axis=0, keepdims=True) for block in blocks)
+        short = (block[:, i : i + rate] for block in blocks for i in range(0, block.shape[1], rate))
+        return split_blocks(short, rate, self.n_channels)  # short blocks stay in the processor's cache
 
     def _share(self, split: Iterator[_Pair]) -> float | None:
         """Of the rumble, how much is taken away; None for silence."""
@@ -117,8 +134,8 @@ class Signal:
             yield from ((wave - share * rumble if share else wave, wave - rumble) for wave, rumble in split)
             return
         heard = (wave - share * rumble if share else wave for wave, rumble in split)
-        resampled = audio.resample_blocks(heard, self.rate, self.new_rate, 1, self.info.n_samples)
-        yield from ((wave, wave - rumble) for wave, rumble in split_blocks(resampled, self.new_rate, 1))
+        resampled = audio.resample_blocks(heard, self.rate, self.new_rate, self.n_channels, self.info.n_samples)
+        yield from ((wave, wave - rumble) for wave, rumble in split_blocks(resampled, self.new_rate, self.n_channels))
 
 
 def _cancel(blocks: Iterator[audio.Wave]) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.corpora.batches import Corpus, SegmentSampler, random_equaliser
-from audiovae.corpora.packed import Utterance
+from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import ConditionError, TrainingError
 from audiovae.locks import locked_folder
 from audiovae.models import Conditions
@@ -199,7 +199,7 @@ class _Data:
     """What a run trains on and is scored on: all of it follows from seed, step and rank.
 
     Raises:
-        TrainingError: a corpus of another rate, or a recording without the labels of the model.
+        TrainingError: a corpus of another rate or number of channels, or a recording without the labels of the model.
         CorpusError: a split without recordings.
     """
 
@@ -216,6 +216,11 @@ class _Data:
                 prepared = f"was prepared at {packed.sample_rate} Hz" if packed.sample_rate else "are no sound"
                 expected = f"has {model.sample_rate} Hz" if model.sample_rate else "is one of arrays"
                 raise TrainingError(f"{packed.folder} {prepared}, and the model {expected}")
+            if isinstance(packed, PackedCorpus) and packed.n_channels > 1 and model.n_channels == 1:
+                raise TrainingError(
+                    f"{packed.folder} has recordings of {packed.n_channels} channels, and the model takes one; prepare "
+                    "it with --channels mean"
+                )
             packed.verify_small()
         self._model, self._settings, self._corpus = model, settings, corpus
         self._rank, self._device = fabric.global_rank, fabric.device
@@ -229,7 +234,7 @@ class _Data:
         self._validation_condition = _stacked(conditions, drawn)
         heard = draws.utterances[0]
         n_heard = int(_LISTENING_SECONDS * validation.sample_rate) or None  # of arrays all frames
-        self.listening = torch.from_numpy(validation.wave(heard)[:n_heard]).to(self._device)
+        self.listening = torch.from_numpy(validation.wave(heard)[..., :n_heard]).to(self._device)
         self.listening_condition = conditions.get(heard.id)
 
     def calibration(self) -> Tensor:

@@ -1314,7 +1314,7 @@ def test_prepare_says_what_a_newcomer_would_not_expect(tmp_path: Path, capsys: p
     assert audiovae(f"prepare {tmp_path}/mine {tmp_path}/packed") == 0
     output = capsys.readouterr()
     assert "files of 8000 Hz hold nothing above 4000 Hz" in output.err
-    assert "test or validation split of free-spoken-digits; --layout folder --overwrite" in output.err
+    assert "test or validation split of free-spoken-digits, by their names; --layout folder --overwrite" in output.err
     assert output.out.splitlines()[4].split() == ["test", "2", "2", "0.0"]
     given = "--layout folder --overwrite --sample_rate 8000 --validation 0.5"
     assert audiovae(f"prepare {tmp_path}/mine {tmp_path}/packed {given}") == 0

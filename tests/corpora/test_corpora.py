@@ -24,7 +24,8 @@ from audiovae import STFT, PackedCorpus, PrepareSettings, prepare
 from audiovae.corpora import packed as packed_module
 from audiovae.corpora import prepare as prepare_module
 from audiovae.corpora.batches import SegmentSampler, random_equaliser
-from audiovae.corpora.layouts import LAYOUTS, Source, assign_splits, recognise, sources, split_by
+from audiovae.corpora.items import Item
+from audiovae.corpora.layouts import LAYOUTS, assign_splits, recognise, sources, split_by
 from audiovae.corpora.packed import Header, LeftOut, Utterance, read_index, write_index
 from audiovae.errors import CorpusError
 
@@ -219,15 +220,15 @@ def test_an_unknown_layout_is_refused_with_the_known_ones() -> None:
         sources(Path("x"), [Path("x/a.wav")], "libri")
 
 
-def _sources(**speakers: str | None) -> list[Source]:
+def _sources(**speakers: str | None) -> list[Item]:
     return [
-        Source(Path(f"{name}/{i}.wav"), f"{name}/{i}.wav", name, split)
+        Item(f"{name}/{i}.wav", Path(f"{name}/{i}.wav"), speaker=name, split=split)
         for name, split in speakers.items()
         for i in range(2)
     ]
 
 
-def _splits(recordings: list[Source]) -> dict[str, set[str | None]]:
+def _splits(recordings: list[Item]) -> dict[str, set[str | None]]:
     return {
         source.speaker: {other.split for other in recordings if other.speaker == source.speaker}
         for source in recordings
@@ -336,7 +337,7 @@ def test_a_group_stands_in_one_split(small: Path, tmp_path: Path) -> None:
 def test_the_held_out_speakers_do_not_depend_on_the_order_or_number_of_files() -> None:
     recordings = _sources(**dict.fromkeys((f"s{i}" for i in range(20)), None))
     shuffled = random.Random(0).sample(recordings, len(recordings))
-    once = [s for s in recordings if s.path.stem == "0"]
+    once = [s for s in recordings if Path(s.id).stem == "0"]
     held_out = [
         {
             s.speaker
@@ -963,7 +964,8 @@ def test_an_index_is_read_back_as_it_was_written(packed: Path, tmp_path: Path) -
     left_out = [LeftOut("x.wav", "is silent", True, 3, 4)]
     write_index(tmp_path, header, list(reversed(utterances)), left_out)
     assert read_index(tmp_path) == (header, sorted(utterances, key=lambda u: u.id), left_out)
-    assert asdict(header) == {"sample_rate": RATE, "trimmed": True, "layout": "folder", "source": header.source}
+    shared = {"sample_rate": RATE, "trimmed": True, "layout": "folder", "source": header.source}
+    assert asdict(header) == {**shared, "channels": "mean", "n_channels": 1}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
