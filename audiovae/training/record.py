@@ -26,7 +26,7 @@ from audiovae.trainable import Trainable
 from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"
-_FORMAT = 3  # of run.json and the checkpoints beside it
+_FORMAT = 4  # of run.json and the checkpoints beside it; 3: segments had no ends of recordings
 _MAY_DIFFER = ("versions", "init")  # of what run.json holds, when a run continues
 _FRONT_MATTER = "library_name: audiovae\ntags: [audio, speech, vae, unsupervised]\n"
 
