@@ -125,10 +125,7 @@ class Record:
                         self.model_folder, there, n_steps, n_steps,
                     )  # fmt: skip
                 elif there != here:
-                    raise TrainingError(
-                        f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} "
-                        "now; repeat its settings to continue it, or --overwrite to start anew"
-                    )
+                    raise TrainingError(f"{self.model_folder}: {_difference(group, name, there, here)}")
 
     def _compare_beginning(self, there: dict[str, Any]) -> None:
         """A run continues with the model that it began as, or with the one that it left."""
@@ -178,8 +175,8 @@ class Record:
         """Append to the curves."""
         if not self._writes:
             return
-        self._board.add_scalar("validation/elbo", log_likelihood - kl, step)
-        self._board.add_scalar("validation/log_likelihood", log_likelihood, step)
+        self._board.add_scalar("validation/nll_plus_kl", kl - log_likelihood, step)  # minus the ELBO
+        self._board.add_scalar("validation/nll", -log_likelihood, step)
         self._board.add_scalar("validation/kl", kl, step)
 
     @torch.no_grad()
@@ -257,7 +254,7 @@ class Record:
 A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
 * Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
-* Validation ELBO: {elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
+* Validation NLL + KL (minus the ELBO): {-elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
 * Licence: {whose}; fill it in before you share this model.
 * Limits: {limits}
 
@@ -265,6 +262,18 @@ A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"
 | --- | --- |
 {rows}
 {before}"""
+
+
+def _difference(group: str, name: str, there: Any, here: Any) -> str:
+    """What a run in the folder has that this one has not, and what to do about it."""
+    if group == "data":
+        found = f"holds a run on other data: {name} is {there!r} there and {here!r} now"
+        remedy = "give the same corpus to continue it"
+    else:
+        option = name.partition(".")[2] if group == "model" and name.startswith("vae.") else name
+        found = f"holds a run whose {option} is {there!r}, and now it is {here!r}"
+        remedy = f"give it as {there!r}" + (" or more" if name == "steps" else "") + " to continue that run"
+    return f"{found}; {remedy}, or --overwrite to start anew, or another -o for a new model"
 
 
 def _parts(card: str) -> tuple[str, str]:
