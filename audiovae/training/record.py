@@ -188,13 +188,22 @@ class Record:
         from audiovae.report.plots import kl_pixels, spectrogram_pixels
 
         shown = model.illustrate(wave, condition)
-        scale = 0.9 / max([float(sound.abs().max()) for sound in shown.waves.values()] + [1e-9])
-        for name, sound in shown.waves.items():
+        waves, powers = (
+            {name: values for name, values in several.items() if torch.isfinite(values).all()}
+            for several in (shown.waves, shown.powers)
+        )
+        if missing := [name for name in (*shown.waves, *shown.powers) if name not in {**waves, **powers}]:
+            logging.getLogger("audiovae").warning(
+                "step %d: %s of a recording is beyond all numbers, and is not shown; if the next ones are, too, lower "
+                "--training.learning_rate", step, " and ".join(missing),
+            )  # fmt: skip
+        scale = 0.9 / max([float(sound.abs().max()) for sound in waves.values()] + [1e-9])
+        for name, sound in waves.items():
             self._board.add_audio(f"validation/{name}", sound.cpu() * scale, step, model.sample_rate)
-        if shown.powers:
-            seconds = next(iter(shown.waves.values()), wave).shape[-1] / model.sample_rate
-            frame_seconds = seconds / max(1, next(iter(shown.powers.values())).shape[0] - 1)
-            pixels = spectrogram_pixels(dict(shown.powers), frame_seconds, model.sample_rate)
+        if powers:
+            seconds = next(iter(waves.values()), wave).shape[-1] / model.sample_rate
+            frame_seconds = seconds / max(1, next(iter(powers.values())).shape[0] - 1)
+            pixels = spectrogram_pixels(powers, frame_seconds, model.sample_rate)
             self._board.add_image("validation/spectrograms", pixels, step, dataformats="HWC")
         if shown.kl is not None:
             self._board.add_image("validation/kl_per_dimension", kl_pixels(shown.kl.cpu()), step, dataformats="HWC")

@@ -47,6 +47,7 @@ from audiovae.trainable import Illustration, Trainable
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
+from audiovae.training.record import Record
 
 # Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up,
 # dropout, equaliser.
@@ -1120,6 +1121,22 @@ def test_what_keeps_the_contract_is_trained_to_its_known_best_and_shown(packed: 
     assert board.Tags()["images"] == ["validation/spectrograms"]
     with pytest.raises(TrainingError, match="Loudness has no latents"):
         fit(Loudness(), corpus, corpus, tmp_path / "other", replace(settings, free_bits=0.1))
+
+
+def test_sound_beyond_all_numbers_is_told_and_not_shown(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = Record(tmp_path, Loudness(), SETTINGS, {"train": "", "validation": "", "description": ""})
+    record.rewind(0, [])
+    heard = torch.tensor([0.5, math.inf])
+    record.illustration(3, Loudness(), heard, None)
+    record.close()
+    assert "step 3: heard of a recording is beyond all numbers, and is not shown; if" in caplog.text
+    board = EventAccumulator(str(tmp_path / "training"))
+    board.Reload()
+    assert (board.Tags()["audio"], board.Tags()["images"]) == ([], ["validation/spectrograms"])
 
 
 def test_a_run_of_an_older_version_is_refused_with_the_reason(
