@@ -30,9 +30,9 @@ _TOLD_BELOW = (0.25, 0.96)
 _N_UPDATES, _LEAST_SHARE, _LOUDEST = 10, 0.2, 10.0  # the last: of a band above, beside one below, for speech
 _DEVIATION_DB, _DEGREES = 6.0, 3  # of Student's t, the speech around what the bands below say: it may be missed there
 _LOWEST, _HIGHEST, _GRID = -3, 6, 19  # levels that are tried, in these deviations
-_LASTING, _BURST = 4, 4.0  # frames that speech lasts for; power beside what lasts, of a crack that is none
-_FAINT = 0.1  # quantile of the power heard beside the noise, which is no louder: speech pauses for so long
-_SPARED = (-20.0, -10.0)  # dB of a band's energy that would be taken away: below the first nothing is
+_LASTING, _BURST = 3, 12.0  # frames that speech lasts for; power beside what lasts, of a crack that is none
+_FAINT, _LEAST_HEARD = 0.1, 0.4  # a quantile of the power heard beside the noise, and what it is where that is right
+_SPARED = (-24.0, -15.0)  # dB of a band's energy that would be taken away: below the first nothing is
 _INDEPENDENT = 0.6  # share of the bins of a band that count: neighbours overlap
 _STRIDE = 3  # bins, of which one tells the quiet spectrum: enough for a band, and most of the time
 
@@ -46,9 +46,9 @@ class UpperBand:
     then every band of every frame may lie about v by itself, and its gain is the mean of s / (s + n) over the
     posterior of s. Channels share one gain. In a long file, what one stretch ends with is where the next begins.
 
-    Three rules keep what is not known below from harm. A crack, louder than what lasts for four frames around it, is
-    noise. The noise is no louder than what is heard in a tenth of the frames. And a band of which little would be taken
-    away is left as it is.
+    Three rules keep what is not known below from harm. A crack, far louder than what lasts for three frames around it,
+    is noise. The noise is about as loud as the faintest tenth of the frames at most. And a band of which little would
+    be taken away is left as it is.
 
     Feed it what was found below, and take as many samples as this reaches.
 
@@ -186,7 +186,7 @@ def _updated(
 
 
 def _lasting(power: Float[Tensor, "frame band"]) -> Float[Tensor, "frame band"]:
-    """What lasts: of all runs of four frames that hold a frame, the least power of the one where that is largest.
+    """What lasts: of all runs of three frames that hold a frame, the least power of the one where that is largest.
 
     Reference: the opening of J. Serra, "Image analysis and mathematical morphology", Academic Press 1982.
     """
@@ -202,11 +202,11 @@ def _cracks(heard: Float[Tensor, "frame band"]) -> Float[Tensor, "frame 1"]:
 
 
 def _no_louder(noise: Float[Tensor, "frame band"], heard: Float[Tensor, "frame band"]) -> Float[Tensor, "frame band"]:
-    """The noise, turned down in bands where it is above what is heard in nearly every frame; digital silence tells
-    nothing.
+    """The noise, turned down in bands where it is far above what is heard in a tenth of the frames: pauses are noise
+    alone. Digital silence tells nothing.
     """
     beside = torch.where(heard > VARIANCE_FLOOR, heard / noise.clamp(min=VARIANCE_FLOOR), torch.nan)
-    return noise * beside.nanquantile(_FAINT, 0).nan_to_num(1.0).clamp(max=1)
+    return noise * (beside.nanquantile(_FAINT, 0) / _LEAST_HEARD).nan_to_num(1.0).clamp(max=1)
 
 
 def _sparing(gain: Float[Tensor, "frame band"], heard: Float[Tensor, "frame band"]) -> Float[Tensor, "frame band"]:
