@@ -19,6 +19,7 @@ from torch import Tensor
 
 from audiovae import saved
 from audiovae.atomic import atomic_path
+from audiovae.corpora.layouts import LAYOUTS
 from audiovae.errors import ModelError, TrainingError
 from audiovae.saved import CARD, CONFIG, NEXT, TENSORS, Origin
 from audiovae.settings import TrainingSettings
@@ -28,7 +29,6 @@ from audiovae.training.state import TraceRow
 RUN, TRACE = "run.json", "trace.csv"
 _FORMAT = 4  # of run.json and the checkpoints beside it; 3: segments had no ends of recordings
 _MAY_DIFFER = ("versions", "init")  # of what run.json holds, when a run continues
-_FRONT_MATTER = "library_name: audiovae\ntags: [audio, speech, vae, unsupervised]\n"
 
 
 class Record:
@@ -248,10 +248,15 @@ class Record:
         rows = "\n".join(
             f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
         )
-        init, matter, before = self._run["init"], _FRONT_MATTER, ""
+        description = self._run["data"]["description"]
+        spoken = any(f"({layout} layout)" in description for layout in LAYOUTS)  # other folders may hold any sound
+        kinds = ["audio"] * bool(model.sample_rate) + ["speech"] * spoken
+        matter = f"library_name: audiovae\ntags: [{', '.join([*kinds, 'vae', 'unsupervised'])}]\n"
+        init, before = self._run["init"], ""
         how, whose = "trained", "that of its training data decides"
         if init:
-            matter, before = _parts(str(init["card"] or ""))
+            found, before = _parts(str(init["card"] or ""))
+            matter = found or matter
             before = f"\n## What it began as\n\nThe card of {init['name']}, as it was:\n\n{before.strip()}\n"
             how = f"fine-tuned from {init['name']} (SHA-256 {init['sha256'][:16]})"
             whose = f"those of its training data and of {init['name']}, below, decide"
@@ -262,7 +267,7 @@ class Record:
 
 A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
-* Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
+* Data: {description}; fingerprint {self._run["data"]["train"][:16]}.
 * Validation NLL + KL (minus the ELBO): {-elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
 * Licence: {whose}; fill it in before you share this model.
 * Limits: {limits}
@@ -286,9 +291,9 @@ def _difference(group: str, name: str, there: Any, here: Any) -> str:
 
 
 def _parts(card: str) -> tuple[str, str]:
-    """Front matter of a card, which holds its licence and data, and the rest."""
+    """Front matter of a card, which holds its licence and data, empty where there is none; and the rest."""
     found = re.match(r"---\n(.*?\n)---\n", card, flags=re.DOTALL)
-    return (found[1], card[found.end() :]) if found else (_FRONT_MATTER, card)
+    return (found[1], card[found.end() :]) if found else ("", card)
 
 
 def _leaves(config: dict[str, Any]) -> dict[str, Any]:

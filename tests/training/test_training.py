@@ -1123,6 +1123,13 @@ def test_what_keeps_the_contract_is_trained_to_its_known_best_and_shown(packed: 
         fit(Loudness(), corpus, corpus, tmp_path / "other", replace(settings, free_bits=0.1))
 
 
+def test_a_card_is_tagged_by_what_is_known_of_the_data(uninterrupted: Path, tmp_path: Path) -> None:
+    assert "\ntags: [audio, vae, unsupervised]\n" in (uninterrupted / "README.md").read_text()
+    record = Record(tmp_path, build(), SETTINGS, {"train": "", "description": "9 recordings (vctk layout)"})
+    record.save_model(build(), 1, 0.0)
+    assert "\ntags: [audio, speech, vae, unsupervised]\n" in (tmp_path / "README.md").read_text()
+
+
 def test_sound_beyond_all_numbers_is_told_and_not_shown(
     packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
