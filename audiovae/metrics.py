@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -233,17 +233,26 @@ METRICS: Mapping[str, Metric] = {
 WAVE_METRICS: Mapping[str, Metric] = {name: metric for name, metric in METRICS.items() if metric.function}
 
 
-def compare(reference: NDArray[np.float32], estimate: NDArray[np.float32], sample_rate: int) -> Score:
-    """All metrics of two waves, `[channel, sample]` each; with several channels, their mean.
+def compare(
+    reference: NDArray[np.float32],
+    estimate: NDArray[np.float32],
+    sample_rate: int,
+    metrics: Collection[str] | None = None,
+) -> Score:
+    """Metrics of two waves, `[channel, sample]` each; with several channels, their mean.
 
     What cannot be scored is named with its reason.
+
+    Args:
+        metrics: names of `WAVE_METRICS`; default all.
     """
+    chosen = {name: metric for name, metric in WAVE_METRICS.items() if metrics is None or name in metrics}
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
     waves = reference, estimate
-    rates = {metric.rate for metric in WAVE_METRICS.values()}
+    rates = {metric.rate for metric in chosen.values()}
     heard = {rate: [resample(wave, sample_rate, rate or sample_rate) for wave in waves] for rate in rates}
-    for name, metric in WAVE_METRICS.items():
+    for name, metric in chosen.items():
         assert metric.function is not None
         try:
             pairs = zip(*heard[metric.rate], strict=True)

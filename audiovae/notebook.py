@@ -35,7 +35,7 @@ class Bar:
     def __call__(self, done: int | float | Progress, total: int | None = None) -> None:
         """Args: done: a share, or a number where there is a total."""
         if isinstance(done, Progress):
-            elbo = "" if done.elbo is None else f", validation ELBO {done.elbo:.1f}"
+            elbo = "" if done.elbo is None else f", validation NLL + KL {-done.elbo:.1f}"
             self._text = f"step {done.step} of {done.steps}, loss {done.loss:.1f}{elbo}"
             self._share = done.step / done.steps
         else:

@@ -13,7 +13,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from audiovae.errors import AudiovaeError
+from audiovae.errors import AudiovaeError, LatentError
 from audiovae.level import without_rumble
 from audiovae.models import VAE, Inference, build
 from audiovae.objectives import (
@@ -277,10 +277,26 @@ class AudioVAE(TrainableVAE):
         return like(bound - 2 * self.stft.n_freqs * _divisor(level).log().unsqueeze(-1), wave)
 
     def sample(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame freq"]:
-        """PSD of `n_frames` frames drawn from the prior, at level 1."""
+        """PSD of `n_frames` frames drawn from the prior, at level 1.
+
+        Raises:
+            LatentError: each frame follows from the one before, and they grow beyond all numbers.
+        """
         if n_frames < 1:
             raise ValueError(f"n_frames must be at least 1, got {n_frames}")
-        return self.psd(self.vae.generate(n_frames, condition), condition)
+        try:
+            latents = self.vae.generate(n_frames, condition)
+            psd = self.psd(latents, condition) if torch.isfinite(latents).all() else None
+        except RuntimeError as error:
+            if "normal expects" not in str(error):  # what torch says of a deviation that is NaN
+                raise
+            psd = None
+        if psd is None or not torch.isfinite(psd).all():
+            raise LatentError(
+                f"this prior runs away: of {n_frames} frames that it draws, some are beyond all numbers; sample fewer "
+                "(--seconds), or train it for longer, or with longer segments (--training.segment_frames)"
+            )
+        return psd
 
     def psd(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None

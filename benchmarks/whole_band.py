@@ -9,8 +9,9 @@ SNR, SI-SDR inside this band of the input and of the speech, the least improveme
 beside that of the clean speech, how far below the output its change below 7 kHz is, and how much longer it takes, both
 against an enhancement that leaves the band out. Writes DIR/whole_band.md.
 
-The constants of `audiovae.separation.upper_band` were chosen with `klettres-data` (he, ar, de, hu, ru, cs) and folds 1
-and 2 of ESC-10, so that `alsa-utils` (without its Noise.wav) and fold 3 are free for results.
+The constants of `audiovae.separation.upper_band` were chosen with `klettres-data` (he, ar, de, hu, ru, cs), voices of
+espeak-ng, which have no noise of their own, and folds 1 and 2 of ESC-10, so that `alsa-utils` (without its Noise.wav)
+and fold 3 are free for results.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Read(HTMLParser):
     [
         ((0.25,), "0.250", "25 %, "),
         ((3, 12), "0.250", "25 %, 3 of 12, "),
-        ((Progress(15, 60, 12.34, -5.06),), "0.250", "25 %, step 15 of 60, loss 12.3, validation ELBO -5.1, "),
+        ((Progress(15, 60, 12.34, -5.06),), "0.250", "25 %, step 15 of 60, loss 12.3, validation NLL + KL 5.1, "),
     ],
 )
 def test_a_bar_tells_the_share_and_the_time_left(told: tuple, share: str, text: str) -> None:

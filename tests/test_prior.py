@@ -14,7 +14,8 @@ from conftest import RATE, build_prior, speech_like
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from audiovae import STFT, AudioVAE, ComplexNormal, FrameVAE, FrameVAESettings
+from audiovae import STFT, AudioVAE, ComplexNormal, DynamicVAE, DynamicVAESettings, FrameVAE, FrameVAESettings
+from audiovae.errors import LatentError
 from audiovae.level import active_level
 from audiovae.phase import griffin_lim
 from audiovae.prior import check_choice
@@ -451,3 +452,16 @@ def test_a_wave_without_channels_shares_nothing(prior: AudioVAE) -> None:
 def test_a_prior_of_any_rate_that_can_be_made_loads_again(prior: AudioVAE, rate: int, tmp_path: Path) -> None:
     AudioVAE(prior.stft, prior.vae, rate).save_pretrained(tmp_path)
     assert AudioVAE.from_pretrained(tmp_path).sample_rate == rate
+
+
+@pytest.mark.parametrize("growth", [3e6, 1e3], ids=["of latents", "of the spectrum"])
+def test_a_prior_that_runs_away_when_it_is_sampled_says_so(growth: float) -> None:
+    stft = STFT(128, 64)
+    torch.manual_seed(0)
+    vae = DynamicVAE(stft.n_freqs, DynamicVAESettings(latent_dim=2, width=8, prior_width=8))
+    prior = AudioVAE(stft, vae, 8000)
+    with torch.no_grad():
+        for network in (vae.transition, vae.decoder):
+            network[-1].weight.normal_(0, growth)
+    with pytest.raises(LatentError, match=r"runs away: of 200 frames .* beyond all numbers; sample fewer"):
+        prior.sample(200)

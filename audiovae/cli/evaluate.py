@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from audiovae.cli import arguments
 from audiovae.cli.arguments import Item
 from audiovae.errors import AudiovaeError, PathError
 from audiovae.locks import break_lock, locked_file
+
+METRICS = ("si_sdr", "pesq", "estoi", "dnsmos")  # known without the libraries that compute them
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -32,6 +35,12 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         type=arguments.path,
         metavar="DIR",
         help="with --clean and --estimate: what was enhanced, to tell the improvement over it",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        help="only these of the waves (default: all); PESQ, ESTOI and DNSMOS are of speech, and take most of the time",
     )
     parser.add_argument("--phase", choices=["original", "griffin-lim"], default="original", help="as of resynthesize")
     arguments.add_latents(parser)
@@ -123,7 +132,14 @@ def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:
 
     condition = arguments.condition(prior, options)
     score = evaluate_file(
-        prior, item.source, options.phase, options.latents, options.samples, options.teacher_forcing, condition
+        prior,
+        item.source,
+        options.phase,
+        options.latents,
+        options.samples,
+        options.teacher_forcing,
+        condition,
+        options.metrics,
     )
     info = audio.inspect(item.source)
     told = {"seconds": info.seconds, **arguments.resampling(info.sample_rate, prior.sample_rate)}
@@ -136,13 +152,14 @@ def compare(_: Any, item: Item, options: Any) -> dict[str, Any]:
 
     assert item.target is not None
     clean, info = audio.read(item.source)
-    score = _compare(clean, info, item.target)
+    score = _compare(clean, info, item.target, options.metrics)
     if options.noisy:
-        score = improvement(score, _compare(clean, info, _partner(item.name, options.noisy)))
+        noisy = _compare(clean, info, _partner(item.name, options.noisy), options.metrics)
+        score = improvement(score, noisy)
     return {"values": score.values, "reasons": score.reasons, "seconds": info.seconds}
 
 
-def _compare(clean: Any, info: Any, path: Path) -> Any:
+def _compare(clean: Any, info: Any, path: Path, metrics: Collection[str] | None) -> Any:
     from audiovae import audio
     from audiovae.metrics import compare as compare_waves
 
@@ -153,7 +170,7 @@ def _compare(clean: Any, info: Any, path: Path) -> Any:
     ):  # fmt: skip
         if expected != got:
             raise PathError(path, f"has another {what} ({got}) than the clean file ({expected})")
-    return compare_waves(clean, estimate, info.sample_rate)
+    return compare_waves(clean, estimate, info.sample_rate, metrics)
 
 
 def _pairs(clean: str, estimate: str) -> list[Item]:

@@ -59,6 +59,8 @@ def run(options: Any) -> int:
         progress = _counted(advance)
         result = prepare(options.source, options.packed, settings, options.jobs, options.overwrite, progress)
     failed = [file for file in result.left_out if file.failed]
+    options.rows = [{"seconds": result.seconds_new / result.n_new} for _ in range(result.n_new)]
+    options.rows += [{"skipped": True} for _ in range(len(result.utterances) - result.n_new)] + [{} for _ in failed]
     for file in failed:
         print(f"audiovae: {options.source}/{file.id}: left out: {file.reason}", file=sys.stderr)
     if not options.quiet:

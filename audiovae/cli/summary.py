@@ -15,7 +15,7 @@ def tell_end(options: Any, wall_seconds: float) -> None:
 
     Args:
         options: `rows` are those of the files, as in the verb's JSON, none in any process but the first; and
-            `work_seconds` what they took, of all processes together.
+            `work_seconds` what they took, of all processes together, where that is told.
         wall_seconds: since the verb began.
     """
     rows = getattr(options, "rows", [])
@@ -23,7 +23,7 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     n_kept = sum("skipped" in row and "locked" not in row for row in rows)
     if not (done or n_kept):
         return
-    place = getattr(options, "output", None) or getattr(options, "report", None)
+    place = next((place for name in ("output", "report", "packed") if (place := getattr(options, name, None))), None)
     parts = [f"{_counted(len(done))} of {len(rows)}" if len(done) < len(rows) else _counted(len(done))]
     parts += [f"{n_kept} kept that were there"] if n_kept else []
     sound_seconds = sum(row["seconds"] for row in done)

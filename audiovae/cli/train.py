@@ -221,15 +221,15 @@ def run(options: Any) -> int:
         validation.verify()
     is_plain = not sys.stderr.isatty()  # a log file
     with bar(settings.steps, hidden=options.quiet or is_plain, what="steps") as advance:
-        elbo, step = "", 0
+        bound, step = "", 0
         last = -_PLAIN_SECONDS
 
         def progress(now: Progress) -> None:
-            nonlocal elbo, step, last
+            nonlocal bound, step, last
             is_validation = now.elbo is not None
-            if is_validation:
-                elbo = f"  validation ELBO {now.elbo:.1f}"
-            text = f"loss {now.loss:.1f}{elbo}"
+            if now.elbo is not None:
+                bound = f"  validation NLL + KL {-now.elbo:.1f}"  # as evaluate has it: like the loss, to be low
+            text = f"loss {now.loss:.1f}{bound}"
             advance(now.step - step, text=text)
             step = now.step
             due = time.monotonic() - last > (_PLAIN_SECONDS_OF_VALIDATIONS if is_validation else _PLAIN_SECONDS)
@@ -238,13 +238,14 @@ def run(options: Any) -> int:
                 last = time.monotonic()
 
         fitted = fit(prior, corpus, validation, output, settings, device, options.overwrite, progress)
+    options.rows = [{"seconds": u.n_samples / corpus.sample_rate} for u in corpus.split("train")]
     if fitted.warning:
         print(f"audiovae: warning: {fitted.warning}", file=sys.stderr)
     if options.json:
         print_json({"model": str(output), **asdict(fitted)})
     elif not options.quiet:
         print(
-            f"{output}: validation ELBO {fitted.elbo:.1f} {prior.unit}, reached at step {fitted.best_step} of "
-            f"{fitted.steps}"
+            f"{output}: validation NLL + KL {-fitted.elbo:.1f} {prior.unit}, the lowest, reached at step "
+            f"{fitted.best_step} of {fitted.steps}"
         )
     return 0

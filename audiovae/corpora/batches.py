@@ -24,6 +24,10 @@ class SegmentSampler:
 
     What is drawn depends on the seed, the step and the rank alone: a sampler has no state to save.
 
+    With a margin, the ends of a recording are heard as whoever uses a prior hears them: frames reach into the zeros
+    around it. A segment that would begin up to half its length before the first place or after the last one is drawn
+    there, so frames near the ends are, on average, drawn as often as others.
+
     Args:
         corpus: the recordings, or the arrays, of which a frame stands where a sample does.
         split: "train", "validation" or "test".
@@ -31,6 +35,7 @@ class SegmentSampler:
             which weigh nothing in the loss of a prior; arrays must be as long.
         device: where the batches are wanted.
         level_rule: whether a recording's level is that of its active frames or its peak, see `audiovae.level`.
+        margin: samples by which a segment may reach beyond a recording, into zeros: half a frame, as in `STFT`.
 
     Raises:
         CorpusError: no recording in that split, or an array that is too short.
@@ -43,6 +48,7 @@ class SegmentSampler:
         segment_samples: int,
         device: torch.device,
         level_rule: LevelName = "active",
+        margin: int = 0,
     ) -> None:
         self.utterances = corpus.split(split)
         if not self.utterances:
@@ -57,8 +63,10 @@ class SegmentSampler:
                 f"have {lengths.min()} frames at the least, fewer than a segment: set segment_frames to at most that",
             )
         self._starts = np.array([u.start for u in self.utterances])
-        self._last = np.maximum(lengths - self.segment_samples, 0)  # latest start within a recording
-        self._ends = np.cumsum(self._last + 1)
+        self._margin = margin
+        self._last = np.maximum(lengths + 2 * margin - segment_samples, 0)  # the first place is `margin` before it
+        self._beyond = max(0, segment_samples - 2 * margin) // 2 if margin else 0
+        self._ends = np.cumsum(self._last + 1 + 2 * self._beyond)
         levels = [u.level if level_rule == "active" else u.peak for u in self.utterances]
         self._gains = np.array([u.scale / level for u, level in zip(self.utterances, levels, strict=True)], np.float32)
         self._lengths = lengths
@@ -77,23 +85,22 @@ class SegmentSampler:
         generator = np.random.default_rng((seed, step, rank))
         position = generator.integers(self._ends[-1], size=n_segments)
         which = np.searchsorted(self._ends, position, side="right")
-        offset = position - (self._ends[which] - self._last[which] - 1)
-        starts = self._starts[which] + offset
-        waves = self._gather(starts)
+        place = position - self._ends[which] + self._last[which] + 1 + self._beyond
+        offset = np.clip(place, 0, self._last[which]) - self._margin
+        waves = self._gather(self._starts[which] + offset)
         waves = waves * torch.from_numpy(self._gains[which]).to(self._device).reshape(-1, *[1] * (waves.ndim - 1))
-        short = self._lengths[which] < self.segment_samples
-        if short.any():  # what follows a recording in the file is another one
-            lengths = torch.from_numpy(self._lengths[which]).reshape(-1, *[1] * (waves.ndim - 1))
-            waves = waves.masked_fill((torch.arange(self.segment_samples) >= lengths).to(self._device), 0.0)
+        if (offset < 0).any() or (offset + self.segment_samples > self._lengths[which]).any():
+            at = offset[:, None] + np.arange(self.segment_samples)
+            outside = torch.from_numpy((at < 0) | (at >= self._lengths[which, None]))  # there lies another recording
+            outside = outside.reshape(len(waves), *[1] * (waves.ndim - 2), -1)
+            waves = waves.masked_fill(outside.to(self._device), 0.0)
         return waves, [self.utterances[i] for i in which]
 
     def _gather(self, starts: NDArray[np.int64]) -> Tensor:
-        beyond = np.maximum(starts + self.segment_samples - len(self._samples), 0)  # only a short last recording
-        rows = self._samples.unfold(0, self.segment_samples, 1)[
-            torch.from_numpy(starts - beyond).to(self._samples.device)
-        ]
-        for i in np.flatnonzero(beyond):
-            rows[i] = rows[i].roll(-int(beyond[i]), -1)
+        within = np.clip(starts, 0, len(self._samples) - self.segment_samples)
+        rows = self._samples.unfold(0, self.segment_samples, 1)[torch.from_numpy(within).to(self._samples.device)]
+        for i in np.flatnonzero(within != starts):  # beyond the first recording, or the last
+            rows[i] = rows[i].roll(int(within[i] - starts[i]), -1)
         rows = rows if self._holds_sound else rows.movedim(-1, 1)
         return rows.to(self._device).float()
 

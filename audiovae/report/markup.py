@@ -42,6 +42,12 @@ th { font-weight: 600; font-size: .9rem } td { white-space: nowrap }
 .scroll td:first-child, .scroll th:first-child { position: sticky; left: 0; background: var(--paper) }
 td:first-child, th:first-child { text-align: left; white-space: normal; min-width: 9rem; padding-left: 0;
 overflow-wrap: anywhere }
+@media (max-width: 500px) { .cards, .cards tr { display: block } .cards th { display: none }
+.cards tbody { display: flex; flex-direction: column } .cards .mean { order: -1 }
+.cards tr { margin-bottom: .9rem; border-bottom: 1px solid var(--line) }
+.cards td { display: flex; justify-content: space-between; gap: 1rem; padding: .1rem 0; border: 0; white-space: normal }
+.cards td::before { content: attr(data-name); flex: none; color: var(--muted); font-weight: 400 }
+.cards td:first-child { position: static; font-weight: 600 } .cards td:first-child::before { content: none } }
 .facts td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere } .mean td { font-weight: 600 }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem }
 figure { margin: 0; min-width: 0 } figcaption { font-weight: 600 }

@@ -156,7 +156,9 @@ def _show(evaluation: Evaluation, file: ReportedFile) -> _Shown:
         choice: prior.resynthesize(samples, latents=choice, level=level, condition=condition).numpy(force=True)
         for choice in ("mean", "sample")
     }
-    values = ", ".join(f"{METRICS[metric].heading} {number(value)}" for metric, value in file.values.items())
+    values = ", ".join(
+        f"{METRICS[name].heading} {number(file.values[name])}" for name in METRICS if name in file.values
+    )
     return _Shown(
         Panel(
             "original",
@@ -185,12 +187,12 @@ def _means(evaluations: Sequence[Evaluation]) -> str:
     head = "".join(f"<th>{METRICS[metric].title}</th>" for metric in metrics)
     rows = "".join(
         f"<tr><td>{html.escape(evaluation.name)}</td>"
-        + "".join(f"<td>{summary.get(metric, '-')}</td>" for metric in metrics)
+        + "".join(_cell(metric, summary.get(metric, "-")) for metric in metrics)
         + "</tr>"
         for evaluation, summary in zip(evaluations, summaries, strict=True)
     )
     return (
-        f'<div class="scroll"><table><tr><th>prior</th>{head}</tr>{rows}</table></div>'
+        f'<div class="scroll"><table class="cards"><tr><th>prior</th>{head}</tr>{rows}</table></div>'
         '<p class="note">Means over the files, ± 95 %, of the trimmed sound at unit RMS.</p>'
     )
 
@@ -202,18 +204,24 @@ def _table(files: Sequence[ReportedFile], shown_names: Mapping[Path, str]) -> st
     rows = "".join(
         f"<tr><td>{html.escape(shown_names[file.path])}</td>"
         + "".join(
-            f"<td>{number(file.values[name])}</td>"
+            _cell(name, number(file.values[name]))
             if name in file.values
-            else f'<td class="reason">{html.escape(file.reasons.get(name, "-"))}</td>'
+            else _cell(name, html.escape(file.reasons.get(name, "-")), "reason")
             for name in names
         )
         + "</tr>"
         for file in files
     )
-    mean = "".join(f"<td>{summary[name]}</td>" for name in names)  # Estimate prints as mean ± half-width
+    mean = "".join(_cell(name, summary[name]) for name in names)  # Estimate prints as mean ± half-width
     last = f'<tr class="mean"><td>mean of {len(files)} ± 95 %</td>{mean}</tr>'
     return (
-        f'<div class="scroll"><table><tr><th>file</th>{head}</tr>{rows}{last}</table></div>'
+        f'<div class="scroll"><table class="cards"><tr><th>file</th>{head}</tr>{rows}{last}</table></div>'
         '<p class="note">Of the trimmed sound at unit RMS. '
         "What could not be scored says why, and is not averaged.</p>"
     )
+
+
+def _cell(metric: str, content: object, kind: str = "") -> str:
+    """With the name of its column, which stands beside it where the page is narrow."""
+    of_kind = f' class="{kind}"' if kind else ""
+    return f'<td data-name="{html.escape(METRICS[metric].title)}"{of_kind}>{content}</td>'

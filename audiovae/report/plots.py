@@ -26,8 +26,10 @@ _SOURCES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  #
 _DASHES = ("-", "--", "-.", ":")
 
 
-def decibels(powers: list[Float[Tensor, "frame freq"]]) -> list[NDArray[np.float64]]:
-    """Powers in dB re the loudest bin of all of them, from -80 to 0, `[frame, freq]` each."""
+def decibels(powers: list[Float[Tensor, "frame _"]]) -> list[NDArray[np.float64]]:
+    """Powers in dB re the loudest bin of all of them, from -80 to 0, `[frame, freq]` each, of any number of
+    bins.
+    """
     loudest = max(float(power.max()) for power in powers) or 1.0
     floor = 10 ** (-RANGE_DB / 10)
     return [10 * torch.log10((power / loudest).clamp(min=floor)).double().numpy(force=True) for power in powers]

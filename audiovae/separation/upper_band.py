@@ -30,6 +30,10 @@ _TOLD_BELOW = (0.25, 0.96)
 _N_UPDATES, _LEAST_SHARE, _LOUDEST = 10, 0.2, 10.0  # the last: of a band above, beside one below, for speech
 _DEVIATION_DB, _DEGREES = 6.0, 3  # of Student's t, the speech around what the bands below say: it may be missed there
 _LOWEST, _HIGHEST, _GRID = -3, 6, 19  # levels that are tried, in these deviations
+_LASTING, _BURST = 3, 20.0  # frames that speech lasts for; power beside what lasts, of a crack that is none
+_CRACKLING = (-16.0, -10.0)  # dB of the energy that is in cracks: below the first they are plosives
+_FAINT, _LEAST_HEARD = 0.1, 0.4  # a quantile of the power heard beside the noise, and what it is where that is right
+_SPARED = (-26.0, -18.0)  # dB of a band's energy that would be taken away: below the first nothing is
 _INDEPENDENT = 0.6  # share of the bins of a band that count: neighbours overlap
 _STRIDE = 3  # bins, of which one tells the quiet spectrum: enough for a band, and most of the time
 
@@ -42,6 +46,10 @@ class UpperBand:
     model, and a fifth of the quiet spectrum besides. All weights are fitted to the recording by multiplicative updates;
     then every band of every frame may lie about v by itself, and its gain is the mean of s / (s + n) over the
     posterior of s. Channels share one gain. In a long file, what one stretch ends with is where the next begins.
+
+    Three rules keep what is not known below from harm. Where a recording crackles, what is far louder than all that
+    lasts for three frames around it is noise. The noise is about as loud as the faintest tenth of the frames at most.
+    And a band of which little would be taken away is left as it is.
 
     Feed it what was found below, and take as many samples as this reaches.
 
@@ -119,6 +127,8 @@ class UpperBand:
         track = quiet_track(heard[:, ::_STRIDE], self._quiet)
         self._quiet = track[-1]
         heard, quiet = heard @ self._mean, track @ self._sparse_mean
+        whole, crack = heard, _cracks(heard) * heard
+        heard = whole - crack
         least = _LEAST_SHARE * quiet
         begin = _even((heard - quiet).clamp(min=0), speech), _even(quiet, noise)
         of_speech, of_noise = before = self._weights or begin
@@ -129,7 +139,9 @@ class UpperBand:
         share = (torch.arange(len(heard), device=heard.device) / OVERLAP_FRAMES).clamp(max=1).unsqueeze(-1)
         self._weights = of_speech, of_noise
         s, n = (torch.lerp(a @ w, a @ v, share) for a, w, v in zip((speech, noise), before, self._weights, strict=True))
-        return _posterior_gain(heard, s + VARIANCE_FLOOR, n + least, self._n_told)
+        s = torch.where(crack > 0, torch.minimum(s, _BURST * _lasting(heard)), s)
+        n = _no_louder(n + least, heard)
+        return _sparing(_posterior_gain(whole, s + VARIANCE_FLOOR, n + crack, self._n_told), whole)
 
     def _analyse(self, n_frames: int) -> None:
         """Until so many frames of the file were seen."""
@@ -173,6 +185,45 @@ def _updated(
     """One multiplicative update, see `ShallowSource`."""
     precision = 1 / (below @ weights + rest + VARIANCE_FLOOR)
     return weights * root(below.mT @ (heard * precision.square()), below.mT @ precision)
+
+
+def _lasting(power: Float[Tensor, "frame band"]) -> Float[Tensor, "frame band"]:
+    """What lasts: of all runs of three frames that hold a frame, the least power of the one where that is largest.
+
+    Reference: the opening of J. Serra, "Image analysis and mathematical morphology", Academic Press 1982.
+    """
+    before = functional.pad(-power.mT, (_LASTING - 1, 0), value=-math.inf)
+    least = -functional.max_pool1d(before, _LASTING, 1)  # of the run that ends here
+    return functional.max_pool1d(functional.pad(least, (0, _LASTING - 1), value=-math.inf), _LASTING, 1).mT
+
+
+def _cracks(heard: Float[Tensor, "frame band"]) -> Float[Tensor, "frame 1"]:
+    """The share of a frame that is a crack: what is far above the power that lasts around it, where cracks are much of
+    all that is heard.
+    """
+    power = heard.mean(1, keepdim=True)
+    share = (1 - _BURST * _lasting(power) / power.clamp(min=VARIANCE_FLOOR)).clamp(min=0)
+    return share * _between(_CRACKLING, (share * power).sum() / power.sum().clamp(min=VARIANCE_FLOOR))
+
+
+def _between(decibels: tuple[float, float], share: Tensor) -> Tensor:
+    """From 0, for a share of energy of the first number of dB, to 1 for the second."""
+    least, most = decibels
+    return ((10 * torch.log10(share.clamp(min=VARIANCE_FLOOR)) - least) / (most - least)).clamp(0, 1)
+
+
+def _no_louder(noise: Float[Tensor, "frame band"], heard: Float[Tensor, "frame band"]) -> Float[Tensor, "frame band"]:
+    """The noise, turned down in bands where it is far above what is heard in a tenth of the frames: pauses are noise
+    alone. Digital silence tells nothing.
+    """
+    beside = torch.where(heard > VARIANCE_FLOOR, heard / noise.clamp(min=VARIANCE_FLOOR), torch.nan)
+    return noise * (beside.nanquantile(_FAINT, 0) / _LEAST_HEARD).nan_to_num(1.0).clamp(max=1)
+
+
+def _sparing(gain: Float[Tensor, "frame band"], heard: Float[Tensor, "frame band"]) -> Float[Tensor, "frame band"]:
+    """The gain, nearer to 1 in bands where it takes little away: there it could do more harm than good."""
+    taken = ((1 - gain).square() * heard).sum(0) / heard.sum(0).clamp(min=VARIANCE_FLOOR)
+    return 1 - _between(_SPARED, taken) * (1 - gain)
 
 
 def _posterior_gain(

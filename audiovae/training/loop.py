@@ -225,9 +225,10 @@ class _Data:
         self._model, self._settings, self._corpus = model, settings, corpus
         self._rank, self._device = fabric.global_rank, fabric.device
         n_samples = model.segment_samples(settings.segment_frames)
-        self._train = SegmentSampler(corpus, "train", n_samples, self._device, model.level_rule)
+        margin = model.segment_samples(1) // 2  # half a frame; of arrays nothing
+        self._train = SegmentSampler(corpus, "train", n_samples, self._device, model.level_rule, margin)
         self._conditions = _conditions(model, self._train.utterances, self._device)
-        draws = SegmentSampler(validation, "validation", n_samples, self._device, model.level_rule)
+        draws = SegmentSampler(validation, "validation", n_samples, self._device, model.level_rule, margin)
         self._validation, drawn = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
         validation.verify(drawn)
         conditions = _conditions(model, draws.utterances, self._device)

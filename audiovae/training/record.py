@@ -19,6 +19,7 @@ from torch import Tensor
 
 from audiovae import saved
 from audiovae.atomic import atomic_path
+from audiovae.corpora.layouts import LAYOUTS
 from audiovae.errors import ModelError, TrainingError
 from audiovae.saved import CARD, CONFIG, NEXT, TENSORS, Origin
 from audiovae.settings import TrainingSettings
@@ -26,9 +27,8 @@ from audiovae.trainable import Trainable
 from audiovae.training.state import TraceRow
 
 RUN, TRACE = "run.json", "trace.csv"
-_FORMAT = 3  # of run.json and the checkpoints beside it
+_FORMAT = 4  # of run.json and the checkpoints beside it; 3: segments had no ends of recordings
 _MAY_DIFFER = ("versions", "init")  # of what run.json holds, when a run continues
-_FRONT_MATTER = "library_name: audiovae\ntags: [audio, speech, vae, unsupervised]\n"
 
 
 class Record:
@@ -125,10 +125,7 @@ class Record:
                         self.model_folder, there, n_steps, n_steps,
                     )  # fmt: skip
                 elif there != here:
-                    raise TrainingError(
-                        f"{self.model_folder}: holds a run with another {name} ({group}): {there!r} there, {here!r} "
-                        "now; repeat its settings to continue it, or --overwrite to start anew"
-                    )
+                    raise TrainingError(f"{self.model_folder}: {_difference(group, name, there, here)}")
 
     def _compare_beginning(self, there: dict[str, Any]) -> None:
         """A run continues with the model that it began as, or with the one that it left."""
@@ -185,8 +182,8 @@ class Record:
         """Append to the curves."""
         if self._board is None:
             return
-        self._board.add_scalar("validation/elbo", log_likelihood - kl, step)
-        self._board.add_scalar("validation/log_likelihood", log_likelihood, step)
+        self._board.add_scalar("validation/nll_plus_kl", kl - log_likelihood, step)  # minus the ELBO
+        self._board.add_scalar("validation/nll", -log_likelihood, step)
         self._board.add_scalar("validation/kl", kl, step)
 
     @torch.no_grad()
@@ -198,13 +195,22 @@ class Record:
         from audiovae.report.plots import kl_pixels, spectrogram_pixels
 
         shown = model.illustrate(wave, condition)
-        scale = 0.9 / max([float(sound.abs().max()) for sound in shown.waves.values()] + [1e-9])
-        for name, sound in shown.waves.items():
+        waves, powers = (
+            {name: values for name, values in several.items() if torch.isfinite(values).all()}
+            for several in (shown.waves, shown.powers)
+        )
+        if missing := [name for name in (*shown.waves, *shown.powers) if name not in {**waves, **powers}]:
+            logging.getLogger("audiovae").warning(
+                "step %d: %s of a recording is beyond all numbers, and is not shown; if the next ones are, too, lower "
+                "--training.learning_rate", step, " and ".join(missing),
+            )  # fmt: skip
+        scale = 0.9 / max([float(sound.abs().max()) for sound in waves.values()] + [1e-9])
+        for name, sound in waves.items():
             self._board.add_audio(f"validation/{name}", sound.cpu() * scale, step, model.sample_rate)
-        if shown.powers:
-            seconds = next(iter(shown.waves.values()), wave).shape[-1] / model.sample_rate
-            frame_seconds = seconds / max(1, next(iter(shown.powers.values())).shape[0] - 1)
-            pixels = spectrogram_pixels(dict(shown.powers), frame_seconds, model.sample_rate)
+        if powers:
+            seconds = next(iter(waves.values()), wave).shape[-1] / model.sample_rate
+            frame_seconds = seconds / max(1, next(iter(powers.values())).shape[0] - 1)
+            pixels = spectrogram_pixels(powers, frame_seconds, model.sample_rate)
             self._board.add_image("validation/spectrograms", pixels, step, dataformats="HWC")
         if shown.kl is not None:
             self._board.add_image("validation/kl_per_dimension", kl_pixels(shown.kl.cpu()), step, dataformats="HWC")
@@ -249,10 +255,15 @@ class Record:
         rows = "\n".join(
             f"| {name} | {value} |" for name, value in {**self._run["model"], **self._run["settings"]}.items()
         )
-        init, matter, before = self._run["init"], _FRONT_MATTER, ""
+        description = self._run["data"]["description"]
+        spoken = any(f"({layout} layout)" in description for layout in LAYOUTS)  # other folders may hold any sound
+        kinds = ["audio"] * bool(model.sample_rate) + ["speech"] * spoken
+        matter = f"library_name: audiovae\ntags: [{', '.join([*kinds, 'vae', 'unsupervised'])}]\n"
+        init, before = self._run["init"], ""
         how, whose = "trained", "that of its training data decides"
         if init:
-            matter, before = _parts(str(init["card"] or ""))
+            found, before = _parts(str(init["card"] or ""))
+            matter = found or matter
             before = f"\n## What it began as\n\nThe card of {init['name']}, as it was:\n\n{before.strip()}\n"
             how = f"fine-tuned from {init['name']} (SHA-256 {init['sha256'][:16]})"
             whose = f"those of its training data and of {init['name']}, below, decide"
@@ -263,8 +274,8 @@ class Record:
 
 A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"]["audiovae"]}.
 
-* Data: {self._run["data"]["description"]}; fingerprint {self._run["data"]["train"][:16]}.
-* Validation ELBO: {elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
+* Data: {description}; fingerprint {self._run["data"]["train"][:16]}.
+* Validation NLL + KL (minus the ELBO): {-elbo:.1f} {model.unit}{level}, after {step} steps (one draw of the latents).
 * Licence: {whose}; fill it in before you share this model.
 * Limits: {limits}
 
@@ -274,10 +285,22 @@ A {model.kind} of {weights:,} weights, {how} with audiovae {self._run["versions"
 {before}"""
 
 
+def _difference(group: str, name: str, there: Any, here: Any) -> str:
+    """What a run in the folder has that this one has not, and what to do about it."""
+    if group == "data":
+        found = f"holds a run on other data: {name} is {there!r} there and {here!r} now"
+        remedy = "give the same corpus to continue it"
+    else:
+        option = name.partition(".")[2] if group == "model" and name.startswith("vae.") else name
+        found = f"holds a run whose {option} is {there!r}, and now it is {here!r}"
+        remedy = f"give it as {there!r}" + (" or more" if name == "steps" else "") + " to continue that run"
+    return f"{found}; {remedy}, or --overwrite to start anew, or another -o for a new model"
+
+
 def _parts(card: str) -> tuple[str, str]:
-    """Front matter of a card, which holds its licence and data, and the rest."""
+    """Front matter of a card, which holds its licence and data, empty where there is none; and the rest."""
     found = re.match(r"---\n(.*?\n)---\n", card, flags=re.DOTALL)
-    return (found[1], card[found.end() :]) if found else (_FRONT_MATTER, card)
+    return (found[1], card[found.end() :]) if found else ("", card)
 
 
 def _leaves(config: dict[str, Any]) -> dict[str, Any]:

@@ -938,6 +938,29 @@ def test_a_corpus_of_a_single_short_recording_can_be_drawn_from(tmp_path: Path) 
     assert not waves[:, 50:].any()
 
 
+def test_with_a_margin_segments_begin_and_end_in_the_zeros_around_a_recording(tmp_path: Path) -> None:
+    margin, frame, lengths = 16, 32, [4000, 50, 4000]  # of all three the file holds another recording next to it
+    corpus = _ramp_corpus(tmp_path, *lengths)
+    waves, utterances = SegmentSampler(corpus, "train", SEGMENT_SAMPLES, CPU, margin).draw(10_000, seed=0, step=0)
+    around = [
+        np.pad(np.arange(u.start + 1, u.start + u.n_samples + 1), (margin, SEGMENT_SAMPLES)).astype(np.float32) / 2
+        for u in corpus.utterances
+    ]
+    heard = np.zeros((2, lengths[0] // frame))  # of the long ones, how often each frame
+    for wave, utterance in zip(waves.numpy(), utterances, strict=True):
+        i = corpus.utterances.index(utterance)
+        loudest = int(wave.argmax())
+        place = round(2 * wave[loudest]) - utterance.start - 1 + margin - loudest
+        assert np.array_equal(around[i][place : place + SEGMENT_SAMPLES], wave)
+        assert place <= max(0, utterance.n_samples + 2 * margin - SEGMENT_SAMPLES)
+        if utterance.n_samples > frame * 2:
+            for start in range(place, place + SEGMENT_SAMPLES - frame + 1, frame // 2):
+                heard[i // 2, min(start // frame, heard.shape[1] - 1)] += 1
+    ends = np.concatenate([heard[:, :4], heard[:, -4:]], axis=1)
+    assert ends.mean() == pytest.approx(heard[:, 4:-4].mean(), rel=0.15)
+    assert ends.min() > 0.4 * heard.mean()
+
+
 def test_a_split_without_recordings_is_refused_by_name(packed: Path) -> None:
     with pytest.raises(CorpusError, match=r"has no recording in the split 'test'"):
         _sampler(PackedCorpus(packed), "test")

@@ -102,9 +102,9 @@ def written(alive: AudioVAE, tmp_path_factory: pytest.TempPathFactory) -> Writte
     )
 
 
-def heard(page: Page) -> list[NDArray[np.float64]]:
+def heard(page: Page, expected_rate: int = RATE) -> list[NDArray[np.float64]]:
     sounds = [soundfile.read(io.BytesIO(content)) for content in page.content("audio")]
-    assert all(rate == RATE for _, rate in sounds)
+    assert all(rate == expected_rate for _, rate in sounds)
     return [wave for wave, _ in sounds]
 
 
@@ -298,8 +298,8 @@ def write(folder: Path, prior: AudioVAE, wave: NDArray[Any], rate: int) -> tuple
 
 
 @pytest.mark.usefixtures("unpainted")
-@pytest.mark.parametrize("rate", [8000, 48000])
-def test_two_channels_are_heard_and_named_at_the_rate_of_the_prior(alive: AudioVAE, tmp_path: Path, rate: int) -> None:
+def test_two_channels_are_heard_and_named_at_the_rate_of_the_prior(alive: AudioVAE, tmp_path: Path) -> None:
+    rate = 8000
     first = noisy(1.0, rate)
     page, text = write(tmp_path, alive, np.stack([first, np.flip(first)], axis=1), rate)
     sound = heard(page)[0]
@@ -309,6 +309,33 @@ def test_two_channels_are_heard_and_named_at_the_rate_of_the_prior(alive: AudioV
     assert "Its 2 channels share one gain" in text
     assert numbers(page)["channels"] == "2, 2 heard"
     assert f"rate of 16000 Hz; the file has {rate} Hz" in text
+
+
+@pytest.mark.parametrize("rate", [44100, 48000])
+def test_a_file_of_a_higher_rate_is_heard_and_shown_whole(
+    alive: AudioVAE, tmp_path: Path, rate: int, figures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = noisy(3.0, rate)
+    page, text = write(tmp_path, alive, wave, rate)
+    files.enhance_file(
+        enhancer_of(alive, PointEstimate, Stationary, n_iterations=2), tmp_path / "a.wav", tmp_path / "o.wav"
+    )
+    sounds = heard(page, rate)
+    gain = 0.05 / np.sqrt(np.mean(wave.astype(float) ** 2))
+    for sound, expected in zip(sounds, (wave, soundfile.read(tmp_path / "o.wav")[0]), strict=False):
+        assert np.abs(sound - gain * expected).max() <= 4 * QUANTUM
+    assert np.abs(sounds[1] + sounds[2] - sounds[0]).max() <= 2 * QUANTUM
+    assert f"spectrograms have its rate of {rate} Hz; the model's variances reach 8000 Hz" in text
+    highest = [figure.axes[0].get_ylim()[1] for figure in figures[:6]]
+    assert highest == pytest.approx([rate / 2000] * 3 + [8.0] * 3)
+
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", 60)
+    monkeypatch.setattr(blocks, "OVERLAP_FRAMES", 20)
+    page, text = write(tmp_path, alive, wave, rate)
+    sounds = heard(page, rate)
+    assert 0.85 * rate < len(sounds[0]) == len(sounds[1]) <= 0.944 * rate + 1
+    assert np.corrcoef(sounds[0], wave[: len(sounds[0])])[0, 1] > 0.9999
+    assert "Its first 0.944 s of 3.00 s are shown" in text
 
 
 @pytest.mark.usefixtures("unpainted")

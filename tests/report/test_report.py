@@ -168,6 +168,24 @@ def test_the_table_holds_values_means_and_reasons(page: tuple[Path, Page]) -> No
     assert "Not shown: silent." in text
 
 
+def test_every_number_names_its_column_for_a_narrow_page(page: tuple[Path, Page]) -> None:
+    names = [attributes["data-name"] for tag, attributes in page[1].tags if tag == "td" and "data-name" in attributes]
+    columns = [f"{bound} (nats per frame)" for bound in ("NLL", "KL", "NLL + KL", "bound (IW)")] + ["SI-SDR (dB)"]
+    assert names[: len(columns)] == columns
+    rows = names.count(columns[0])
+    assert rows > 1
+    assert names == names[: len(names) // rows] * rows  # of every file, and of the mean
+    assert "content: attr(data-name)" in page[0].read_text()
+
+
+def test_frames_of_silence_that_were_left_out_are_no_metric(
+    prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path
+) -> None:
+    file = toy_corpus_folder / "speaker0" / "0.wav"
+    write_report(tmp_path / "r.html", [Evaluation("m", prior, [reported(file, silent_frames=12)])], "t")
+    assert "NLL 1300.0, KL 50.50" in (tmp_path / "r.html").read_text()
+
+
 def test_a_reason_stands_where_only_some_files_could_be_scored(
     prior: AudioVAE, toy_corpus_folder: Path, tmp_path: Path
 ) -> None:

@@ -93,6 +93,29 @@ def test_noise_alone_goes_and_clean_speech_stays(tmp_path: Path) -> None:
     assert si_sdr(*crossing) > 20
 
 
+def test_cracks_that_below_nobody_took_for_noise_go(tmp_path: Path) -> None:
+    rate, speech = 48000, fricatives(6, 48000)
+    cracks = np.zeros_like(speech)
+    cracks[rate // 5 :: rate // 10 * 3] = 3.0  # between the fricatives
+    path = stored(tmp_path / "x.wav", speech + cracks, rate)
+    truth = between(speech, rate, 8000)
+    before = si_sdr(truth, between(speech + cracks, rate, 8000))
+    found = between(upper_speech(path, speech + cracks, 1e-3 * hiss(6, rate), rate)[0], rate, 8000)
+    assert si_sdr(truth, found) > before + 6
+
+
+def test_a_band_with_hardly_any_noise_is_no_worse_for_it(tmp_path: Path) -> None:
+    rate, time = 48000, np.arange(6 * 48000) / 48000
+    speech = fricatives(6, rate) * 10 ** (-1.1 * (time % 1.5))  # some are fainter than others
+    below = between(fricatives(6, rate) * 10 ** (-1.1 * (1.5 - time % 1.5)), rate, 0, 8000)  # where others are
+    noise = 1e-3 * hiss(6, rate)
+    path = stored(tmp_path / "x.wav", below + between(speech, rate, 8000) + noise, rate)
+    truth = between(speech, rate, 9000)
+    before = si_sdr(truth, between(speech + noise, rate, 9000))
+    after = si_sdr(truth, between(upper_speech(path, below, noise, rate)[0], rate, 9000))
+    assert after > before - 0.5
+
+
 def test_where_nothing_is_nothing_comes(tmp_path: Path) -> None:
     rate, noise = 48000, 0.01 * hiss(3, 48000)
     for name, sound in {"to 7 kHz": between(noise, rate, 0, 7000), "silence": 0 * noise}.items():

@@ -47,6 +47,7 @@ from audiovae.trainable import Illustration, Trainable
 from audiovae.training import loop
 from audiovae.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint
 from audiovae.training.loop import Fitted, Progress, beta, learning_rate
+from audiovae.training.record import Record
 
 # Small enough for a second a run, and with everything on that has a state: averaging, patience, warm-up,
 # dropout, equaliser.
@@ -130,6 +131,22 @@ def test_the_trained_prior_is_the_one_in_the_folder(packed: Path, tmp_path: Path
     assert not prior.training
     assert loaded.state_dict().keys() == prior.state_dict().keys()
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in prior.state_dict().items())
+
+
+def test_the_hard_ends_of_recordings_are_learnt_where_half_the_band_is_empty(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in (f"{speaker}/{i}" for speaker in "abcd" for i in range(3)):
+        (tmp_path / "sound" / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "sound" / f"{name}.wav", 0.1 * rng.standard_normal(2000), 8000)
+    prepare(tmp_path / "sound", tmp_path / "packed")  # at 16 kHz nothing lies above 4 kHz, but where it begins or ends
+    corpus = PackedCorpus(tmp_path / "packed")
+    prior = build()
+    settings = replace(SETTINGS, steps=100, equaliser_db=0.0, validate_every=50)
+    fit(prior, corpus, corpus, tmp_path / "model", settings)
+    held_out = torch.from_numpy(corpus.wave(corpus.split("validation")[0]))
+    bound = prior.log_likelihood(held_out)
+    ends = torch.stack([bound[0], bound[-1]])
+    assert (ends > bound[5:-5].mean() - 4000).all()  # never having heard such a frame, it is 20,000 below
 
 
 def test_settings_versions_and_data_are_recorded(packed: Path, uninterrupted: Path) -> None:
@@ -462,10 +479,13 @@ def begun(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"steps": 20}, r"another steps \(settings\): 30 there, 20 now"),
-        ({"seed": 7}, r"another seed \(settings\): 0 there, 7 now"),
-        ({"learning_rate": 0.5}, r"another learning_rate \(settings\): 0\.01 there, 0\.5 now"),
-        ({"patience": 3}, r"another patience \(settings\): 50 there, 3 now"),
+        (
+            {"steps": 20},
+            r"a run whose steps is 30, and now it is 20; give it as 30 or more to continue that run, or --overwrite",
+        ),
+        ({"seed": 7}, r"a run whose seed is 0, and now it is 7; give it as 0 to"),
+        ({"learning_rate": 0.5}, r"a run whose learning_rate is 0\.01, and now it is 0\.5; give it as 0\.01 to"),
+        ({"patience": 3}, r"a run whose patience is 50, and now it is 3; give it as 50 to"),
     ],
 )
 def test_a_run_with_other_settings_is_refused_by_their_name(
@@ -474,7 +494,7 @@ def test_a_run_with_other_settings_is_refused_by_their_name(
     before = results(begun)
     with pytest.raises(
         TrainingError,
-        match=rf"model: holds a run with {difference}; repeat its settings to continue it, or --overwrite",
+        match=rf"model: holds {difference}",
     ):
         run(packed, begun, replace(SETTINGS, **change))
     assert results(begun) == before
@@ -483,14 +503,17 @@ def test_a_run_with_other_settings_is_refused_by_their_name(
 @pytest.mark.parametrize(
     ("prior", "difference"),
     [
-        (lambda: build(sizes=replace(SIZES, latent_dim=5)), r"another latent_dim \(model\): 4 there, 5 now"),
+        (
+            lambda: build(sizes=replace(SIZES, latent_dim=5)),
+            r"a run whose latent_dim is 4, and now it is 5; give it as 4 to",
+        ),
         (
             lambda: build(sizes=replace(SIZES, hidden=(16, 16))),
-            r"another hidden \(model\): \[16\] there, \[16, 16\] now",
+            r"a run whose hidden is \[16\], and now it is \[16, 16\]; give it as \[16\] to",
         ),
         (
             lambda: AudioVAE(STFT(256, 32), FrameVAE(129, SIZES), 16000),
-            r"another hop_length \(model\): 64 there, 32 now",
+            r"a run whose hop_length is 64, and now it is 32; give it as 64 to",
         ),
     ],
 )
@@ -511,7 +534,9 @@ def test_a_run_on_other_data_is_refused(
         "validation": PackedCorpus(packed),
         role: PackedCorpus(tmp_path / "other"),
     }
-    with pytest.raises(TrainingError, match=rf"holds a run with another ({role}|description) \(data\)"):
+    with pytest.raises(
+        TrainingError, match=rf"holds a run on other data: ({role}|description) is .*; give the same corpus"
+    ):
         fit(build(), corpora["train"], corpora["validation"], begun, SETTINGS)
 
 
@@ -804,10 +829,10 @@ def test_tensorboard_holds_curves_spectrogram_and_sound(packed: Path, uninterrup
     loss = [(event.step, event.value) for event in board.Scalars("train/loss")]
     assert loss == [(step, pytest.approx(value, rel=1e-6)) for step, value, _ in trace]
     assert [event.step for event in board.Scalars("train/kl")] == [step for step, _, _ in trace]
-    elbo, log_likelihood, kl = (board.Scalars(f"validation/{name}") for name in ("elbo", "log_likelihood", "kl"))
-    assert [event.step for event in elbo] == [5, 10, 15, 20, 25, 30]
-    for bound, reconstruction, divergence in zip(elbo, log_likelihood, kl, strict=True):
-        assert bound.value == pytest.approx(reconstruction.value - divergence.value, rel=1e-5)
+    bounds, nll, kl = (board.Scalars(f"validation/{name}") for name in ("nll_plus_kl", "nll", "kl"))
+    assert [event.step for event in bounds] == [5, 10, 15, 20, 25, 30]
+    for bound, reconstruction, divergence in zip(bounds, nll, kl, strict=True):
+        assert bound.value == pytest.approx(reconstruction.value + divergence.value, rel=1e-5)
     held_out = PackedCorpus(packed).split("validation")[0]
     assert set(board.Tags()["images"]) == {"validation/spectrograms", "validation/kl_per_dimension"}
     for name in board.Tags()["images"]:
@@ -1107,12 +1132,35 @@ def test_what_keeps_the_contract_is_trained_to_its_known_best_and_shown(packed: 
         fit(Loudness(), corpus, corpus, tmp_path / "other", replace(settings, free_bits=0.1))
 
 
+def test_a_card_is_tagged_by_what_is_known_of_the_data(uninterrupted: Path, tmp_path: Path) -> None:
+    assert "\ntags: [audio, vae, unsupervised]\n" in (uninterrupted / "README.md").read_text()
+    record = Record(tmp_path, build(), SETTINGS, {"train": "", "description": "9 recordings (vctk layout)"})
+    record.save_model(build(), 1, 0.0)
+    assert "\ntags: [audio, speech, vae, unsupervised]\n" in (tmp_path / "README.md").read_text()
+
+
+def test_sound_beyond_all_numbers_is_told_and_not_shown(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = Record(tmp_path, Loudness(), SETTINGS, {"train": "", "validation": "", "description": ""})
+    record.rewind(0, [])
+    heard = torch.tensor([0.5, math.inf])
+    record.illustration(3, Loudness(), heard, None)
+    record.close()
+    assert "step 3: heard of a recording is beyond all numbers, and is not shown; if" in caplog.text
+    board = EventAccumulator(str(tmp_path / "training"))
+    board.Reload()
+    assert (board.Tags()["audio"], board.Tags()["images"]) == ([], ["validation/spectrograms"])
+
+
 def test_a_run_of_an_older_version_is_refused_with_the_reason(
     packed: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(uninterrupted, tmp_path / "model")
     before = json.loads((folder / "training" / "run.json").read_text())
-    del before["format"]
+    before["format"]["version"] -= 1
     (folder / "training" / "run.json").write_text(json.dumps(before))
     with pytest.raises(
         TrainingError,
