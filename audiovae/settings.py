@@ -263,7 +263,19 @@ class LabelVAESettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class RVAESettings(SoundSettings):
+class DynamicalSettings(SoundSettings):
+    """Those of a published dynamical VAE.
+
+    Attributes:
+        posterior_scale: see `LatentSettings`; of q(z | x), and of the prior where a network gives it alike (VRNN, SRNN,
+            DSAE). Where each latent vector is inferred from the one before, "bounded" and "exp" are compiled.
+    """
+
+    posterior_scale: ScaleName = "bounded"
+
+
+@dataclass(frozen=True)
+class RVAESettings(DynamicalSettings):
     """Sizes of a recurrent VAE.
 
     Attributes:
@@ -278,7 +290,7 @@ class RVAESettings(SoundSettings):
 
 
 @dataclass(frozen=True)
-class DKFSettings(SoundSettings):
+class DKFSettings(DynamicalSettings):
     """Sizes of a deep Kalman filter.
 
     Attributes:
@@ -293,7 +305,7 @@ class DKFSettings(SoundSettings):
 
 
 @dataclass(frozen=True)
-class STORNSettings(SoundSettings):
+class STORNSettings(DynamicalSettings):
     """Sizes of a stochastic recurrent network.
 
     Attributes:
@@ -306,7 +318,7 @@ class STORNSettings(SoundSettings):
 
 
 @dataclass(frozen=True)
-class VRNNSettings(SoundSettings):
+class VRNNSettings(DynamicalSettings):
     """Sizes of a variational recurrent network.
 
     Attributes:
@@ -319,7 +331,7 @@ class VRNNSettings(SoundSettings):
 
 
 @dataclass(frozen=True)
-class SRNNSettings(SoundSettings):
+class SRNNSettings(DynamicalSettings):
     """Sizes of a stochastic recurrent network with separate deterministic and stochastic chains.
 
     Attributes:
@@ -335,7 +347,7 @@ class SRNNSettings(SoundSettings):
 
 
 @dataclass(frozen=True)
-class DSAESettings(SoundSettings):
+class DSAESettings(DynamicalSettings):
     """Sizes of a disentangled sequential autoencoder.
 
     Attributes:

@@ -72,7 +72,9 @@ class DKF(Dynamical):
         super().__init__(n_freqs, settings)
         self.features = tanh_layers(n_freqs, settings.features)
         self.encoder = SequenceLSTM(settings.features, settings.width, "backward")
-        self.recurrence = StochasticRecurrence(self.latent_dim, layers_in=[32, settings.width], hidden=[32])
+        self.recurrence = StochasticRecurrence(
+            self.latent_dim, layers_in=[32, settings.width], hidden=[32], scale=settings.posterior_scale
+        )
         self.to_drive = nn.Linear(settings.width, self.recurrence.drive_size)
         self.transition = GatedTransition(self.latent_dim)
         self.decoder = nn.Sequential(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical
-from audiovae.models.latents import normal_from_outputs, standard_normal
+from audiovae.models.latents import standard_normal
 from audiovae.models.vae import EVERYTHING, Factor, Inference, in_every_frame
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
@@ -67,12 +67,12 @@ class DSAE(Dynamical):
         states = self.sequence_encoder(x)
         forward, backward = states.chunk(2, dim=-1)
         ends = torch.cat([forward[..., -1, :], backward[..., 0, :]], dim=-1)  # both have seen it all
-        of_sequence = normal_from_outputs(self.to_sequence(ends).to(power.dtype))
+        of_sequence = self.latents.from_outputs(self.to_sequence(ends).to(power.dtype))
         v = of_sequence.mean if mean else of_sequence.rsample()
         states = self.encoder(torch.cat([x, in_every_frame(v, x.shape[-2])], dim=-1))
         with torch.autocast(power.device.type, enabled=False):
             smoothed = self.smoother(states.reshape(-1, *states.shape[-2:]))[0].reshape(*states.shape[:-1], -1)
-        posterior = normal_from_outputs(self.to_latents(smoothed).to(power.dtype))
+        posterior = self.latents.from_outputs(self.to_latents(smoothed).to(power.dtype))
         z = posterior.mean if mean else posterior.rsample()
         factors = (Factor(posterior, self.prior(z)), Factor(of_sequence, standard_normal(v), per_frame=False))
         return Inference(torch.cat([z, in_every_frame(v, z.shape[-2])], dim=-1), factors)
@@ -81,7 +81,7 @@ class DSAE(Dynamical):
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None = None, past: Tensor | None = None
     ) -> Distribution:
         states = self.transition(shift(latents[..., : self._frame_dim]))
-        return normal_from_outputs(self.to_prior(states).to(latents.dtype))
+        return self.latents.from_outputs(self.to_prior(states).to(latents.dtype))
 
     def decode(
         self, latents: Float[Tensor, "*batch frame latent"], condition: Tensor | None, past: Tensor | None
@@ -93,7 +93,7 @@ class DSAE(Dynamical):
         z, state, drawn = self.log_power.mean.new_zeros(self._frame_dim), None, []
         for _ in range(n_frames):
             output, state = self.transition.step(z, state)
-            z = normal_from_outputs(self.to_prior(output)).sample()
+            z = self.latents.from_outputs(self.to_prior(output)).sample()
             drawn.append(z)
         v = torch.randn_like(z.new_zeros(self.latent_dim - self._frame_dim))
         return torch.cat([torch.stack(drawn), in_every_frame(v, n_frames)], dim=-1)

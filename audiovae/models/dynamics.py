@@ -14,7 +14,7 @@ from audiovae.errors import ConditionError, LatentError
 from audiovae.models.latents import Gaussian, normal
 from audiovae.models.sound_vae import SoundVAE
 from audiovae.networks.recurrence import StochasticRecurrence
-from audiovae.settings import SoundSettings
+from audiovae.settings import DynamicalSettings
 
 RECURRENT_CONTEXT = 64  # frames after which what a recurrence remembers is taken to make no difference: one second
 
@@ -35,8 +35,9 @@ class Dynamical(SoundVAE, ABC):
     cautious = True
     draws_in_turn: bool = False
 
-    def __init__(self, n_freqs: int, settings: SoundSettings, latent_dim: int | None = None) -> None:
-        super().__init__(n_freqs, settings, Gaussian(settings.latent_dim if latent_dim is None else latent_dim))
+    def __init__(self, n_freqs: int, settings: DynamicalSettings, latent_dim: int | None = None) -> None:
+        dim = settings.latent_dim if latent_dim is None else latent_dim
+        super().__init__(n_freqs, settings, Gaussian(dim, settings.posterior_scale))
 
     def mean_path(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, cast
@@ -15,7 +14,7 @@ from torch.nn import functional
 
 from audiovae.distributions import LogDirichlet, Point, PowerSpherical, SphereUniform, VonMisesFisher
 from audiovae.errors import LatentError
-from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE
+from audiovae.networks.scales import SCALES
 from audiovae.settings import LatentName, LatentSettings, ScaleName
 
 SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5
@@ -104,19 +103,10 @@ def normal(loc: Float[Tensor, "*batch latent"], scale: Float[Tensor, "*batch lat
 def normal_from_outputs(outputs: Float[Tensor, "*batch output"], scale: ScaleName = "bounded") -> Independent:
     """A Gaussian whose scale is bounded, where exp would overflow in a bad step; or one of the articles' scales.
 
-    Those are kept from `SMALLEST_SCALE` to e^30: far outside of what they have in a working model.
+    Those are kept from 1e-6 to e^30: far outside of what they have in a working model.
     """
     loc, spread = outputs.chunk(2, dim=-1)
-    return normal(loc, _SCALES[scale](spread))
-
-
-_SCALES: dict[ScaleName, Callable[[Tensor], Tensor]] = {
-    "bounded": lambda spread: LARGEST_SCALE * torch.sigmoid(spread) + SMALLEST_SCALE,
-    "exp": lambda log_variance: torch.exp((0.5 * log_variance).clamp(math.log(SMALLEST_SCALE), 30)),
-    "softplus": lambda spread: functional.softplus(spread).clamp(min=SMALLEST_SCALE),
-    "softplus-floor": lambda spread: functional.softplus(spread) + 1e-6,
-    "softplus-variance": lambda spread: functional.softplus(spread).clamp(min=SMALLEST_SCALE**2).sqrt(),
-}
+    return normal(loc, SCALES[scale](spread))
 
 
 class _Euclidean(LatentFamily):

@@ -46,7 +46,10 @@ class RVAE(Dynamical):
         super().__init__(n_freqs, settings)
         self.encoder = SequenceLSTM(n_freqs, settings.width, "backward" if settings.causal else "both")
         self.recurrence = StochasticRecurrence(
-            self.latent_dim, lstm=settings.width, hidden=[settings.head] if settings.head else []
+            self.latent_dim,
+            lstm=settings.width,
+            hidden=[settings.head] if settings.head else [],
+            scale=settings.posterior_scale,
         )
         self.to_drive = nn.Linear(self.encoder.n_outputs, self.recurrence.drive_size)
         self.decoder = SequenceLSTM(self.latent_dim, settings.width, "forward" if settings.causal else "both")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical, path
-from audiovae.models.latents import normal_from_outputs
 from audiovae.models.vae import Factor, Inference
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
@@ -55,7 +54,7 @@ class SRNN(Dynamical):
         self.chain = SequenceLSTM(settings.features, settings.width)  # h
         self.features = tanh_layers(settings.width + n_freqs, settings.features)
         self.encoder = SequenceLSTM(settings.features, settings.width, "backward")  # g
-        self.recurrence = StochasticRecurrence(self.latent_dim, hidden=_HIDDEN)
+        self.recurrence = StochasticRecurrence(self.latent_dim, hidden=_HIDDEN, scale=settings.posterior_scale)
         self.to_drive = nn.Linear(settings.width, self.recurrence.drive_size)
         self.transition = nn.Sequential(
             *tanh_layers(settings.width + self.latent_dim, *_HIDDEN), nn.Linear(_HIDDEN[-1], 2 * self.latent_dim)
@@ -117,7 +116,7 @@ class SRNN(Dynamical):
         return cast(Tensor, self.chain(self.past_features(shift(x))))
 
     def _next(self, states: Float[Tensor, "*batch state"], before: Float[Tensor, "*batch latent"]) -> Distribution:
-        return normal_from_outputs(self.transition(torch.cat([states, before], dim=-1)).to(before.dtype))
+        return self.latents.from_outputs(self.transition(torch.cat([states, before], dim=-1)).to(before.dtype))
 
     def _prior_of_states(
         self, states: Float[Tensor, "*batch frame state"], latents: Float[Tensor, "*batch frame latent"]

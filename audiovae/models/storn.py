@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical
-from audiovae.models.latents import normal_from_outputs, standard_normal
+from audiovae.models.latents import standard_normal
 from audiovae.models.vae import Factor, Inference
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
@@ -54,7 +54,7 @@ class STORN(Dynamical):
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, mean: bool = False
     ) -> Inference:
         states = self.encoder(self.features(self._inputs(power, condition)))
-        posterior = normal_from_outputs(self.to_latents(states).to(power.dtype))
+        posterior = self.latents.from_outputs(self.to_latents(states).to(power.dtype))
         latents = posterior.mean if mean else posterior.rsample()
         return Inference(latents, (Factor(posterior, self.prior(latents)),))
 

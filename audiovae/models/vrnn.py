@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical, path
-from audiovae.models.latents import normal_from_outputs
 from audiovae.models.vae import Factor, Inference
 from audiovae.networks.lstm import shift, tanh_layers
 from audiovae.networks.mlp import start_small
@@ -47,7 +46,9 @@ class VRNN(Dynamical):
         super().__init__(n_freqs, settings)
         self._width = settings.width
         self.features = tanh_layers(n_freqs, settings.features)
-        self.recurrence = StochasticRecurrence(self.latent_dim, layers_in=_LATENT_FEATURES, lstm=settings.width)
+        self.recurrence = StochasticRecurrence(
+            self.latent_dim, layers_in=_LATENT_FEATURES, lstm=settings.width, scale=settings.posterior_scale
+        )
         self.past_to_gates = nn.Linear(settings.features, self.recurrence.input_drive_size, bias=False)
         self.to_drive = nn.Linear(settings.features, self.recurrence.drive_size)
         self.to_prior = nn.Linear(settings.width, 2 * self.latent_dim)
@@ -85,7 +86,7 @@ class VRNN(Dynamical):
         return torch.stack(drawn)
 
     def _prior_of_states(self, states: Float[Tensor, "*batch state"]) -> Distribution:
-        return normal_from_outputs(self.to_prior(states).to(states.dtype))
+        return self.latents.from_outputs(self.to_prior(states).to(states.dtype))
 
     def _spectrum(
         self, states: Float[Tensor, "*batch state"], latents: Float[Tensor, "*batch latent"]

@@ -28,9 +28,9 @@ using Tensors = std::vector<Tensor>;
 
 inline double exp_minus_1(double x) { return std::expm1(x); }
 
-// 2^n (1 + p(r)) - 1 with x = n log 2 + r and the Taylor series p(r) of exp(r) - 1: exact to rounding, and vectorised by
-// the compiler where the library's is not. NaN stays NaN.
-inline float exp_minus_1(float x) {
+// exp(x) - less = 2^n (1 + p(r)) - less with x = n log 2 + r and the Taylor series p(r) of exp(r) - 1: exact to rounding
+// for a `less` of 0 or 1, and vectorised by the compiler where the library's is not. NaN stays NaN.
+inline float exp_minus(float x, float less) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
   const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
@@ -46,8 +46,14 @@ inline float exp_minus_1(float x) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof(power));
-  return power * p + (power - 1.0f);
+  return power * p + (power - less);
 }
+
+inline float exp_minus_1(float x) { return exp_minus(x, 1.0f); }
+
+inline double exponential(double x) { return std::exp(x); }
+
+inline float exponential(float x) { return exp_minus(x, 0.0f); }
 
 template <typename Number>
 inline Number sigmoid(Number x) {
@@ -169,8 +175,25 @@ void lstm_backward_step(
   });
 }
 
-// loc, spread = value + term; scale = largest sigmoid(spread) + smallest; latent = loc + scale noise
-template <typename Number>
+// The scale from the last layer's spread: largest sigmoid(spread) + smallest, or exp(spread / 2) cut to smallest .. largest.
+template <typename Number, bool is_exponential>
+inline Number scale_of(Number spread, Number smallest, Number largest) {
+  if constexpr (!is_exponential) return largest * sigmoid(spread) + smallest;
+  Number scale = exponential(spread / 2);
+  scale = scale < smallest ? smallest : scale;
+  return scale > largest ? largest : scale;
+}
+
+// d scale / d spread, from the scale
+template <typename Number, bool is_exponential>
+inline Number scale_slope(Number scale, Number smallest, Number largest) {
+  if constexpr (is_exponential) return scale > smallest && scale < largest ? scale / 2 : Number(0);
+  const Number part = scale - smallest;  // largest sigmoid(spread)
+  return part * (1 - part / largest);
+}
+
+// loc, spread = value + term; latent = loc + scale noise
+template <typename Number, bool is_exponential>
 void sample_step(
     const Tensor& value, const Tensor& term, const Tensor& noise, Number smallest, Number largest, const Tensor& loc,
     const Tensor& scale, const Tensor& latent) {
@@ -188,14 +211,14 @@ void sample_step(
 #pragma GCC ivdep
     for (int64_t j = 0; j < width; j++) {
       m[j] = v[j] + b[j];
-      s[j] = largest * sigmoid(v[j + width] + b[j + width]) + smallest;
+      s[j] = scale_of<Number, is_exponential>(v[j + width] + b[j + width], smallest, largest);
       z[j] = m[j] + s[j] * e[j];
     }
   });
 }
 
 // deltas: gradient of loc and spread. carry: dL/dz from the next frame.
-template <typename Number>
+template <typename Number, bool is_exponential>
 void sample_backward_step(
     const Tensor& grad_latent, const Tensor& carry, const Tensor& grad_loc, const Tensor& grad_scale, const Tensor& noise,
     const Tensor& scale, Number smallest, Number largest, const Tensor& deltas) {
@@ -215,9 +238,8 @@ void sample_backward_step(
 #pragma GCC ivdep
     for (int64_t j = 0; j < width; j++) {
       const Number grad = dz[j] + dn[j];
-      const Number part = s[j] - smallest;  // largest sigmoid(spread)
       d[j] = dm[j] + grad;
-      d[j + width] = (ds[j] + grad * e[j]) * part * (1 - part / largest);
+      d[j + width] = (ds[j] + grad * e[j]) * scale_slope<Number, is_exponential>(s[j], smallest, largest);
     }
   });
 }
@@ -248,7 +270,7 @@ void add_product(const Tensor& out, const Tensor& x, const Tensor& weight) {
 // Returns latents, loc, scale, states, cells, gates, and the activations of the layers in and out.
 Tensors recurrence_forward(
     const Tensor& drive, const Tensor& noise, const std::optional<Tensor>& input_drive, const Tensors& layers_in,
-    const Tensors& lstm, const Tensor& mixer, const Tensors& layers_out, double smallest, double largest, bool keep) {
+    const Tensors& lstm, const Tensor& mixer, const Tensors& layers_out, double smallest, double largest, bool exponential, bool keep) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const int64_t n_frames = drive.size(0), n_batch = drive.size(1), latent_dim = noise.size(2);
   const int64_t width = lstm.empty() ? 0 : lstm[1].size(1), n_kept = keep ? n_frames : 1;
@@ -265,6 +287,7 @@ Tensors recurrence_forward(
   const Tensor last = at::empty({n_batch, 2 * latent_dim}, drive.options());
 
   AT_DISPATCH_FLOATING_TYPES(drive.scalar_type(), "recurrence_forward", [&] {
+    const auto sample = exponential ? sample_step<scalar_t, true> : sample_step<scalar_t, false>;
     for (int64_t t = 0; t < n_frames; t++) {
       Tensor value = latents[t];
       for (size_t k = 0; k < hidden_in.size(); k++) {
@@ -292,7 +315,7 @@ Tensors recurrence_forward(
         term = layers_out[2 * k + 1];
       }
       product(last, value, weight);
-      sample_step<scalar_t>(last, term, noise[t], smallest, largest, loc[t], scale[t], latents[t + 1]);
+      sample(last, term, noise[t], smallest, largest, loc[t], scale[t], latents[t + 1]);
     }
   });
   Tensors outputs = {latents, loc, scale, states, cells, gates};
@@ -305,7 +328,7 @@ Tensors recurrence_forward(
 // Returns the deltas of the gates, of the layers in, and of the mixer and the layers out.
 Tensors recurrence_backward(
     const Tensors& grads, const Tensors& kept, const Tensor& noise, const Tensors& layers_in, const Tensors& lstm,
-    const Tensor& mixer, const Tensors& layers_out, double smallest, double largest) {
+    const Tensor& mixer, const Tensors& layers_out, double smallest, double largest, bool exponential) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const Tensor &scale = kept[2], &cells = kept[4], &gates = kept[5];
   const size_t n_in = layers_in.size() / 2, n_out = layers_out.size() / 2;
@@ -324,8 +347,9 @@ Tensors recurrence_backward(
   const Tensor carry = zeros(latent_dim), grad_state = zeros(width), grad_cell = zeros(width), grad_mixed = zeros(mixer.size(1));
 
   AT_DISPATCH_FLOATING_TYPES(noise.scalar_type(), "recurrence_backward", [&] {
+    const auto sample_backward = exponential ? sample_backward_step<scalar_t, true> : sample_backward_step<scalar_t, false>;
     for (int64_t t = n_frames - 1; t >= 0; t--) {
-      sample_backward_step<scalar_t>(
+      sample_backward(
           grads[0][t], carry, grads[1][t], grads[2][t], noise[t], scale[t], smallest, largest, deltas_out[n_out][t]);
       for (size_t k = n_out; k > 0; k--) {
         const Tensor delta = deltas_out[k - 1][t];
@@ -357,10 +381,10 @@ Tensors recurrence_backward(
 TORCH_LIBRARY(audiovae, library) {
   library.def(
       "recurrence_forward(Tensor drive, Tensor noise, Tensor? input_drive, Tensor[] layers_in, Tensor[] lstm, Tensor mixer, "
-      "Tensor[] layers_out, float smallest, float largest, bool keep) -> Tensor[]");
+      "Tensor[] layers_out, float smallest, float largest, bool exponential, bool keep) -> Tensor[]");
   library.def(
       "recurrence_backward(Tensor[] grads, Tensor[] kept, Tensor noise, Tensor[] layers_in, Tensor[] lstm, Tensor mixer, "
-      "Tensor[] layers_out, float smallest, float largest) -> Tensor[]");
+      "Tensor[] layers_out, float smallest, float largest, bool exponential) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(audiovae, CPU, library) {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import re
@@ -28,8 +29,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 2.0  # of a Gaussian posterior; the prior's is 1, or bounded alike
+from audiovae.networks.scales import LARGEST_LOG_SCALE, LARGEST_SCALE, SCALES, SMALLEST_SCALE
+from audiovae.settings import ScaleName
 
+# Smallest and largest of the compiled scales, and whether they are exp(spread / 2), else bounded by a sigmoid.
+_COMPILED: dict[ScaleName, tuple[float, float, bool]] = {
+    "bounded": (SMALLEST_SCALE, LARGEST_SCALE, False),
+    "exp": (SMALLEST_SCALE, math.exp(LARGEST_LOG_SCALE), True),
+}
 _VECTORS = {  # what the compiler may use, where PyTorch uses it
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"),
@@ -63,7 +70,7 @@ class StochasticRecurrence(nn.Module):
         r_t             = h_t                                               (without an LSTM: u_t)
         v_t             = drive_t + V r_t
         loc_t, spread_t = linear layer of tanh layers of tanh(v_t)          (`hidden`; without: v_t)
-        scale_t         = LARGEST_SCALE sigmoid(spread_t) + SMALLEST_SCALE
+        scale_t         = that of `scales` for spread_t                     (`scale`)
         z_t             = loc_t + scale_t noise_t.
 
     V has no bias: the layer that makes the drive has it.
@@ -73,6 +80,7 @@ class StochasticRecurrence(nn.Module):
         layers_in: widths of the tanh layers from z_{t-1} to u_t.
         lstm: width of the LSTM; None: no LSTM.
         hidden: widths of the tanh layers from r_t to the heads, drive_t being added inside the first tanh.
+        scale: one that is not compiled steps in PyTorch.
 
     Attributes:
         drive_size: `hidden[0]`, or twice `latent_dim` without hidden layers.
@@ -80,11 +88,16 @@ class StochasticRecurrence(nn.Module):
     """
 
     def __init__(
-        self, latent_dim: int, layers_in: Sequence[int] = (), lstm: int | None = None, hidden: Sequence[int] = ()
+        self,
+        latent_dim: int,
+        layers_in: Sequence[int] = (),
+        lstm: int | None = None,
+        hidden: Sequence[int] = (),
+        scale: ScaleName = "bounded",
     ) -> None:
         super().__init__()
         widths_in, widths_out = [latent_dim, *layers_in], [*hidden, 2 * latent_dim]
-        self.latent_dim = latent_dim
+        self.latent_dim, self._scale = latent_dim, scale
         self.drive_size = widths_out[0]
         self.input_drive_size = 4 * (lstm or 0)
         self.layers_in = nn.ModuleList(map(nn.Linear, widths_in[:-1], widths_in[1:]))
@@ -126,7 +139,7 @@ class StochasticRecurrence(nn.Module):
             return x.transpose(0, 1).reshape(*frames, x.shape[-1])
 
         with torch.autocast(drive.device.type, enabled=False):
-            fits = drive.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+            fits = drive.device.type == "cpu" and dtype in (torch.float32, torch.float64) and self._scale in _COMPILED
             loop = self._compiled_loop if fits and compiled() else self._loop
             latents, loc, scale, states = loop(
                 frames_first(drive),
@@ -160,7 +173,7 @@ class StochasticRecurrence(nn.Module):
             for layer in self.layers_out:
                 value = layer(torch.tanh(value))
             loc, spread = value.chunk(2, dim=-1)
-            scale = LARGEST_SCALE * torch.sigmoid(spread) + SMALLEST_SCALE
+            scale = SCALES[self._scale](spread)
             latent = loc + scale * noise[t]
             steps.append((latent, loc, scale, state))
         latents, locs, scales, states = map(torch.stack, zip(*steps, strict=True))
@@ -179,7 +192,14 @@ class StochasticRecurrence(nn.Module):
             lstm = [weight_in, weight, biases[0] + biases[1]]
         weights = [*layers_in, *lstm, self.mixer.weight, *layers_out]
         return _Recurrence.apply(
-            drive, noise, input_drive, len(layers_in), len(lstm), torch.is_grad_enabled(), *weights
+            drive,
+            noise,
+            input_drive,
+            len(layers_in),
+            len(lstm),
+            _COMPILED[self._scale],
+            torch.is_grad_enabled(),
+            *weights,
         )
 
 
@@ -200,14 +220,15 @@ class _Recurrence(torch.autograd.Function):
         input_drive: Tensor | None,
         n_in: int,
         n_lstm: int,
+        of_scale: tuple[float, float, bool],
         keep: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         layers_in, lstm, (mixer, *layers_out) = _split(weights, n_in, n_lstm)
         kept = torch.ops.audiovae.recurrence_forward(
-            drive, noise, input_drive, layers_in, lstm, mixer, layers_out, SMALLEST_SCALE, LARGEST_SCALE, keep
+            drive, noise, input_drive, layers_in, lstm, mixer, layers_out, *of_scale, keep
         )
-        ctx.sizes = n_in, n_lstm, len(weights), input_drive is not None
+        ctx.sizes = n_in, n_lstm, len(weights), input_drive is not None, of_scale
         if keep:
             ctx.save_for_backward(noise, *weights, *kept)
         latents, loc, scale, states = kept[:4]
@@ -217,7 +238,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        n_in, n_lstm, n_weights, has_input_drive = ctx.sizes
+        n_in, n_lstm, n_weights, has_input_drive, of_scale = ctx.sizes
         noise, *tensors = ctx.saved_tensors
         weights, kept = tensors[:n_weights], tensors[n_weights:]
         layers_in, lstm, (mixer, *layers_out) = _split(weights, n_in, n_lstm)
@@ -229,8 +250,7 @@ class _Recurrence(torch.autograd.Function):
             lstm,
             mixer,
             layers_out,
-            SMALLEST_SCALE,
-            LARGEST_SCALE,
+            *of_scale,
         )
         latents, _, _, states, _, _, *hidden = kept
         gate_deltas, *deltas = deltas
@@ -246,7 +266,7 @@ class _Recurrence(torch.autograd.Function):
         layer_grads.append(_weight_gradient(mixer_delta, states[1:] if lstm else inputs[-1]))
         for delta, x in zip(deltas, hidden[n_in // 2 :], strict=True):
             layer_grads += [_weight_gradient(delta, x), delta.sum((0, 1))]
-        return mixer_delta, None, gate_deltas if has_input_drive else None, None, None, None, *layer_grads
+        return mixer_delta, None, gate_deltas if has_input_drive else None, None, None, None, None, *layer_grads
 
 
 def _split(weights: Sequence[Tensor], n_in: int, n_lstm: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -1053,6 +1053,25 @@ def test_the_published_rvae_has_its_number_of_weights(causal: bool, expected: in
     assert sum(parameter.numel() for parameter in vae.parameters()) == expected
 
 
+@pytest.mark.parametrize("name", ["RVAE", "DKF", "DSAE", "STORN", "VRNN", "SRNN"])
+def test_the_scales_of_a_dynamical_model_are_those_that_its_settings_name(name: str) -> None:
+    """With weights of zero a standard deviation is exp(1.5) where the log variance is 3, of a learnt prior too."""
+    model_class, settings_class = MODELS[name]
+    vae = model_class(N_FREQS, settings_class(posterior_scale="exp", **RECURRENT))
+    for weight in vae.parameters():
+        nn.init.zeros_(weight)
+    last = vae.recurrence.layers_out[-1] if name in ("DKF", "SRNN") else getattr(vae, "to_drive", None)
+    heads = {"DSAE": ["to_sequence", "to_latents", "to_prior"], "VRNN": ["to_drive", "to_prior"]}.get(name, [])
+    heads = [getattr(vae, head) for head in heads] or [vae.to_latents[-1] if name == "STORN" else last]
+    heads += [vae.transition[-1]] if name == "SRNN" else []
+    for head in heads:
+        nn.init.constant_(head.bias[len(head.bias) // 2 :], 3.0)
+    factors = vae.infer(torch.ones(2, 4, N_FREQS)).factors
+    learnt = [] if name in ("RVAE", "STORN", "DKF") else [factors[0].prior]
+    for distribution in [*(factor.posterior for factor in factors), *learnt]:
+        torch.testing.assert_close(distribution.stddev, torch.full_like(distribution.stddev, math.exp(1.5)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_default_sizes_make_a_model(name: str) -> None:
     model_class, _ = MODELS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from audiovae.networks import recurrence
-from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE, RecurrenceOutput, StochasticRecurrence
+from audiovae.networks.recurrence import RecurrenceOutput, StochasticRecurrence
+from audiovae.networks.scales import LARGEST_SCALE, SCALES, SMALLEST_SCALE
 
 LATENT_DIM = 5
 KINDS = {
@@ -24,6 +26,8 @@ KINDS = {
     "dkf": {"layers_in": [3, 8], "hidden": [4]},
     "srnn": {"hidden": [8, 4]},
     "vrnn": {"layers_in": [3, 6], "lstm": 12},
+    "rvae, log variance": {"lstm": 12, "scale": "exp"},
+    "srnn, log variance": {"hidden": [8, 4], "scale": "exp"},
 }
 
 
@@ -184,6 +188,28 @@ def test_path_follows_its_equations(kind: str, no_compiler: str, monkeypatch: py
     assert torch.equal(mean.latents, mean.loc)
 
 
+FORMULAS = {
+    "bounded": lambda h: 1e-6 + 2 / (1 + math.exp(-h)),
+    "exp": lambda h: math.exp(h / 2),
+    "softplus": lambda h: math.log1p(math.exp(h)),
+    "softplus-floor": lambda h: math.log1p(math.exp(h)) + 1e-6,
+    "softplus-variance": lambda h: math.sqrt(math.log1p(math.exp(h))),
+}
+
+
+@pytest.mark.parametrize("no_compiler", ["0", "1"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_are_those_of_their_formulas(scale: str, no_compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In single precision, to 1e-6 of the scale, small ones too."""
+    monkeypatch.setenv("AUDIOVAE_NO_COMPILER", no_compiler)
+    model = StochasticRecurrence(7, scale=scale)
+    torch.nn.init.zeros_(model.mixer.weight)
+    spread = [-13.0, -9.0, -2.0, 0.0, 0.7, 3.0, 12.0]
+    drive = torch.cat([torch.zeros(7), torch.tensor(spread)]).expand(2, 3, 14)
+    expected = torch.tensor([FORMULAS[scale](h) for h in spread]).expand(2, 3, 7)
+    torch.testing.assert_close(model(drive, torch.zeros(2, 3, 7)).scale, expected, rtol=2e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1e6, 1e30])
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,7 +221,7 @@ def test_huge_drives_stay_finite(kind: str, size: float, dtype: torch.dtype) -> 
     for x in tensors(output):
         assert x.isfinite().all()
     assert output.scale.min() >= 0.999 * SMALLEST_SCALE
-    assert output.scale.max() <= 1.001 * (LARGEST_SCALE + SMALLEST_SCALE)
+    assert output.scale.max() <= 1.001 * (math.exp(30) if "log variance" in kind else LARGEST_SCALE + SMALLEST_SCALE)
     torch.stack([x.mean() for x in tensors(output)]).sum().backward()
     for gradient in (drive.grad, *(weight.grad for weight in model.parameters())):
         assert gradient is not None
