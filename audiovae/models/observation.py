@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal
 from torch.nn import functional
 
 from audiovae.distributions import ComplexNormal, ComplexStudentT, LogPowerNormal, ScaledBernoulli
-from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR
+from audiovae.networks.log_power import EULER_GAMMA, SMALLEST_DEVIATION, VARIANCE_FLOOR
 from audiovae.settings import DataName, LikelihoodName
 
 _RANGE = (0.001, 0.999)  # quantiles of the log power that become 0 and 1 in a scaled spectrogram
@@ -28,7 +28,7 @@ class Observation(nn.Module):
     * complex-student-t: the same scale with heavy tails; degrees of freedom above 2, one number, learnt.
     * bernoulli: the log power scaled to 0..1, as if it were a probability, with mean sigmoid(o + b): the textbook's. No
       density.
-    * squared-error: the standardised log power ~ N(o + b, 1). No density of x.
+    * squared-error: the log power, standardised as `LogPower` does it, ~ N(o + b, 1). No density of x.
 
     Of arrays in [0, 1] it is torch's own: x ~ Bernoulli(sigmoid(o + b)), whose log_prob of a real x is minus the binary
     cross-entropy, or x ~ N(o + b, 1).
@@ -89,7 +89,7 @@ class Observation(nn.Module):
             self.bias.copy_(torch.logit(share))
         elif self.likelihood == "squared-error":
             self.mean.copy_(mean)
-            self.std.copy_(log_power.std(0, correction=0).clamp(min=1e-2))
+            self.std.copy_(log_power.std(0, correction=0).clamp(min=SMALLEST_DEVIATION))
         elif cautious:
             self.bias.copy_(torch.log(power.mean(0) + VARIANCE_FLOOR))
         else:
