@@ -12,7 +12,9 @@ LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichl
 MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
 NoiseName = Literal["slow", "nmf", "stationary"]
 RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "fca", "fca-dp", "mvae"]
-LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
+LikelihoodName = Literal[
+    "complex-gaussian", "complex-student-t", "bernoulli", "squared-error", "gaussian", "categorical"
+]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 DataName = Literal["sound", "array"]
 ScaleName = Literal["bounded", "exp", "softplus", "softplus-floor", "softplus-variance"]
@@ -94,12 +96,15 @@ class SoundSettings(ModelSettings):
     """Those of a model of sound with Gaussian latents and no labels.
 
     Attributes:
-        likelihood: of a spectrum given the latents.
+        likelihood: of a spectrum given the latents; of arrays bernoulli, squared-error (a variance of one), gaussian (a
+            learnt variance) or categorical.
+        n_values: numbers, evenly from 0 to 1, that a categorical bin of an array can be.
     """
 
     fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "labels": {}}
 
     likelihood: LikelihoodName = "complex-gaussian"
+    n_values: int = 256
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class FrameVAESettings(LatentSettings):
         residual: add the input of a hidden layer to its output where both have the same width.
         activation: tanh, relu, silu or gelu.
         dropout: probability in every hidden layer.
+        phase: the encoder sees the phase of sound too; no separator has that of a source.
     """
 
     latent_dim: int = 64
@@ -151,6 +157,7 @@ class FrameVAESettings(LatentSettings):
     residual: bool = True
     activation: ActivationName = "silu"
     dropout: float = 0.0
+    phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,7 @@ class AutoencoderSettings(SoundSettings):
         activation: tanh, relu, silu or gelu.
         dropout: probability in every hidden layer.
         code_activation: what the code passes on its way to the decoder; none leaves it linear.
+        phase: the encoder sees the phase of sound too; no separator has that of a source.
     """
 
     fixed: ClassVar = {"latent": "point", "dirichlet_concentration": 0.5, "labels": {}}
@@ -174,6 +182,7 @@ class AutoencoderSettings(SoundSettings):
     activation: ActivationName = "silu"
     dropout: float = 0.0
     code_activation: Literal["none", "tanh", "relu", "silu", "gelu"] = "none"
+    phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +195,7 @@ class ContextVAESettings(LatentSettings):
         dilations: of the encoder's temporal convolutions, in frames.
         causal: the encoder sees the past alone.
         decoder_layers: hidden layers of the decoder after its first.
+        phase: the encoder sees the phase of sound too; no separator has that of a source.
     """
 
     latent_dim: int = 64
@@ -194,6 +204,7 @@ class ContextVAESettings(LatentSettings):
     dilations: tuple[int, ...] = (1, 2, 4)
     causal: bool = False
     decoder_layers: int = 3
+    phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -375,6 +386,8 @@ _NEWER = (
     "posterior_scale",
     "code_activation",
     "standard_prior",
+    "n_values",
+    "phase",
 )  # than some saved configs: not in those that keep the default
 _IN_EVERY_CONFIG = ("latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels")  # in this order, first
 

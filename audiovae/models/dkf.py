@@ -79,7 +79,7 @@ class DKF(Dynamical):
         self.transition = GatedTransition(self.latent_dim)
         self.decoder = nn.Sequential(
             *tanh_layers(self.latent_dim, *settings.emission),
-            nn.Linear([self.latent_dim, *settings.emission][-1], n_freqs, bias=False),
+            nn.Linear([self.latent_dim, *settings.emission][-1], self.observation.n_outputs, bias=False),
         )
         start_small(cast(nn.Linear, self.decoder[-1]))
 

@@ -56,7 +56,7 @@ class DSAE(Dynamical):
         self.to_prior = nn.Linear(settings.width, 2 * self._frame_dim)
         self.decoder = nn.Sequential(
             *tanh_layers(self.latent_dim, *settings.emission),
-            nn.Linear([self.latent_dim, *settings.emission][-1], n_freqs, bias=False),
+            nn.Linear([self.latent_dim, *settings.emission][-1], self.observation.n_outputs, bias=False),
         )
         start_small(self.to_sequence, self.to_latents, self.to_prior, cast(nn.Linear, self.decoder[-1]))
 

@@ -34,9 +34,10 @@ class FrameVAE(FrameWise):
     """
 
     def __init__(self, n_freqs: int, settings: FrameVAESettings = FrameVAESettings()) -> None:
-        super().__init__(n_freqs, settings, latent_family(settings), settings.labels)
+        super().__init__(n_freqs, settings, latent_family(settings), settings.labels, settings.phase)
         options = (settings.activation, settings.dropout, settings.residual)
         y = self.conditions.size
-        self.encoder = mlp([n_freqs + y, *settings.hidden, self.latents.n_outputs], *options)
-        self.decoder = mlp([self.latent_dim + y, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
+        self.encoder = mlp([self.n_inputs + y, *settings.hidden, self.latents.n_outputs], *options)
+        widths = [self.latent_dim + y, *reversed(settings.hidden), self.observation.n_outputs]
+        self.decoder = mlp(widths, *options, last_bias=False)
         start_small(cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1]))

@@ -53,7 +53,7 @@ class RVAE(Dynamical):
         )
         self.to_drive = nn.Linear(self.encoder.n_outputs, self.recurrence.drive_size)
         self.decoder = SequenceLSTM(self.latent_dim, settings.width, "forward" if settings.causal else "both")
-        self.to_spectrum = nn.Linear(self.decoder.n_outputs, n_freqs, bias=False)
+        self.to_spectrum = nn.Linear(self.decoder.n_outputs, self.observation.n_outputs, bias=False)
         start_small(self.to_spectrum)
 
     def infer(

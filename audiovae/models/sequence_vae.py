@@ -66,7 +66,7 @@ class SequenceVAE(SoundVAE):
         )
         self.decoder = stages()
         self.place = nn.Parameter(torch.zeros(settings.n_frames, width))
-        self.to_spectrum = nn.Linear(width, n_freqs, bias=False)
+        self.to_spectrum = nn.Linear(width, self.observation.n_outputs, bias=False)
         start_small(cast(nn.Linear, self.to_latents[-1]), self.to_spectrum)
 
     def infer(

@@ -46,7 +46,8 @@ class STORN(Dynamical):
         self.latent_features = tanh_layers(self.latent_dim, 32, 64)
         self.decoder = SequenceLSTM(settings.features + 64, settings.width)
         self.to_spectrum = nn.Sequential(
-            *tanh_layers(settings.width, settings.features), nn.Linear(settings.features, n_freqs, bias=False)
+            *tanh_layers(settings.width, settings.features),
+            nn.Linear(settings.features, self.observation.n_outputs, bias=False),
         )
         start_small(cast(nn.Linear, self.to_latents[-1]), cast(nn.Linear, self.to_spectrum[-1]))
 

@@ -52,7 +52,7 @@ class VRNN(Dynamical):
         self.past_to_gates = nn.Linear(settings.features, self.recurrence.input_drive_size, bias=False)
         self.to_drive = nn.Linear(settings.features, self.recurrence.drive_size)
         self.to_prior = nn.Linear(settings.width, 2 * self.latent_dim)
-        self.to_spectrum = nn.Linear(settings.width + _LATENT_FEATURES[-1], n_freqs, bias=False)
+        self.to_spectrum = nn.Linear(settings.width + _LATENT_FEATURES[-1], self.observation.n_outputs, bias=False)
         start_small(self.to_prior, self.to_spectrum)
 
     def infer(
