@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical, path
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -61,7 +62,7 @@ class SRNN(Dynamical):
         )
         self.decoder = nn.Sequential(
             *tanh_layers(settings.width + self.latent_dim, settings.features),
-            nn.Linear(settings.features, self.observation.n_outputs, bias=False),
+            ToBins(settings.features, self.observation.n_outputs),
         )
         start_small(cast(nn.Linear, self.transition[-1]), cast(nn.Linear, self.decoder[-1]))
 

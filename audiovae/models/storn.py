@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from audiovae.models.dynamics import Dynamical
 from audiovae.models.latents import standard_normal
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import STORNSettings
@@ -47,7 +48,7 @@ class STORN(Dynamical):
         self.decoder = SequenceLSTM(settings.features + 64, settings.width)
         self.to_spectrum = nn.Sequential(
             *tanh_layers(settings.width, settings.features),
-            nn.Linear(settings.features, self.observation.n_outputs, bias=False),
+            ToBins(settings.features, self.observation.n_outputs),
         )
         start_small(cast(nn.Linear, self.to_latents[-1]), cast(nn.Linear, self.to_spectrum[-1]))
 
