@@ -27,6 +27,7 @@ class Autoencoder(FrameWise):
     """
 
     has_prior = False
+    settings: AutoencoderSettings
 
     def __init__(self, n_freqs: int, settings: AutoencoderSettings = AutoencoderSettings()) -> None:
         super().__init__(n_freqs, settings, PointFamily(settings.latent_dim), phase=settings.phase)
