@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +18,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audiovae import ArrayCorpus, ArrayVAE
+from audiovae import ArrayCorpus, ArrayVAE, AudioVAE
+from audiovae.cli.main import main
 
 TEXTBOOK = Path(__file__).resolve().parents[2] / "recipes" / "textbook"
 LEFT = {
@@ -116,3 +119,15 @@ def test_a_script_leaves_its_pictures_and_models(
     for model in models:
         assert ArrayVAE.from_pretrained(tmp_path / model).vae.n_freqs == 64
     assert "nan" not in capsys.readouterr().out
+
+
+def test_then_speech_changes_what_is_observed_and_its_likelihood_alone(
+    script: Callable[[str], ModuleType], packed: Path, tmp_path: Path
+) -> None:
+    """The command of the README trains; its settings are those of the digits' VAE otherwise."""
+    (command,) = re.findall(r"^    audiovae train PACKED -o speech (.*)$", (TEXTBOOK / "README.md").read_text(), re.M)
+    short = ["--training.steps=2", "--training.batch_frames=64", "--quiet"]
+    assert main(["train", str(packed), "-o", str(tmp_path / "speech"), *command.split(), *short]) == 0
+    speech, digits = AudioVAE.from_pretrained(tmp_path / "speech").vae, script("vae").model_of(10).vae
+    assert replace(speech.settings, data="array", likelihood="bernoulli") == digits.settings
+    assert type(speech) is type(digits)
