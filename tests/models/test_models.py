@@ -1213,12 +1213,17 @@ def test_default_settings_are_not_shared_between_models() -> None:
 
 
 REFUSED = [
+    ({"likelihood": "categorical"}, r"the likelihood 'categorical' is of arrays \(data: array\), not of sound"),
+    ({"data": "array", "likelihood": "categorical", "n_values": 1}, "n_values must be at least 2, got 1"),
     ({"latent_dim": 0}, "latent_dim must be positive, got 0"),
     ({"latent_dim": -4}, "latent_dim must be positive, got -4"),
     ({"hidden": (128, 0)}, r"layers must have positive widths, got \[513, 128, 0, 128\]"),
     ({"data": "image"}, "data must be one of sound, array, got 'image'"),
     ({"posterior_scale": "relu"}, "posterior_scale must be one of bounded, exp, .*, got 'relu'"),
-    ({"data": "array"}, "likelihood must be bernoulli or squared-error for arrays, got 'complex-gaussian'"),
+    (
+        {"data": "array"},
+        "likelihood must be bernoulli, squared-error, gaussian or categorical for arrays, got 'complex-gaussian'",
+    ),
     (
         {"latent": "dirichlet", "posterior_scale": "exp"},
         "posterior_scale is of gaussian latents; dirichlet ones have no scale",
