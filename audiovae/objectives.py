@@ -1,4 +1,7 @@
-"""What training maximises and evaluation quotes: bounds on log p(x), in nats per frame, from the power |x|^2."""
+"""What training maximises and evaluation quotes: bounds on log p(x), in nats per frame.
+
+They are of the power |x|^2, or of the complex x where a model's encoder sees the phase.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from audiovae.models.vae import VAE, Factor, Inference
+from audiovae.stft import power_of
 
 # A dimension counts as active when its KL, averaged over frames, exceeds this; all below is a collapsed posterior.
 ACTIVE_NATS = 0.01
@@ -40,7 +44,7 @@ class ELBO:
         return self.log_likelihood - self.kl
 
 
-def elbo(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> ELBO:
+def elbo(vae: VAE, power: Inexact[Tensor, "*batch frame freq"], condition: Tensor | None = None) -> ELBO:
     """One-sample estimate of E_q[log p(x | z)] - KL[q(z | x) || p(z)].
 
     The likelihood term of the complex Gaussian is minus the Itakura-Saito divergence d_IS(|x|^2, variance) up to terms
@@ -52,7 +56,7 @@ def elbo(vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor 
 
     Reference: D. Kingma and M. Welling, "Auto-encoding variational Bayes", ICLR 2014.
     """
-    _check_power(power)
+    _check_power(vae, power)
     inference = vae.infer(power, condition)
     return ELBO(vae.log_likelihood(inference.latents, power, condition), kl(inference))
 
@@ -68,24 +72,24 @@ def kl(inference: Inference) -> Float[Tensor, "*batch frame"]:
     return total
 
 
-def sounding(power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+def sounding(power: Inexact[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
     """Frames that hold anything but exact zeros: digital silence says nothing of sound, and no mean counts it."""
-    return power.sum(-1) > 0
+    return power_of(power).sum(-1) > 0
 
 
-def counted_frames(vae: VAE, power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+def counted_frames(vae: VAE, power: Inexact[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
     """Frames that a mean counts: of sound those that are `sounding`; of arrays all, for black is a picture too."""
     return sounding(power) if vae.settings.data == "sound" else torch.ones_like(power[..., 0], dtype=torch.bool)
 
 
-def _counted(vae: VAE, power: Float[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
+def _counted(vae: VAE, power: Inexact[Tensor, "*batch frame freq"]) -> Bool[Tensor, "*batch frame"]:
     """Frames that count in the bound of a sequence: see `counted_frames`; all where none does."""
     sound = counted_frames(vae, power)
     return sound | ~sound.any(-1, keepdim=True)
 
 
-def _check_power(power: Tensor) -> None:
-    if power.is_complex():
+def _check_power(vae: VAE, power: Tensor) -> None:
+    if power.is_complex() and not vae.sees_phase:
         raise ValueError(
             "bounds are of the power |x|^2, got a complex spectrogram; give them audiovae.stft.power(spectrogram)"
         )
@@ -95,7 +99,7 @@ def _check_power(power: Tensor) -> None:
 
 
 def importance_weighted_bound(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
+    vae: VAE, power: Inexact[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
 ) -> Float[Tensor, "*batch frame"]:
     """Log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x) with K = `n_samples`, `[..., frame]`, in nats.
 
@@ -109,7 +113,7 @@ def importance_weighted_bound(
     """
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-    _check_power(power)
+    _check_power(vae, power)
     _check_weights(vae)
     at_once = max(1, min(n_samples, _NUMBERS_AT_ONCE // max(1, power.numel())))
     encoded = vae.infer(power, condition) if vae.factorised_posterior else None
@@ -125,7 +129,7 @@ def importance_weighted_bound(
 
 
 def importance_weighted_surrogate(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
+    vae: VAE, power: Inexact[Tensor, "*batch frame freq"], n_samples: int, condition: Tensor | None = None
 ) -> Float[Tensor, "*batch frame"]:
     """The importance-weighted bound, whose gradient is the doubly reparameterised one, `[..., frame]`.
 
@@ -208,7 +212,7 @@ def _repeated(condition: Tensor | None, n_samples: int) -> Tensor | None:
 
 
 def _spread(
-    vae: VAE, total: Float[Tensor, "*batch"], power: Float[Tensor, "*batch frame freq"]
+    vae: VAE, total: Float[Tensor, "*batch"], power: Inexact[Tensor, "*batch frame freq"]
 ) -> Float[Tensor, "*batch frame"]:
     return (total / _counted(vae, power).sum(-1)).unsqueeze(-1).expand(power.shape[:-1])
 
@@ -236,7 +240,7 @@ class Objective:
 
 
 def training_loss(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
+    vae: VAE, power: Inexact[Tensor, "*batch frame freq"], condition: Tensor | None, objective: Objective
 ) -> Float[Tensor, 2]:
     """-log p(x | z) + beta KL, or minus the importance-weighted bound, and the KL alone: means over the frames that
     count (`counted_frames`), in nats; 0 where none does.
@@ -301,7 +305,7 @@ def kl_by_dimension(inference: Inference, counted: Bool[Tensor, "*batch frame"])
 
 
 def kl_per_dimension(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None
+    vae: VAE, power: Inexact[Tensor, "*batch frame freq"], condition: Tensor | None = None
 ) -> Float[Tensor, " latent"]:
     """`kl_by_dimension` of a spectrogram's frames that sound; one number, the whole KL per frame, where it does not
     split.
@@ -331,7 +335,7 @@ def collapse_warning(kl: Float[Tensor, " latent"]) -> str | None:
 
 @torch.no_grad()
 def label_log_probs(
-    vae: VAE, power: Float[Tensor, "*batch frame freq"], n_samples: int = 1
+    vae: VAE, power: Inexact[Tensor, "*batch frame freq"], n_samples: int = 1
 ) -> tuple[Float[Tensor, "combination label"], Float[Tensor, "*batch combination"]]:
     """Log p(y | x) of a generative model by comparing ELBOs, all labels being equally likely before.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Inexact
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -194,7 +194,7 @@ class AudioVAE(TrainableVAE):
     ) -> Latents:
         """Infer the posterior of every frame: distributions of tensors, whatever the wave is."""
         spectrogram, level = self.analyse(wave, level)
-        return Latents(self.vae.infer(power(spectrogram), condition, mean=True), level, wave.shape[-1])
+        return Latents(self.vae.infer(self.vae.observed(spectrogram), condition, mean=True), level, wave.shape[-1])
 
     def decode(
         self, latents: Latents, choice: LatentChoice = "mean", condition: Tensor | None = None
@@ -236,9 +236,9 @@ class AudioVAE(TrainableVAE):
         check_choice(latents)
         heard = self._heard(wave, level, channels=False)
         spectrogram, level = self.analyse(heard.wave, heard.level)
-        frame_power = power(spectrogram)
-        z = self.vae.infer(frame_power, condition, mean=latents == "mean").latents
-        magnitude = self.psd(z, condition, frame_power if teacher_forcing and self.vae.needs_past else None).sqrt()
+        observed = self.vae.observed(spectrogram)
+        z = self.vae.infer(observed, condition, mean=latents == "mean").latents
+        magnitude = self.psd(z, condition, observed if teacher_forcing and self.vae.needs_past else None).sqrt()
         if phase == "griffin-lim":
             again = griffin_lim(self.stft, magnitude, wave.shape[-1])
         else:
@@ -270,10 +270,11 @@ class AudioVAE(TrainableVAE):
         if not self.vae.is_density:
             raise AudiovaeError(NO_DENSITY)
         spectrogram, level = self.analyse(wave, level)
+        observed = self.vae.observed(spectrogram)
         if n_samples == 1:
-            bound = elbo(self.vae, power(spectrogram), condition).bound
+            bound = elbo(self.vae, observed, condition).bound
         else:
-            bound = importance_weighted_bound(self.vae, power(spectrogram), n_samples, condition)
+            bound = importance_weighted_bound(self.vae, observed, n_samples, condition)
         return like(bound - 2 * self.stft.n_freqs * _divisor(level).log().unsqueeze(-1), wave)
 
     def sample(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame freq"]:
@@ -317,12 +318,14 @@ class AudioVAE(TrainableVAE):
 
     def observe(
         self, waves: Float[Tensor, "segment sample"], equaliser: Equaliser | None = None
-    ) -> Float[Tensor, "segment frame freq"]:
-        """Power of the frames that lie within the segments: nothing is padded, nothing divided."""
-        frame_power = power(self.stft.frames(waves))
+    ) -> Inexact[Tensor, "segment frame freq"]:
+        """Of the frames that lie within the segments, what the model observes: nothing is padded, nothing divided."""
+        observed = self.vae.observed(self.stft.frames(waves))
         if equaliser is not None:
-            frame_power *= equaliser(self.stft.n_freqs).to(frame_power.device)
-        return frame_power.to(next(self.vae.parameters()).dtype)
+            gain = equaliser(self.stft.n_freqs).to(observed.device)
+            observed *= gain.sqrt() if self.vae.sees_phase else gain
+        dtype = next(self.vae.parameters()).dtype
+        return observed.to(dtype.to_complex() if self.vae.sees_phase else dtype)
 
     def illustrate(self, wave: Float[Tensor, " sample"], condition: Tensor | None) -> Illustration:
         if not self.vae.has_psd:

@@ -12,7 +12,9 @@ LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichl
 MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
 NoiseName = Literal["slow", "nmf", "stationary"]
 RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "fca", "fca-dp", "mvae"]
-LikelihoodName = Literal["complex-gaussian", "complex-student-t", "bernoulli", "squared-error"]
+LikelihoodName = Literal[
+    "complex-gaussian", "complex-student-t", "bernoulli", "squared-error", "gaussian", "categorical"
+]
 ActivationName = Literal["tanh", "relu", "silu", "gelu"]
 DataName = Literal["sound", "array"]
 InputName = Literal["log-power", "power"]
@@ -97,15 +99,18 @@ class SoundSettings(ModelSettings):
     """Those of a model of sound with Gaussian latents and no labels.
 
     Attributes:
-        likelihood: of a spectrum given the latents.
+        likelihood: of a spectrum given the latents; of arrays bernoulli, squared-error (a variance of one), gaussian (a
+            learnt variance) or categorical.
         network_input: what networks see of sound: "log-power", standardised over the training data; or "power" as it
             is, as of the published dynamical VAEs.
         variance_floor: smallest variance of a complex Gaussian, or scale of a Student-t.
+        n_values: numbers, evenly from 0 to 1, that a categorical bin of an array can be.
     """
 
     fixed: ClassVar = {"latent": "gaussian", "dirichlet_concentration": 0.5, "labels": {}}
 
     likelihood: LikelihoodName = "complex-gaussian"
+    n_values: int = 256
     network_input: InputName = "log-power"
     variance_floor: float = 1e-6
 
@@ -157,6 +162,7 @@ class FrameVAESettings(LatentSettings):
         residual: add the input of a hidden layer to its output where both have the same width.
         activation: tanh, relu, silu or gelu.
         dropout: probability in every hidden layer.
+        phase: the encoder sees the phase of sound too; no separator has that of a source.
     """
 
     latent_dim: int = 64
@@ -164,6 +170,7 @@ class FrameVAESettings(LatentSettings):
     residual: bool = True
     activation: ActivationName = "silu"
     dropout: float = 0.0
+    phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ class AutoencoderSettings(SoundSettings):
         activation: tanh, relu, silu or gelu.
         dropout: probability in every hidden layer.
         code_activation: what the code passes on its way to the decoder; none leaves it linear.
+        phase: the encoder sees the phase of sound too; no separator has that of a source.
     """
 
     fixed: ClassVar = {"latent": "point", "dirichlet_concentration": 0.5, "labels": {}}
@@ -187,6 +195,7 @@ class AutoencoderSettings(SoundSettings):
     activation: ActivationName = "silu"
     dropout: float = 0.0
     code_activation: Literal["none", "tanh", "relu", "silu", "gelu"] = "none"
+    phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +208,7 @@ class ContextVAESettings(LatentSettings):
         dilations: of the encoder's temporal convolutions, in frames.
         causal: the encoder sees the past alone.
         decoder_layers: hidden layers of the decoder after its first.
+        phase: the encoder sees the phase of sound too; no separator has that of a source.
     """
 
     latent_dim: int = 64
@@ -207,6 +217,7 @@ class ContextVAESettings(LatentSettings):
     dilations: tuple[int, ...] = (1, 2, 4)
     causal: bool = False
     decoder_layers: int = 3
+    phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -393,6 +404,8 @@ _NEWER = (
     "code_activation",
     "standard_prior",
     "zero_start",
+    "n_values",
+    "phase",
 )  # than some saved configs: not in those that keep the default
 _IN_EVERY_CONFIG = ("latent_dim", "latent", "dirichlet_concentration", "likelihood", "labels")  # in this order, first
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Inexact
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -278,6 +278,11 @@ class StreamingSynthesis:
         wave = numerator[..., drop:end] / envelope[drop:end]
         self._n_emitted += wave.shape[-1]
         return wave
+
+
+def power_of(x: Inexact[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The power of a complex spectrogram; what is real is power already, or an array."""
+    return power(x) if x.is_complex() else x
 
 
 def power(spectrogram: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

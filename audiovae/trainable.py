@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
 from audiovae import hub, saved
@@ -215,15 +215,15 @@ class TrainableVAE(Trainable, ABC):
     def unit(self) -> str:
         return "nats per frame" if self.vae.is_density else "per frame (no density: it compares with no other model's)"
 
-    def calibrate(self, observed: Float[Tensor, "segment frame freq"]) -> None:
+    def calibrate(self, observed: Inexact[Tensor, "segment frame freq"]) -> None:
         self.vae.calibrate(observed[counted_frames(self.vae, observed)])
 
     def loss(
-        self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
+        self, observed: Inexact[Tensor, "segment frame freq"], condition: Tensor | None, objective: Objective
     ) -> Float[Tensor, 2]:
         return training_loss(self.vae, observed, condition, objective)
 
-    def elbo(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
+    def elbo(self, observed: Inexact[Tensor, "segment frame freq"], condition: Tensor | None) -> ELBO:
         """Of the frames that count, `[frame]`."""
         terms, counted = elbo(self.vae, observed, condition), counted_frames(self.vae, observed)
         return ELBO(terms.log_likelihood[counted], terms.kl[counted])
@@ -244,7 +244,7 @@ class TrainableVAE(Trainable, ABC):
         if settings.equaliser_db and self.vae.settings.data == "array":
             raise TrainingError("equaliser_db is of sound, and the model is one of arrays: leave it at 0")
 
-    def warning(self, observed: Float[Tensor, "segment frame freq"], condition: Tensor | None) -> str | None:
+    def warning(self, observed: Inexact[Tensor, "segment frame freq"], condition: Tensor | None) -> str | None:
         return collapse_warning(kl_per_dimension(self.vae, observed, condition)) if self.vae.has_prior else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,86 @@ def test_likelihoods_score_real_arrays_and_have_a_mean() -> None:
         assert distribution.sample().shape == x.shape
 
 
+def test_a_gaussian_has_the_variance_that_its_decoder_gives() -> None:
+    vae = FrameVAE(12, FrameVAESettings(data="array", likelihood="gaussian", latent_dim=4, hidden=(8,)))
+    x, z = pictures(5, 3, 12), torch.randn(5, 3, 4)
+    outputs = (vae.decode(z, None, None) + vae.observation.bias).detach().reshape(5, 3, 12, 2)
+    mean, deviation = outputs[..., 0], (outputs[..., 1].exp() + 1e-4).sqrt()
+    expected = scipy.stats.norm.logpdf(x.numpy(), mean.numpy(), deviation.numpy()).sum(-1)
+    torch.testing.assert_close(vae.log_likelihood(z, x), torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vae.likelihood(z).mean, mean)
+
+
+def test_a_categorical_is_torchs_own_of_the_number_of_the_step() -> None:
+    settings = FrameVAESettings(data="array", likelihood="categorical", n_values=17, latent_dim=4, hidden=(8,))
+    vae, z, step = FrameVAE(12, settings), torch.randn(5, 3, 4), torch.randint(17, (5, 3, 12))
+    logits = (vae.decode(z, None, None) + vae.observation.bias).reshape(5, 3, 12, 17)
+    own = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(vae.log_likelihood(z, step / 16), own.log_prob(step).sum(-1))
+    mean = (own.probs * torch.arange(17)).sum(-1) / 16
+    torch.testing.assert_close(vae.likelihood(z).mean, mean)
+    assert torch.equal(vae.likelihood(z).log_prob(step / 16 + 0.02), vae.likelihood(z).log_prob(step / 16))
+    assert set((vae.likelihood(z).sample() * 16).flatten().tolist()) <= set(range(17))
+
+
+def test_training_of_other_observations_starts_at_their_distribution_over_pictures() -> None:
+    x = torch.tensor([0.0, 0.0, 0.5, 1.0])[:, None].expand(4, 12)
+    for likelihood, variance in {"gaussian": 0.171875, "categorical": None}.items():
+        settings = FrameVAESettings(data="array", likelihood=likelihood, n_values=3, latent_dim=4, hidden=(8,))  # type: ignore[arg-type]
+        vae = FrameVAE(12, settings)
+        vae.calibrate(x)
+        nn.init.zeros_(linear_layers(vae.decoder)[-1].weight)
+        start = vae.likelihood(torch.zeros(1, 4)).base_dist
+        if variance is not None:
+            torch.testing.assert_close(start.mean, torch.full((1, 12), 0.375))
+            torch.testing.assert_close(start.variance, torch.full((1, 12), variance + 2e-4))
+        else:  # counts 2, 1, 1, each of them once more
+            torch.testing.assert_close(start.probs, (torch.tensor([3.0, 2.0, 2.0]) / 7).expand(1, 12, 3))
+
+
+OTHERS = {
+    "gaussian": {"likelihood": "gaussian"},
+    "categorical": {"likelihood": "categorical", "n_values": 17},
+    "von-mises-fisher": {"latent": "von-mises-fisher"},
+    "dirichlet": {"latent": "dirichlet"},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in OTHERS},
+    "annealed": {"beta_warmup": 0.5, "beta_cycles": 2},
+    "importance-weighted": {"importance_samples": 5},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_observations_latents_and_objectives_of_all_kinds_learn_digits(name: str, tmp_path: Path) -> None:
+    """In nats, better than pixels that are independent, with the distribution that each has over the training set."""
+    pixels = torch.from_numpy(load_digits().data / 16).float()
+    train, test = pixels[:1400], pixels[1400:1500]
+    torch.manual_seed(0)
+    model = ArrayVAE(
+        FrameVAE(64, FrameVAESettings(**{**ARRAY, "hidden": (64,), "latent_dim": 8, **OTHERS.get(name, {})}))
+    )
+    corpus = ArrayCorpus(train[:, None].numpy())
+    settings = TrainingSettings(
+        steps=300,
+        batch_frames=128,
+        segment_frames=1,
+        validate_every=300,
+        learning_rate=1e-2,
+        averaging=0.99,
+        **RUNS[name],
+    )
+    fit(model, corpus, corpus, tmp_path / "model", settings)
+    alone = FrameVAE(64, replace(model.vae.settings, latent="gaussian"))  # type: ignore[type-var]
+    alone.calibrate(train)
+    nn.init.zeros_(linear_layers(alone.decoder)[-1].weight)
+    independent = float(alone.log_likelihood(torch.zeros(100, 1, 8), test[:, None]).detach().mean())
+    gain = float(model.log_likelihood(test[:, None]).mean()) - independent
+    assert gain > {"gaussian": 25, "categorical": 10}.get(name, 1.0)
+    assert model.sample(3).shape == (3, 64)
+    assert len(model.encode(test[:5, None]).latents.unique()) > 5
+
+
 def test_training_starts_at_the_mean_picture() -> None:
     x = torch.stack([torch.zeros(12), 0.5 * torch.ones(12)])[:, None]
     for likelihood in ("bernoulli", "squared-error"):
@@ -224,6 +305,28 @@ def test_a_black_picture_counts() -> None:
     torch.testing.assert_close(model.loss(x, None, Objective())[0], each.mean())
     torch.testing.assert_close(-model.elbo(x, None).bound, each.flatten())
     torch.testing.assert_close(-model.log_likelihood(x), each)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "LabelVAE"])
+def test_every_model_of_arrays_takes_every_observation_of_them(kind: str, likelihood: str) -> None:
+    """The loss of one batch falls below where training starts: at the distribution of each bin."""
+    torch.manual_seed(0)
+    model_class, settings_class = MODELS[kind]
+    model = ArrayVAE(model_class(16, settings_class(data="array", likelihood=likelihood, n_values=11)))
+    x = 0.8 * (pictures(8, 8, 1) > 0.5).float() + 0.2 * pictures(8, 8, 16, seed=1)
+    model.calibrate(x)
+    adam = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(40):
+        loss = model.loss(x, None, Objective())[0]
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.5
+    with torch.no_grad():
+        assert model.reconstruct(x).shape == x.shape
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -27,8 +27,9 @@ _MOST_VALUES = 10_000  # of a YAML file
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     given, config = getattr(parser, "given", ()), getattr(parser, "config", None)
     init = _named("init", given, config)
-    kind, sizes = ("FrameVAE", {}) if init is None else _of_model(init)
-    if init is None and (named := _named("type", given, config)) in MODEL_SETTINGS:
+    named = _named("type", given, config)
+    kind, sizes = ("FrameVAE", {}) if init is None else _of_init(init, named)
+    if init is None and named in MODEL_SETTINGS:
         kind = str(named)
     parser.add_argument("packed", help="corpus as prepared by: audiovae prepare")
     parser.add_argument(
@@ -48,7 +49,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--init",
         metavar="MODEL",
         help="fine-tune a shipped model or your own: type, sizes, front end and labels are its own; a lower "
-        "--training.learning_rate keeps more of what it knows",
+        "--training.learning_rate keeps more of what it knows; an Autoencoder with --type FrameVAE starts a VAE",
     )
     parser.add_argument(
         "--type",
@@ -123,9 +124,18 @@ def _of_model(init: str) -> tuple[str, dict[str, Any]]:
     return kind, own | {f"stft.{name}": value for name, value in stft.items()}
 
 
+def _of_init(init: str, named: str | None) -> tuple[str, dict[str, Any]]:
+    """Type and options of the model that a saved one begins: its own, or a VAE's that begins with an autoencoder."""
+    kind, own = _of_model(init)
+    if (kind, named) != ("Autoencoder", "FrameVAE"):
+        return kind, own
+    shared = {f"vae.{field.name}" for field in fields(MODEL_SETTINGS["FrameVAE"])}
+    return "FrameVAE", {name: x for name, x in own.items() if name in shared or not name.startswith("vae.")}
+
+
 def _check_init(options: Any) -> None:
     """Raises AudiovaeError for an option that says something else than the model that is fine-tuned."""
-    kind, own = _of_model(options.init)
+    kind, own = _of_init(options.init, options.type)
     found = {"type": options.type, "level": options.level} | {
         f"{group}.{name}": value for group in ("vae", "stft") for name, value in _group(options, group).items()
     }
@@ -133,6 +143,8 @@ def _check_init(options: Any) -> None:
     if options.labels:
         found["labels"], own["labels"] = sorted(options.labels), sorted(own["labels"])
     for name, value in found.items():
+        if name not in own:  # of a VAE, and no autoencoder has it
+            continue
         here, there = (list(x) if isinstance(x, tuple) else x for x in (value, own[name]))
         if here != there:
             raise AudiovaeError(
@@ -174,9 +186,16 @@ def _prior(options: Any, corpus: PackedCorpus) -> AudioVAE:
     from audiovae.prior import AudioVAE
     from audiovae.stft import STFT
 
-    if options.init is not None:
-        return AudioVAE.from_pretrained(options.init)
+    begun = None if options.init is None else AudioVAE.from_pretrained(options.init)
+    if begun is not None and begun.kind == options.type:
+        return begun
     try:
+        if begun is not None:
+            vae = build(options.type, begun.stft.n_freqs, MODEL_SETTINGS[options.type](**_group(options, "vae")))
+            vae.start_from(begun.vae)
+            prior = AudioVAE(begun.stft, vae, begun.sample_rate, begun.level_rule)
+            prior.origin = begun.origin  # whose constants of data it keeps
+            return prior
         stft = STFT(**_group(options, "stft"))
         sizes = _group(options, "vae")
         if options.labels:

@@ -6,6 +6,7 @@ from audiovae.distributions.log_dirichlet import LogDirichlet
 from audiovae.distributions.point import Point
 from audiovae.distributions.power_spherical import PowerSpherical
 from audiovae.distributions.spectrogram import LogPowerNormal, ScaledBernoulli
+from audiovae.distributions.stepped import SteppedCategorical
 from audiovae.distributions.von_mises_fisher import SphereUniform, VonMisesFisher
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PowerSpherical",
     "ScaledBernoulli",
     "SphereUniform",
+    "SteppedCategorical",
     "VonMisesFisher",
 ]

@@ -28,7 +28,6 @@ from audiovae.models import Factor, Inference
 from audiovae.phase import StreamingGriffinLim
 from audiovae.prior import AudioVAE, LatentChoice, check_choice
 from audiovae.settings import LARGEST_RATE
-from audiovae.stft import power
 
 LATENTS_FORMAT_VERSION = 2
 LARGEST_LEVEL = 1e38  # as of a float sound file
@@ -250,7 +249,7 @@ def _inferred(prior: AudioVAE, recording: Recording, condition: Tensor | None) -
     """What a latents file holds of one stretch after another, by its names there."""
     tensors = prior.vae.latents.tensors
     for stretch in stretches((block.spectrogram for block in recording.blocks()), prior.vae.context):
-        inference = prior.vae.infer(power(stretch.frames), condition, mean=True)
+        inference = prior.vae.infer(prior.vae.observed(stretch.frames), condition, mean=True)
         found = {"latents": inference.latents[:, stretch.kept].cpu()}
         for factor in inference.factors:
             for name, tensor in tensors(factor.posterior).items():

@@ -13,7 +13,7 @@ from audiovae.files.recording import Recording
 from audiovae.files.stretch import stretches
 from audiovae.phase import StreamingGriffinLim
 from audiovae.prior import AudioVAE, LatentChoice, Phase, check_choice
-from audiovae.stft import StreamingSynthesis, power
+from audiovae.stft import StreamingSynthesis
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def resynthesize_file(
 
     def frames() -> Iterator[Tensor]:
         for stretch in stretches((block.spectrogram for block in recording.blocks()), prior.vae.context):
-            z = prior.vae.infer(power(stretch.frames), condition, mean=latents == "mean").latents
+            z = prior.vae.infer(prior.vae.observed(stretch.frames), condition, mean=latents == "mean").latents
             magnitude = prior.psd(z, condition).sqrt()[:, stretch.kept]
             yield magnitude * torch.sgn(stretch.frames[:, stretch.kept]) if phase == "original" else magnitude
 

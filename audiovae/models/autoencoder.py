@@ -27,12 +27,14 @@ class Autoencoder(FrameWise):
     """
 
     has_prior = False
+    settings: AutoencoderSettings
 
     def __init__(self, n_freqs: int, settings: AutoencoderSettings = AutoencoderSettings()) -> None:
-        super().__init__(n_freqs, settings, PointFamily(settings.latent_dim))
+        super().__init__(n_freqs, settings, PointFamily(settings.latent_dim), phase=settings.phase)
         options = (settings.activation, settings.dropout, settings.residual)
-        self.encoder = mlp([n_freqs, *settings.hidden, self.latents.n_outputs], *options)
+        self.encoder = mlp([self.n_inputs, *settings.hidden, self.latents.n_outputs], *options)
         if settings.code_activation != "none":
             self.encoder.append(ACTIVATIONS[settings.code_activation]())
-        self.decoder = mlp([self.latent_dim, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
+        widths = [self.latent_dim, *reversed(settings.hidden), self.observation.n_outputs]
+        self.decoder = mlp(widths, *options, last_bias=False)
         start_small(cast(nn.Linear, self.decoder[-1]))

@@ -29,10 +29,10 @@ class ContextVAE(FrameWise):
     """
 
     def __init__(self, n_freqs: int, settings: ContextVAESettings = ContextVAESettings()) -> None:
-        super().__init__(n_freqs, settings, latent_family(settings), settings.labels)
+        super().__init__(n_freqs, settings, latent_family(settings), settings.labels, settings.phase)
         y, sizes = self.conditions.size, (settings.kernel_size, settings.dilations, settings.causal)
-        self.encoder = temporal_network(n_freqs + y, settings.width, self.latents.n_outputs, *sizes)
-        widths = [self.latent_dim + y, *[settings.width] * (1 + settings.decoder_layers), n_freqs]
+        self.encoder = temporal_network(self.n_inputs + y, settings.width, self.latents.n_outputs, *sizes)
+        widths = [self.latent_dim + y, *[settings.width] * (1 + settings.decoder_layers), self.observation.n_outputs]
         self.decoder = mlp(widths, "silu", residual=True, last_bias=False)
         self.context = reach(*sizes)
         self.lookahead = 0 if settings.causal else self.context

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent
 from audiovae.models.dynamics import Dynamical, path
 from audiovae.models.latents import normal
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -82,7 +83,7 @@ class DKF(Dynamical):
         self.transition = GatedTransition(self.latent_dim, 1e-6 if settings.posterior_scale == "bounded" else 1e-12)
         self.decoder = nn.Sequential(
             *tanh_layers(self.latent_dim, *settings.emission),
-            nn.Linear([self.latent_dim, *settings.emission][-1], n_freqs, bias=False),
+            ToBins([self.latent_dim, *settings.emission][-1], self.observation.n_outputs),
         )
         start_small(cast(nn.Linear, self.decoder[-1]))
 

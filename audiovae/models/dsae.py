@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from audiovae.models.dynamics import Dynamical
 from audiovae.models.latents import standard_normal
 from audiovae.models.vae import EVERYTHING, Factor, Inference, in_every_frame
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import DSAESettings
@@ -56,7 +57,7 @@ class DSAE(Dynamical):
         self.to_prior = nn.Linear(settings.width, 2 * self._frame_dim)
         self.decoder = nn.Sequential(
             *tanh_layers(self.latent_dim, *settings.emission),
-            nn.Linear([self.latent_dim, *settings.emission][-1], n_freqs, bias=False),
+            ToBins([self.latent_dim, *settings.emission][-1], self.observation.n_outputs),
         )
         start_small(self.to_sequence, self.to_latents, self.to_prior, cast(nn.Linear, self.decoder[-1]))
 

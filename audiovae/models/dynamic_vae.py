@@ -38,7 +38,9 @@ class DynamicVAE(SoundVAE):
         super().__init__(n_freqs, settings, Gaussian(settings.latent_dim), settings.labels)
         y, sizes = self.conditions.size, (settings.kernel_size, settings.dilations)
         self.encoder = temporal_network(n_freqs + y, settings.width, 2 * self.latent_dim, *sizes)
-        self.decoder = temporal_network(self.latent_dim + y, settings.width, n_freqs, *sizes, last_bias=False)
+        self.decoder = temporal_network(
+            self.latent_dim + y, settings.width, self.observation.n_outputs, *sizes, last_bias=False
+        )
         self.transition = temporal_network(
             self.latent_dim + y,
             settings.prior_width,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import nn
 
+from audiovae.models.autoencoder import Autoencoder
 from audiovae.models.frame_wise import FrameWise
 from audiovae.models.latents import latent_family
 from audiovae.networks.mlp import mlp, start_small
@@ -33,10 +35,37 @@ class FrameVAE(FrameWise):
         modeling framework based on variational autoencoders for speech enhancement", MLSP 2018.
     """
 
+    settings: FrameVAESettings
+
     def __init__(self, n_freqs: int, settings: FrameVAESettings = FrameVAESettings()) -> None:
-        super().__init__(n_freqs, settings, latent_family(settings), settings.labels)
+        super().__init__(n_freqs, settings, latent_family(settings), settings.labels, settings.phase)
         options = (settings.activation, settings.dropout, settings.residual)
         y = self.conditions.size
-        self.encoder = mlp([n_freqs + y, *settings.hidden, self.latents.n_outputs], *options)
-        self.decoder = mlp([self.latent_dim + y, *reversed(settings.hidden), n_freqs], *options, last_bias=False)
+        self.encoder = mlp([self.n_inputs + y, *settings.hidden, self.latents.n_outputs], *options)
+        widths = [self.latent_dim + y, *reversed(settings.hidden), self.observation.n_outputs]
+        self.decoder = mlp(widths, *options, last_bias=False)
         start_small(cast(nn.Linear, self.encoder[-1]), cast(nn.Linear, self.decoder[-1]))
+
+    @torch.no_grad()
+    def start_from(self, autoencoder: Autoencoder) -> None:
+        """Take over an autoencoder's layers: its code is the mean of q(z | x), whose scale starts as a new model's.
+
+        Raises:
+            ValueError: the autoencoder has other sizes, or its code passes an activation.
+        """
+        given = autoencoder.settings
+        if given.code_activation != "none":
+            raise ValueError(f"the autoencoder's code passes {given.code_activation}, and no mean of latents does")
+        if self.settings.latent != "gaussian" or self.conditions.labels or self.n_freqs != autoencoder.n_freqs:
+            raise ValueError("an autoencoder starts a FrameVAE of as many bins, with Gaussian latents and no labels")
+        for name in (
+            "latent_dim", "hidden", "residual", "activation", "data", "likelihood", "n_values", "phase", "network_input",
+            "variance_floor",
+        ):  # fmt: skip
+            own, other = getattr(self.settings, name), getattr(given, name)
+            if own != other:
+                raise ValueError(f"the autoencoder has {name} {other}, and the model {own}; give both the same")
+        weights, own_weights = autoencoder.state_dict(), self.state_dict()
+        for name in (f"encoder.{len(self.encoder) - 1}.{part}" for part in ("weight", "bias")):
+            weights[name] = torch.cat([weights[name], own_weights[name][self.latent_dim :]])
+        self.load_state_dict(weights)

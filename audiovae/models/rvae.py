@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from audiovae.models.dynamics import Dynamical, path
 from audiovae.models.latents import standard_normal
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -53,7 +54,7 @@ class RVAE(Dynamical):
         )
         self.to_drive = nn.Linear(self.encoder.n_outputs, self.recurrence.drive_size)
         self.decoder = SequenceLSTM(self.latent_dim, settings.width, "forward" if settings.causal else "both")
-        self.to_spectrum = nn.Linear(self.decoder.n_outputs, n_freqs, bias=False)
+        self.to_spectrum = ToBins(self.decoder.n_outputs, self.observation.n_outputs)
         start_small(self.to_spectrum)
 
     def infer(

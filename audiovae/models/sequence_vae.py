@@ -14,6 +14,7 @@ from audiovae.errors import LatentError
 from audiovae.models.latents import latent_family, standard_normal
 from audiovae.models.sound_vae import SoundVAE
 from audiovae.models.vae import EVERYTHING, Factor, Inference, in_every_frame
+from audiovae.networks.bins import ToBins
 from audiovae.networks.mlp import start_small
 from audiovae.networks.temporal import TemporalBlock
 from audiovae.settings import SequenceVAESettings
@@ -66,7 +67,7 @@ class SequenceVAE(SoundVAE):
         )
         self.decoder = stages()
         self.place = nn.Parameter(torch.zeros(settings.n_frames, width))
-        self.to_spectrum = nn.Linear(width, n_freqs, bias=False)
+        self.to_spectrum = ToBins(width, self.observation.n_outputs)
         start_small(cast(nn.Linear, self.to_latents[-1]), self.to_spectrum)
 
     def infer(

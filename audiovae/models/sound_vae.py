@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -16,6 +16,7 @@ from audiovae.models.observation import DENSITIES, Observation
 from audiovae.models.vae import VAE
 from audiovae.networks.log_power import front_of
 from audiovae.settings import SoundSettings
+from audiovae.stft import power_of
 
 
 class SoundVAE(VAE, ABC):
@@ -48,10 +49,13 @@ class SoundVAE(VAE, ABC):
         self.latents, self.latent_dim = latents, latents.dim
         self.conditions = Conditions(labels)
         self.log_power = front_of(settings.data, settings.network_input, n_freqs)
-        self.observation = Observation(n_freqs, settings.likelihood, settings.data, settings.variance_floor)
+        self.observation = Observation(
+            n_freqs, settings.likelihood, settings.data, settings.variance_floor, settings.n_values
+        )
         self.is_density = settings.likelihood in DENSITIES
 
-    def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:
+    def calibrate(self, power: Inexact[Tensor, "frame freq"]) -> None:
+        power = power_of(power)
         self.log_power.calibrate(power)
         self.observation.calibrate(power, self.cautious)
 
@@ -70,15 +74,15 @@ class SoundVAE(VAE, ABC):
     def log_likelihood(
         self,
         latents: Float[Tensor, "*batch frame latent"],
-        power: Float[Tensor, "*batch frame freq"],
+        power: Inexact[Tensor, "*batch frame freq"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "*batch frame"]:
         likelihood = self.likelihood(latents, condition, self.past(power))
         if self.settings.data == "array":
             return likelihood.log_prob(power)
-        return likelihood.base_dist.summed_log_prob_of_power(power)
+        return likelihood.base_dist.summed_log_prob_of_power(power_of(power))
 
-    def expected_input(self, output: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
+    def expected_input(self, output: Float[Tensor, "*batch output"]) -> Float[Tensor, "*batch freq"]:
         """What a network may see in the place of an x that is only predicted: the mean of what it sees of one."""
         likelihood = self.observation(output)
         return likelihood.mean if self.settings.data == "array" else self.log_power.expected(likelihood.variance)
@@ -92,5 +96,5 @@ class SoundVAE(VAE, ABC):
             )
         return self.observation(self.decode(latents, condition, None)).variance.log()
 
-    def past(self, power: Float[Tensor, "*batch frame freq"]) -> Tensor | None:
+    def past(self, power: Inexact[Tensor, "*batch frame freq"]) -> Tensor | None:
         return power if self.needs_past or (self.training and self.own_past is not None) else None

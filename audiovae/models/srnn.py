@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical, path
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -61,7 +62,7 @@ class SRNN(Dynamical):
         )
         self.decoder = nn.Sequential(
             *tanh_layers(settings.width + self.latent_dim, settings.features),
-            nn.Linear(settings.features, n_freqs, bias=False),
+            ToBins(settings.features, self.observation.n_outputs),
         )
         start_small(cast(nn.Linear, self.transition[-1]), cast(nn.Linear, self.decoder[-1]))
 
@@ -128,7 +129,7 @@ class SRNN(Dynamical):
     ) -> Float[Tensor, "*batch freq"]:
         return cast(Tensor, self.decoder(torch.cat([states, latents], dim=-1)))
 
-    def _predicted(self, outputs: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch freq"]:
+    def _predicted(self, outputs: Float[Tensor, "*batch output"]) -> Float[Tensor, "*batch freq"]:
         return self.expected_input(outputs.detach().clone()).detach()
 
     def _own_states(

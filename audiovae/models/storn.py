@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from audiovae.models.dynamics import Dynamical
 from audiovae.models.latents import standard_normal
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import SequenceLSTM, shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.settings import STORNSettings
@@ -46,7 +47,8 @@ class STORN(Dynamical):
         self.latent_features = tanh_layers(self.latent_dim, 32, 64)
         self.decoder = SequenceLSTM(settings.features + 64, settings.width)
         self.to_spectrum = nn.Sequential(
-            *tanh_layers(settings.width, settings.features), nn.Linear(settings.features, n_freqs, bias=False)
+            *tanh_layers(settings.width, settings.features),
+            ToBins(settings.features, self.observation.n_outputs),
         )
         start_small(cast(nn.Linear, self.to_latents[-1]), cast(nn.Linear, self.to_spectrum[-1]))
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from audiovae.models.conditions import Conditions
 from audiovae.models.latents import LatentFamily
 from audiovae.settings import ModelSettings
+from audiovae.stft import power
 
 EVERYTHING = 2**40  # a context beyond any file
 
@@ -86,6 +87,7 @@ class VAE(nn.Module, ABC):
             none.
         is_density: is the likelihood a density of the complex STFT, so that bounds in nats compare with those of other
             models?
+        sees_phase: does the encoder see the complex STFT itself? See `observed`.
         needs_past: does p(x_t | ...) see past x? Such a model cannot be plugged into a separator.
         frames_are_independent: do frames factorise, given x in the posterior and always in prior and likelihood? Their
             importance weights then are per frame, else per sequence.
@@ -105,6 +107,7 @@ class VAE(nn.Module, ABC):
     has_prior: bool = True
     has_psd: bool = True
     is_density: bool = True
+    sees_phase: bool = False
     needs_past: bool = False
     frames_are_independent: bool = False
     factorised_posterior: bool = True
@@ -112,6 +115,12 @@ class VAE(nn.Module, ABC):
     lookahead: int = 0
     longest: int | None = None
     own_past: float | None = None
+
+    def observed(self, spectrogram: Complex[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
+        """What `infer`, `log_likelihood` and bounds take of an STFT: its power, or itself where the encoder sees the
+        phase.
+        """
+        return spectrogram if self.sees_phase else power(spectrogram)
 
     @abstractmethod
     def calibrate(self, power: Float[Tensor, "frame freq"]) -> None:

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from audiovae.models.dynamics import Dynamical, path
 from audiovae.models.vae import Factor, Inference
+from audiovae.networks.bins import ToBins
 from audiovae.networks.lstm import shift, tanh_layers
 from audiovae.networks.mlp import start_small
 from audiovae.networks.recurrence import StochasticRecurrence
@@ -53,7 +54,7 @@ class VRNN(Dynamical):
         self.past_to_gates = nn.Linear(settings.features, self.recurrence.input_drive_size, bias=False)
         self.to_drive = nn.Linear(settings.features, self.recurrence.drive_size)
         self.to_prior = nn.Linear(settings.width, 2 * self.latent_dim)
-        self.to_spectrum = nn.Linear(settings.width + _LATENT_FEATURES[-1], n_freqs, bias=False)
+        self.to_spectrum = ToBins(settings.width + _LATENT_FEATURES[-1], self.observation.n_outputs)
         start_small(self.to_prior, self.to_spectrum)
 
     def infer(

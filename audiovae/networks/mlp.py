@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from audiovae.networks.bins import ToBins
 from audiovae.settings import ActivationName
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -27,7 +28,7 @@ def mlp(
 
     Args:
         residual: add a hidden layer's input to its output wherever the two have the same width.
-        last_bias: give the last layer a bias.
+        last_bias: give the last layer a bias; without one it is `ToBins`.
 
     Raises:
         ValueError: a width that is not positive, an unknown activation, a dropout outside [0, 1).
@@ -44,7 +45,8 @@ def mlp(
             nn.Linear(n_in, n_out), ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout > 0 else [])
         )
         layers.append(Residual(layer) if residual and i > 0 and n_in == n_out else layer)
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=last_bias))
+    last = nn.Linear if last_bias else ToBins
+    return nn.Sequential(*layers, last(sizes[-2], sizes[-1]))
 
 
 @torch.no_grad()

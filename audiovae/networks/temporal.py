@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audiovae.networks.bins import ToBins
+
 
 class TemporalConvolution(nn.Module):
     """Depthwise convolution over time: y_t = sum_i w_i * h_{t + (i - centre) dilation}, zeros beyond the ends.
@@ -92,7 +94,9 @@ def temporal_network(
 ) -> nn.Sequential:
     """Linear and silu into `width` features, a `TemporalBlock` for each dilation, linear out of them."""
     blocks = [TemporalBlock(width, kernel_size, dilation, causal) for dilation in dilations]
-    return nn.Sequential(nn.Linear(n_inputs, width), nn.SiLU(), *blocks, nn.Linear(width, n_outputs, bias=last_bias))
+    return nn.Sequential(
+        nn.Linear(n_inputs, width), nn.SiLU(), *blocks, (nn.Linear if last_bias else ToBins)(width, n_outputs)
+    )
 
 
 def stream(

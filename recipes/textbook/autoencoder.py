@@ -22,6 +22,7 @@ _LEFT_OUT = "4"
 
 
 def autoencoder() -> ArrayVAE:
+    torch.manual_seed(0)
     sizes = AutoencoderSettings(data="array", likelihood="bernoulli", latent_dim=32, hidden=(), code_activation="relu")
     return ArrayVAE(Autoencoder(64, sizes))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +19,7 @@ from audiovae import ArrayCorpus, ArrayVAE, TrainingSettings, fit
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+BATCH = 128
 N_TRAIN = 1500  # of 1797; the last ones, other writers' for the most part, are for testing
 LABELS = {"digit": tuple("0123456789")}
 
@@ -40,10 +42,27 @@ def digits() -> tuple[NDArray[np.float32], list[str]]:
     return (pixels / 16).astype(np.float32)[:, None], [str(digit) for digit in shown]
 
 
-def train(model: ArrayVAE, corpus: ArrayCorpus, folder: Path, steps: int, **settings: object) -> float:
-    """Fit a model; its best bound, in nats per picture, on the pictures that were held out."""
-    chosen = TrainingSettings(steps=steps, batch_frames=128, segment_frames=1, **settings)  # type: ignore[arg-type]
-    return fit(model, corpus, corpus, folder, chosen, overwrite=True).elbo
+def train(
+    model: ArrayVAE,
+    corpus: ArrayCorpus,
+    folder: Path,
+    steps: int,
+    at_epoch: Callable[[int], None] = lambda epoch: None,
+    **settings: object,
+) -> float:
+    """Fit a model; its best bound, in nats per picture, on the pictures that were held out.
+
+    Args:
+        at_epoch: called after every epoch with its number, the model being that of the last step.
+    """
+    epoch = -(-len(corpus.split("train")) // BATCH)  # in steps
+    chosen = TrainingSettings(steps=steps, batch_frames=BATCH, segment_frames=1, log_every=epoch, **settings)  # type: ignore[arg-type]
+
+    def progress(now: Any) -> None:
+        if now.step % epoch == 0 and now.elbo is None:
+            at_epoch(now.step // epoch)
+
+    return fit(model, corpus, corpus, folder, chosen, overwrite=True, progress=progress).elbo
 
 
 def draw(pictures: Tensor | NDArray[np.float32], path: Path, columns: int, titles: Sequence[str] = ()) -> None:

@@ -941,7 +941,9 @@ def test_a_corpus_of_a_single_short_recording_can_be_drawn_from(tmp_path: Path) 
 def test_with_a_margin_segments_begin_and_end_in_the_zeros_around_a_recording(tmp_path: Path) -> None:
     margin, frame, lengths = 16, 32, [4000, 50, 4000]  # of all three the file holds another recording next to it
     corpus = _ramp_corpus(tmp_path, *lengths)
-    waves, utterances = SegmentSampler(corpus, "train", SEGMENT_SAMPLES, CPU, margin).draw(10_000, seed=0, step=0)
+    waves, utterances = SegmentSampler(corpus, "train", SEGMENT_SAMPLES, CPU, margin=margin).draw(
+        10_000, seed=0, step=0
+    )
     around = [
         np.pad(np.arange(u.start + 1, u.start + u.n_samples + 1), (margin, SEGMENT_SAMPLES)).astype(np.float32) / 2
         for u in corpus.utterances

@@ -40,6 +40,7 @@ from audiovae.distributions import (
     PowerSpherical,
     ScaledBernoulli,
     SphereUniform,
+    SteppedCategorical,
     VonMisesFisher,
 )
 from audiovae.distributions.von_mises_fisher import AroundDirection
@@ -79,6 +80,10 @@ def over_log_ratios(distribution: Distribution) -> Tensor:
 
 def over_zero_and_one(distribution: Distribution) -> Tensor:
     return distribution.log_prob(torch.tensor([[0.0], [1.0]], dtype=DOUBLE)).exp().sum(0)
+
+
+def over_three_steps(distribution: Distribution) -> Tensor:
+    return distribution.log_prob(torch.tensor([[0.0], [0.5], [1.0]], dtype=DOUBLE)).exp().sum(0)
 
 
 def over_the_line(distribution: Distribution) -> Tensor:
@@ -162,6 +167,13 @@ CASES = (
         (row(0, 0, 0),),
         over_the_sphere,
         VECTORS,
+    ),
+    Case(
+        SteppedCategorical,
+        lambda kind, logits, **o: kind(logits, **o),
+        (VECTORS,),
+        over_three_steps,
+        row(1.5, -0.1, -1),
     ),
     Case(
         VonMisesFisher,
@@ -401,7 +413,9 @@ def test_samples_are_in_the_support_and_other_values_are_refused(case: Case) -> 
         assert not distribution.support.check(case.outside).any()
         with pytest.raises(ValueError, match="within the support"):
             distribution.log_prob(case.outside)
-        case.made(validate_args=False).log_prob(case.outside + 0j if case.outside.ndim == 1 else case.outside)
+        case.made(validate_args=False).log_prob(
+            case.outside + 0j if case.kind.__name__.startswith("Complex") else case.outside
+        )
 
 
 @every

@@ -28,6 +28,7 @@ from audiovae import (
 from audiovae.errors import ConditionError, LatentError
 from audiovae.models import MODELS, Inference, LabelVAE
 from audiovae.models.latents import LATENTS
+from audiovae.models.observation import Observation
 from audiovae.networks.log_power import EULER_GAMMA, VARIANCE_FLOOR, LogPower
 from audiovae.networks.mlp import mlp
 from audiovae.settings import LabelVAESettings, LatentName, settings_to_config
@@ -1216,6 +1217,8 @@ def test_default_settings_are_not_shared_between_models() -> None:
 
 
 REFUSED = [
+    ({"likelihood": "categorical"}, r"the likelihood 'categorical' is of arrays \(data: array\), not of sound"),
+    ({"data": "array", "likelihood": "categorical", "n_values": 1}, "n_values must be at least 2, got 1"),
     ({"latent_dim": 0}, "latent_dim must be positive, got 0"),
     ({"latent_dim": -4}, "latent_dim must be positive, got -4"),
     ({"hidden": (128, 0)}, r"layers must have positive widths, got \[513, 128, 0, 128\]"),
@@ -1223,7 +1226,10 @@ REFUSED = [
     ({"network_input": "phase"}, "network_input must be one of log-power, power, got 'phase'"),
     ({"variance_floor": 0.0}, "variance_floor must be from 1e-30 to 1, got 0.0"),
     ({"posterior_scale": "relu"}, "posterior_scale must be one of bounded, exp, .*, got 'relu'"),
-    ({"data": "array"}, "likelihood must be bernoulli or squared-error for arrays, got 'complex-gaussian'"),
+    (
+        {"data": "array"},
+        "likelihood must be bernoulli, squared-error, gaussian or categorical for arrays, got 'complex-gaussian'",
+    ),
     (
         {"latent": "dirichlet", "posterior_scale": "exp"},
         "posterior_scale is of gaussian latents; dirichlet ones have no scale",
@@ -1272,6 +1278,21 @@ def test_a_bin_that_is_constant_in_the_corpus_stays_finite(frames: Tensor) -> No
     network.calibrate(frames)
     assert (network.std > 0).all()
     assert torch.isfinite(network(power(spectrograms(3)))).all()
+
+
+def test_a_bin_above_the_band_of_the_corpus_is_not_blown_up() -> None:
+    """Noise of the whole band, where training had none: its distance in log power, not a hundred times that."""
+    band, whole = power(spectrograms(500)), power(spectrograms(50))
+    band[:, 9:] = 1e-9
+    network = LogPower(N_FREQS)
+    network.calibrate(band)
+    torch.testing.assert_close(network.std[9:], torch.ones(N_FREQS - 9))
+    torch.testing.assert_close(network.std[:9], (band[:, :9] + 1e-6).log().std(0, correction=0))
+    expected = (whole[:, 9:] + 1e-6).log() - math.log(1e-6)
+    torch.testing.assert_close(network(whole.clone())[:, 9:], expected, atol=0.01, rtol=0)
+    observation = Observation(N_FREQS, "squared-error")
+    observation.calibrate(band)
+    torch.testing.assert_close(observation.std, network.std)
 
 
 def test_the_constants_of_a_corpus_are_saved_and_not_trained() -> None:

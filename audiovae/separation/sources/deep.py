@@ -184,6 +184,8 @@ def check_prior(prior: AudioVAE) -> None:
         raise AudiovaeError(
             f"{name} needs past clean speech, which a mixture does not have; use a prior that needs latents alone"
         )
+    if vae.sees_phase:
+        raise AudiovaeError(f"this {name} sees the phase of clean speech, which a mixture does not have; use another")
     if not vae.is_density:
         raise AudiovaeError(
             f"the likelihood {vars(vae.settings)['likelihood']!r} is no density of the STFT, so its PSD stands for no "
