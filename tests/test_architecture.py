@@ -32,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("report",),
     ("separation",),
     ("files",),
-    ("batch",),
+    ("batch", "shards"),
     ("prior", "array_vae"),
     ("trainable",),
     ("corpora",),
@@ -44,7 +44,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("stft", "waves"),
     ("audio",),
     ("containers", "level", "atomic", "quiet"),
-    ("locks", "pool"),
+    ("locks", "pool", "cluster"),
     ("settings", "errors"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used
 ]

@@ -14,20 +14,27 @@ from audiovae.cli.streams import standard_streams
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
+    arguments.add_resume(parser)
     arguments.add_labels(parser)
     arguments.add_common(parser, "model", "device", "jobs")
 
 
 @standard_streams(".npz")
 def run(options: Any) -> int:
-    from audiovae.cli.batch import print_json, run_batch
+    from audiovae.cli.batch import run_batch
 
     items = arguments.with_targets(arguments.find_inputs(options.inputs), options.output, ".npz")
     rows, status = run_batch(items, encode, options)
+    tell(rows, options)
+    return status
+
+
+def tell(rows: list[dict[str, Any]], options: Any) -> None:
+    from audiovae.cli.batch import print_json
+
     arguments.report_rows(rows, options.quiet)
     if options.json:
         print_json(rows)
-    return status
 
 
 def encode(prior: Any, item: Item, options: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     """Print it to the error stream, of a verb that left rows of what it did.
 
     Args:
-        options: `rows` are those of the files, as in the verb's JSON, none in any process but the first; and
-            `work_seconds` what they took, of all processes together.
+        options: `rows` are those of the files, as in the verb's JSON; and `work_seconds` what they took, of all
+            processes together.
         wall_seconds: since the verb began.
     """
     rows = getattr(options, "rows", [])
@@ -36,11 +36,11 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     print(f"audiovae: {named(place) + ': ' if place else ''}{', '.join(parts)}", file=sys.stderr)
 
 
-def index_pages(options: Any) -> None:
-    """Write the index of the folder of pages, where --report named a folder and this process has rows of pages."""
+def index_pages(rows: list[dict[str, Any]], options: Any) -> None:
+    """Write the index of the folder of pages, where --report named a folder and rows tell of pages."""
     from audiovae.report.index import write_index
 
-    if options.report and os.path.isdir(options.report) and any("report" in row for row in options.rows):
+    if options.report and os.path.isdir(options.report) and any("report" in row for row in rows):
         try:
             write_index(options.report)
         except PathError as error:  # the pages are there

@@ -20,11 +20,11 @@ from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.corpora.signal import Signal
 from audiovae.errors import AudioError, CorpusError
 from audiovae.locks import locked_folder
-from audiovae.pool import WorkerError, in_processes
+from audiovae.pool import WorkerError, in_order, in_processes, nothing
 from audiovae.settings import PrepareSettings
 
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
-_FILES_PER_TASK = 8
+_AHEAD = 8  # files of each process that may wait for one before them
 
 
 @dataclass(frozen=True)
@@ -235,24 +235,21 @@ def _written(result: Signal | str, file: BinaryIO) -> tuple[Signal | str, str]:
 
 def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Iterator[tuple[Source, Signal | str]]:
     """Yield every source as it is packed, or with the reason why it is not, in order."""
-    tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
+    process = partial(_process, settings)
     if jobs == 1:
-        for task in tasks:
-            yield from zip(task, _process(task, settings), strict=True)
+        yield from ((source, process([source])[0]) for source in new)
         return
-    together = partial(_process, settings=settings)
-    for task, results in zip(tasks, in_processes(together, tasks, jobs), strict=True):
-        yield from zip(task, [str(r) if isinstance(r, WorkerError) else r for r in results], strict=True)
+    results = in_processes(process, [[source] for source in new], [nothing] * jobs, ahead=_AHEAD * jobs)
+    for source, (result,) in zip(new, in_order(results), strict=True):
+        yield source, str(result) if isinstance(result, WorkerError) else result
 
 
-def _process(task: list[Source], settings: PrepareSettings) -> list[Signal | str]:
-    results: list[Signal | str] = []
-    for source in task:
-        try:
-            results.append(Signal.of(source.path, source.speed, settings))
-        except AudioError as error:
-            results.append(error.reason)
-    return results
+def _process(settings: PrepareSettings, sources: list[Source], again: bool = False) -> list[Signal | str]:
+    (source,) = sources
+    try:
+        return [Signal.of(source.path, source.speed, settings)]
+    except AudioError as error:
+        return [error.reason]
 
 
 def _labelled(found: list[Source], folder: Path, table: str | None) -> list[Source]:
