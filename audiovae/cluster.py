@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -17,6 +19,7 @@ from audiovae.errors import AudiovaeError
 from audiovae.pool import Call, Item, Outcome, Slot, scheduled
 
 LOCAL = ""  # in place of an address: a cluster of this machine alone, for as long as the work goes on
+_ANSWER_SECONDS = 10.0  # in which a cluster takes up a connection
 _STORE_BYTES = 100 * 2**20  # of a local one; rows are small
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -75,6 +78,7 @@ def on_cluster(
 
 
 def _connect(ray: Any, address: str, jobs: int) -> None:
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     in_main = threading.current_thread() is threading.main_thread()
     heard = signal.getsignal(signal.SIGTERM)
@@ -82,6 +86,8 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
         if address == LOCAL:
             ray.init("local", num_cpus=jobs, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
         else:
+            if host := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):  # ray itself tries for many minutes
+                socket.create_connection((host[1], int(host[2])), _ANSWER_SECONDS).close()
             ray.init(address, **quiet)
     except Exception as error:  # many kinds, some of grpc
         reason = " ".join(str(error).split())[:200]

@@ -140,9 +140,10 @@ def row_log(
     with locked_file(paths[0]):
         digest, content = job.content()
         _agree(folder / JOB, digest, content, overwrite)
-        if paths[0].exists() and not (resume or overwrite):
-            raise PathError(paths[0], "exists already; --resume goes on, --overwrite starts anew")
         head = json.dumps({"job": digest}).encode() + b"\n"
+        begun = any(path.exists() and path.stat().st_size > len(head) for path in paths)
+        if begun and not (resume or overwrite):
+            raise PathError(paths[0], "exists already; --resume goes on, --overwrite starts anew")
         for path in paths:
             _mend(path, b"" if overwrite else head)
         done = {} if overwrite else {file: row for file, row in _rows(folder, "rows", digest) if _is_whole(row)}

@@ -58,12 +58,16 @@ def print_json(result: Any) -> None:
     print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2))
 
 
-def settle(rows: list[Row], options: Any) -> int:
-    """Leave for the last line what it tells of rows, see `summary`; the exit status."""
-    times = [row.pop(WORK_SECONDS, 0.0) for row in rows]  # which no JSON shall depend on
-    options.rows, options.work_seconds = rows, sum(times)
-    n_failed = sum("error" in row for row in rows)
-    return 0 if n_failed == 0 else 2 if n_failed == len(rows) else 1
+def settle(new: list[Row], kept: list[Row], options: Any) -> int:
+    """Leave for the last line what it tells of rows, see `summary`; the exit status.
+
+    Args:
+        kept: of what an earlier run did.
+    """
+    options.work_seconds, _ = (sum(row.pop(WORK_SECONDS, 0.0) for row in rows) for rows in (new, kept))
+    options.rows = [*new, *({"skipped": True} for _ in kept)]
+    n_failed = sum("error" in row for row in new)
+    return 0 if n_failed == 0 else 2 if n_failed == len(new) + len(kept) else 1
 
 
 def _run(
@@ -76,8 +80,9 @@ def _run(
     )
     order = {named(item.source): i for i, item in enumerate(items)}
     share = [[items[i] for i in group] for group in shard.share(groups)]
+    kept: list[Row] = []
     if folder is None:
-        rows = _shown(share, work, workers, options)
+        new = _shown(share, work, workers, options)
     else:
         job = Job(options.verb, _deciding(options, model), list(order))
         again = {"resume": options.resume, "overwrite": options.overwrite, "gone": options.break_lock}
@@ -85,11 +90,12 @@ def _run(
             left = [group for group in share if not all(named(item.source) in log.rows for item in group)]
             if options.resume:  # what stands there without a row was made by a process that died before it told so
                 left = [[replace(item, again=True) for item in group] for group in left]
-            new = {row["file"]: row for row in _shown(left, work, workers, options, log)}
+            new = _shown(left, work, workers, options, log)
+        done = {row["file"] for row in new}
         names = [named(item.source) for group in share for item in group]
-        rows = [new[name] if name in new else log.rows[name] for name in names]
-    rows.sort(key=lambda row: order[row["file"]])
-    return rows, settle(rows, options)
+        kept = [log.rows[name] for name in names if name not in done]
+    rows = sorted([*new, *kept], key=lambda row: order[row["file"]])
+    return rows, settle(new, kept, options)
 
 
 def _deciding(options: Any, model: str | None) -> dict[str, Any]:

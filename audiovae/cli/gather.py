@@ -32,7 +32,7 @@ def run(options: Any) -> int:
         if "error" in row:
             print(f"audiovae: {row['error']}", file=sys.stderr)
     tell_missing(gathered.missing, len(job.files))
-    status = settle(gathered.rows, options)
+    status = settle(gathered.rows, [], options)
     verb.tell(gathered.rows, of_job)
     return 2 if not gathered.rows else max(status, min(len(gathered.missing), 1))
 

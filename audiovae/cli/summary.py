@@ -28,7 +28,8 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     parts += [f"{n_kept} kept that were there"] if n_kept else []
     sound_seconds = sum(row["seconds"] for row in done)
     if done:
-        parts.append(f"{duration(sound_seconds)} of sound in {duration(wall_seconds)}")
+        wall = "" if options.verb == "gather" else f" in {duration(wall_seconds)}"
+        parts.append(f"{duration(sound_seconds)} of sound{wall}")
     if sound_seconds and (work_seconds := getattr(options, "work_seconds", 0.0)):
         parts.append(f"real-time factor {work_seconds / sound_seconds:.2g} without the start")
     rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)
