@@ -138,8 +138,8 @@ def row_log(
     if gone:
         break_lock(paths[0])
     with locked_file(paths[0]):
-        digest, content = job.content()
-        _agree(folder / JOB, digest, content, overwrite)
+        digest, _ = job.content()
+        agree(folder, job, overwrite)
         head = json.dumps({"job": digest}).encode() + b"\n"
         begun = any(path.exists() and path.stat().st_size > len(head) for path in paths)
         if begun and not (resume or overwrite):
@@ -184,12 +184,17 @@ def gather(folder: Path) -> Gathered:
     )
 
 
-def _agree(path: Path, digest: str, content: bytes, overwrite: bool) -> None:
-    """Write the job down, or make sure that it is the one that stands there.
+def agree(folder: Path, job: Job, overwrite: bool = False) -> str:
+    """Write the job of a folder down, or make sure that it is the one that stands there.
+
+    Returns:
+        its SHA-256.
 
     Raises:
         PathError: it is another one.
     """
+    path = folder / JOB
+    digest, content = job.content()
     try:
         with open(path, "rb") as file:
             same = json.loads(file.readline()) == {"job": digest}
@@ -198,7 +203,7 @@ def _agree(path: Path, digest: str, content: bytes, overwrite: bool) -> None:
     except (OSError, ValueError):
         same = False
     if same:
-        return
+        return digest
     if same is False and not overwrite:
         raise PathError(
             path,
@@ -207,6 +212,7 @@ def _agree(path: Path, digest: str, content: bytes, overwrite: bool) -> None:
         )
     with atomic_path(path, durable=True) as temporary:
         temporary.write_bytes(content)
+    return digest
 
 
 def _mend(path: Path, head: bytes) -> None:

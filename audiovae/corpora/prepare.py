@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -22,8 +22,10 @@ from audiovae.errors import AudioError, CorpusError
 from audiovae.locks import locked_folder
 from audiovae.pool import WorkerError, in_order, in_processes, nothing
 from audiovae.settings import PrepareSettings
+from audiovae.shards import Job, Shard, agree
 
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
+PART_OF = "job.sha256"  # in the folder of a shard
 _AHEAD = 8  # files of each process that may wait for one before them
 
 
@@ -58,6 +60,7 @@ def prepare(
     jobs: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    shard: Shard | None = None,
 ) -> Prepared:
     """Pack all sound files below `folder` into `target`.
 
@@ -68,14 +71,16 @@ def prepare(
         jobs: processes that read and resample; 1 stays in this one.
         overwrite: start anew, also where `target` holds a corpus that was prepared otherwise.
         progress: called with the number of files done and their total.
+        shard: pack only this part, into a folder in `target` that is named by it: see `audiovae.corpora.joining`.
 
     Raises:
         CorpusError: no folder, no sound in it, or `target` holds another corpus.
-        PathError: `target` cannot be written.
+        PathError: `target` cannot be written, or its other parts are of another job.
         LockedError: another process is preparing it.
     """
-    with locked_folder(Path(target)):
-        return _prepare(Path(folder), Path(target), settings, jobs, overwrite, progress)
+    target = Path(target) if shard is None else Path(target) / str(shard)
+    with locked_folder(target):
+        return _prepare(Path(folder), target, settings, jobs, overwrite, progress, shard)
 
 
 def _prepare(
@@ -85,6 +90,7 @@ def _prepare(
     jobs: int,
     overwrite: bool,
     progress: Callable[[int, int], None],
+    shard: Shard | None,
 ) -> Prepared:
     if not folder.is_dir():
         raise CorpusError(
@@ -103,12 +109,19 @@ def _prepare(
     asked = group if group != "speaker" else settings.group
     found = at_speeds(assign_splits(found, layout, settings.validation, *named, asked), settings.speeds)
     header = Header(settings.sample_rate, settings.trim, layout, str(folder.resolve()))
+    if shard is not None:
+        facts = {"folder": str(folder), "layout": layout, "split_by": group, "settings": asdict(settings)}
+        digest = agree(target.parent, Job("prepare", facts, [source.id for source in found]), overwrite)
+        (target / PART_OF).write_text(digest)
+        found = shard.share(found)
     utterances, left_out, end = ([], [], 0) if overwrite else _existing(target, header, found)
 
     known = {u.id for u in utterances} | {file.id for file in left_out}
     new = [source for source in found if source.left_out is None and source.id not in known]
     left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
-    for places, failed in ((there.passed_over, False), (there.unreadable, True)):
+    for places, failed in (
+        ((there.passed_over, False), (there.unreadable, True)) if shard is None or shard.index == 1 else ()
+    ):
         left_out += [LeftOut(path.relative_to(folder).as_posix(), reason, failed, 0, 0) for path, reason in places]
     n_before = len(utterances)
     seconds_new, rates = 0.0, []
@@ -120,7 +133,7 @@ def _prepare(
             file.truncate(2 * end)
             file.seek(2 * end)
             committed = 2 * end
-            for done, (source, result) in enumerate(_process_all(new, settings, jobs), start=1):
+            for done, (source, result) in enumerate(_process_all(new, settings, jobs, shard is not None), start=1):
                 origin, start = _size_and_time(source.path), file.tell()
                 result, digest = _written(result, file)
                 if isinstance(result, Signal):
@@ -233,10 +246,16 @@ def _written(result: Signal | str, file: BinaryIO) -> tuple[Signal | str, str]:
     return result, digest.hexdigest()
 
 
-def _process_all(new: list[Source], settings: PrepareSettings, jobs: int) -> Iterator[tuple[Source, Signal | str]]:
-    """Yield every source as it is packed, or with the reason why it is not, in order."""
+def _process_all(
+    new: list[Source], settings: PrepareSettings, jobs: int, apart: bool
+) -> Iterator[tuple[Source, Signal | str]]:
+    """Yield every source as it is packed, or with the reason why it is not, in order.
+
+    Args:
+        apart: even one process is not this one, so that a file that ends it is survived.
+    """
     process = partial(_process, settings)
-    if jobs == 1:
+    if jobs == 1 and not apart:
         yield from ((source, process([source])[0]) for source in new)
         return
     results = in_processes(process, [[source] for source in new], [nothing] * jobs, ahead=_AHEAD * jobs)
