@@ -107,13 +107,14 @@ class RowLog:
 
     Attributes:
         rows: by file, those that are done: of this process, and of any other of the same job.
+        failed: files that have failed.
     """
 
-    def __init__(self, rows: dict[str, Row], done: BinaryIO, failed: BinaryIO) -> None:
-        self.rows, self._done, self._failed = rows, done, failed
+    def __init__(self, rows: dict[str, Row], failed: set[str], files: tuple[BinaryIO, BinaryIO]) -> None:
+        self.rows, self.failed, self._files = rows, failed, files
 
     def append(self, row: Row) -> None:
-        file = self._failed if "error" in row else self._done
+        file = self._files["error" in row]
         file.write(json.dumps(row, default=str).encode() + b"\n")
         file.flush()
 
@@ -146,14 +147,15 @@ def row_log(
             raise PathError(paths[0], "exists already; --resume goes on, --overwrite starts anew")
         for path in paths:
             _mend(path, b"" if overwrite else head)
-        done = {} if overwrite else {file: row for file, row in _rows(folder, "rows", digest) if _is_whole(row)}
-        with open(paths[0], "ab") as rows, open(paths[1], "ab") as failed:
-            for file in (rows, failed):
+        rows, failed = ({} if overwrite else dict(_rows(folder, kind, digest)) for kind in ("rows", "failed"))
+        rows = {file: row for file, row in rows.items() if _is_whole(row)}
+        with open(paths[0], "ab") as of_rows, open(paths[1], "ab") as of_failed:
+            for file in (of_rows, of_failed):
                 if not file.tell():
                     file.write(head)
                     file.flush()
-            yield RowLog(done, rows, failed)
-            os.fsync(rows.fileno())
+            yield RowLog(rows, set(failed), (of_rows, of_failed))
+            os.fsync(of_rows.fileno())
 
 
 @dataclass(frozen=True)

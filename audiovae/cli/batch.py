@@ -88,6 +88,7 @@ def _run(
         again = {"resume": options.resume, "overwrite": options.overwrite, "gone": options.break_lock}
         with row_log(folder, job, shard, **again) as log:
             left = [group for group in share if not all(named(item.source) in log.rows for item in group)]
+            left.sort(key=lambda group: any(named(item.source) in log.failed for item in group))  # these last
             if options.resume:  # what stands there without a row was made by a process that died before it told so
                 left = [[replace(item, again=True) for item in group] for group in left]
             new = _shown(left, work, workers, options, log)
