@@ -143,8 +143,8 @@ def _results(
     groups: list[list[Item]], work: GroupWork, workers: Workers
 ) -> Generator[tuple[int, list[Result]], None, None]:
     """Places of groups and their results, as they come."""
-    n_processes = workers.jobs * workers.devices
-    if workers.ray is None and not workers.apart and (n_processes == 1 or len(groups) == 1):
+    processes = _each_process(workers)
+    if workers.ray is None and not workers.apart and (len(processes) == 1 or len(groups) == 1):
         _start(work, workers)
         yield from ((place, _together(group, again=False)) for place, group in enumerate(groups))
         return
@@ -156,8 +156,8 @@ def _results(
         start = partial(_start, work, workers)
         results = on_cluster(_together, groups, start, _patience, workers.ray, workers.device, workers.jobs)
     else:
-        threads = None if "OMP_NUM_THREADS" in os.environ else max(1, len(os.sched_getaffinity(0)) // n_processes)
-        starts = [partial(_start, work, on_device, threads) for on_device in _each_device(workers)]
+        threads = None if "OMP_NUM_THREADS" in os.environ else max(1, len(os.sched_getaffinity(0)) // len(processes))
+        starts = [partial(_start, work, process, threads) for process in processes]
         results = in_processes(_together, groups, starts, _patience)
     try:
         with closing(results):
@@ -174,8 +174,8 @@ def _results(
             sweep(folder, again=True)
 
 
-def _each_device(workers: Workers) -> list[Workers]:
-    """For every process the device that it works on.
+def _each_process(workers: Workers) -> list[Workers]:
+    """Of every process the device that it works on.
 
     Raises:
         AudiovaeError: there are not so many devices.

@@ -30,7 +30,7 @@ Call = Callable[[list[Any], bool], list[Any]]  # of the items of a task, which m
 _ROUNDS_SECONDS = 1.0  # between two looks at whether the processes live
 _START_SECONDS = 120.0  # after which a process that does not answer counts as dead
 _MOST_DEATHS = 3  # of processes at work on a task
-_MOST_FALSE_STARTS = 10  # of processes that died before any work, one after another
+_MOST_FALSE_STARTS = 30  # of processes that died before any work, one after another
 _CALL_SECONDS, _MOST_TASKS = 0.25, 64  # short tasks are given to a process together, so that asking costs little
 
 

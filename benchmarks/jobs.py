@@ -84,7 +84,12 @@ def kind(process: int, parents: set[int]) -> str | None:
     state = "starting" if age < STARTING_SECONDS else "later"
     if process in parents:
         return f"shard or driver, {state}"
-    if b"spawn_main" in command or b"default_worker" in command or command.startswith(b"ray::"):
+    words = command.split(b"\0")
+    if (
+        b"spawn_main" in command
+        or words[0].startswith((b"ray::_Worker", b"ray::IDLE"))
+        or b"default_worker.py" in words[1]
+    ):
         return f"worker, {state}"
     return None
 
@@ -95,21 +100,24 @@ class Killer:
     def __init__(self, n_kills: int, mean_seconds: float, generator: random.Random) -> None:
         self.n_left, self._mean, self._generator = n_kills, mean_seconds, generator
         self.killed: Counter[str] = Counter()
-        self._next = time.monotonic() + mean_seconds
+        self._draw()
+
+    def _draw(self) -> None:
+        self._next = time.monotonic() + self._generator.expovariate(1 / self._mean)
+        self._what = "worker" if self._generator.random() < 0.9 else "shard"
 
     def perhaps(self, parents: set[int]) -> None:
         if not self.n_left or time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + self._generator.expovariate(1 / self._mean)
         everyone = [(p, k) for parent in parents for p in [parent, *descendants(parent)] if (k := kind(p, parents))]
-        workers = [(p, k) for p, k in everyone if k.startswith("worker")]
-        choice = workers if workers and self._generator.random() < 0.8 else everyone
+        choice = [(process, what) for process, what in everyone if what.startswith(self._what)]
         if choice:
             victim, what = self._generator.choice(choice)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 self.n_left -= 1
                 self.killed[what] += 1
+            self._draw()
 
 
 def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
@@ -121,7 +129,7 @@ def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             running[process] = command
             n_starts += 1
-        time.sleep(0.05)
+        time.sleep(0.1)
         killer.perhaps({process.pid for process in running})
         for process in list(running):
             if process.poll() is None:
