@@ -74,7 +74,8 @@ def join(packed: Path, job: Job, options: Any) -> int:
     tell_missing(names, len(job.files))
     if names:
         return 1
-    return tell(joining.join(packed), PrepareSettings(**job.options["settings"]), options)
+    settings = {**job.options["settings"], "speeds": tuple(job.options["settings"]["speeds"])}
+    return tell(joining.join(packed), PrepareSettings(**settings), options)
 
 
 def tell(result: Prepared, settings: PrepareSettings, options: Any) -> int:
