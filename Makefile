@@ -9,7 +9,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[audio,demo,hub,test,check]' pystoi speechmos onnxruntime
+	$(INSTALL) -e '.[audio,demo,hub,ray,test,check]' pystoi speechmos onnxruntime
 	$(INSTALL) pesq || echo "pesq needs a C compiler: PESQ will read 'not installed'"
 	touch $@
 

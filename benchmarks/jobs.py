@@ -2,11 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/jobs.py kills       # 100 kills, 10 poisoned files, over 4 shards and over ray
     OMP_NUM_THREADS=1 python benchmarks/jobs.py overhead    # 500 files of ten seconds, against encode --jobs 1
+    OMP_NUM_THREADS=1 python benchmarks/jobs.py training    # over two groups of torchrun, one of them killed
 
 * kills: of encode over files of a second and files that end the process that reads them. Whatever is at it is killed at
   random moments (processes of a shard and their workers, at work, idle or starting; workers of ray, and its driver);
   what died is begun again with --resume, as Slurm does. In the end all other rows must be there once and equal those of
   one process, and so must all bytes.
+* training: two nodes, each a torchrun of one process, on the loopback. The second one is killed after a checkpoint, and
+  both are started again: weights and trace must be those of a run that nothing disturbed.
 * overhead: each way with one worker, `--files` files less one file, which is its start; medians, the ways in turn.
 """
 
@@ -18,6 +21,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -88,7 +92,7 @@ def kind(process: int, parents: set[int]) -> str | None:
     if (
         b"spawn_main" in command
         or words[0].startswith((b"ray::_Worker", b"ray::IDLE"))
-        or b"default_worker.py" in words[1]
+        or b"default_worker.py" in b"".join(words[1:3])
     ):
         return f"worker, {state}"
     return None
@@ -122,24 +126,27 @@ class Killer:
 
 def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
     """Run commands to their end, those that die anew with --resume; the number of starts."""
-    waiting, running, n_starts = list(commands), {}, 0
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            command = waiting.pop(0)
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            running[process] = command
-            n_starts += 1
-        time.sleep(0.1)
-        killer.perhaps({process.pid for process in running})
-        for process in list(running):
-            if process.poll() is None:
-                continue
-            command = running.pop(process)
-            errors = process.stderr.read() if process.stderr else ""
-            if process.returncode == -signal.SIGKILL:
-                waiting.append(command)
-            elif process.returncode not in (0, 1):  # 1: some of its files, the poisoned ones, failed
-                raise SystemExit(f"{' '.join(command)}: status {process.returncode}\n{errors}")
+    waiting, n_starts = list(commands), 0
+    running: dict[subprocess.Popen[str], list[str]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                command = waiting.pop(0)
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                running[process] = command
+                n_starts += 1
+            time.sleep(0.1)
+            killer.perhaps({process.pid for process in running})
+            for process in [process for process in running if process.poll() is not None]:
+                command, (_, errors) = running.pop(process), process.communicate()
+                if process.returncode == -signal.SIGKILL:
+                    waiting.append(command)
+                elif process.returncode not in (0, 1):  # 1: some of its files, the poisoned ones, failed
+                    raise SystemExit(f"{' '.join(command)}: status {process.returncode}\n{errors}")
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
     return n_starts
 
 
@@ -171,7 +178,7 @@ def kills(folder: Path, options: argparse.Namespace) -> list[list[str]]:
     expected = [{**row, "output": Path(row["output"]).name} for row in json.loads(done.stdout)]
     program = [sys.executable, __file__, "encode", str(folder / "in"), "--resume", "--break-lock", "--quiet"]
     ways = {
-        "4 shards, 2 at a time": ([["--shard", f"{i}/4"] for i in (1, 2, 3, 4)], 2),
+        "shards, 2 at a time": ([["--shard", f"{i}/{options.shards}"] for i in range(1, options.shards + 1)], 2),
         "ray, 2 workers": ([["--ray", "--jobs", "2"]], 1),
     }
     table = []
@@ -212,6 +219,51 @@ def overhead(folder: Path, options: argparse.Namespace) -> list[list[str]]:
     return table
 
 
+def training(folder: Path) -> list[list[str]]:
+    write_files(folder / "in", 12, 2.0)
+    packed = folder / "packed"
+    subprocess.run([sys.executable, "-m", "audiovae", "prepare", folder / "in", packed, "--quiet"], check=True)
+    train_over_nodes(packed, folder / "whole", None)
+    step = train_over_nodes(packed, folder / "killed", folder / "killed" / "training" / "checkpoint.pt")
+    train_over_nodes(packed, folder / "killed", None)
+    for name in ("model.safetensors", "training/trace.csv"):
+        assert (folder / "whole" / name).read_bytes() == (folder / "killed" / name).read_bytes(), f"{name} differs"
+    return [["two nodes, the second killed", step, "weights and trace are the same"]]
+
+
+def train_over_nodes(packed: Path, model: Path, kill_after: Path | None) -> str:
+    """Train to the end, or kill the second node once a file is there; the last step of the trace."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    words = (
+        "--vae.latent_dim 2 --vae.hidden [8] --stft.n_fft 256 --stft.hop_length 64 --training.steps 400 "
+        "--training.batch_frames 64 --training.validate_every 100 --training.log_every 10 --nodes 2 --quiet"
+    )
+    program = ["-m", "audiovae", "train", str(packed), "-o", str(model), *words.split()]
+    group = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    nodes = [
+        subprocess.Popen(
+            [*group, f"--node-rank={i}", "--master-addr=127.0.0.1", f"--master-port={port}", *program],
+            stderr=subprocess.DEVNULL,
+        )
+        for i in (0, 1)
+    ]
+    try:
+        while kill_after is not None and not kill_after.exists():
+            assert all(node.poll() is None for node in nodes), "training ended before it could be killed"
+            time.sleep(0.02)
+        if kill_after is not None:
+            for process in [nodes[1].pid, *descendants(nodes[1].pid)]:
+                os.kill(process, signal.SIGKILL)
+        statuses = [node.wait(300) for node in nodes]
+        assert (statuses == [0, 0]) == (kill_after is None), statuses
+    finally:
+        for node in nodes:
+            node.kill()
+    return (model / "training" / "trace.csv").read_text().splitlines()[-1].split(",")[0]
+
+
 def timed(arguments: list[str]) -> float:
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "audiovae", "encode", *arguments, "--quiet"], check=True)
@@ -220,20 +272,23 @@ def timed(arguments: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "overhead"])
+    parser.add_argument("what", choices=["kills", "overhead", "training"])
     parser.add_argument("--files", type=int, help="200 for kills, 500 for overhead")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--poisoned", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=3.0, help="between two kills, in the mean")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--way", help="only the one that begins so: 4 or ray")
+    parser.add_argument("--way", choices=["shards", "ray"], help="only this one")
+    parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3, help="of overhead")
     options = parser.parse_args()
-    options.files = options.files or {"kills": 200, "overhead": 500}[options.what]
+    options.files = options.files or {"kills": 200, "overhead": 500, "training": 12}[options.what]
     with tempfile.TemporaryDirectory() as place:
         if options.what == "kills":
             headings = ["way", "kills", "of what", "rounds", "starts", "seconds", "found"]
             print_table(headings, kills(Path(place), options), f"{options.poisoned} poisoned of {options.files} files")
+        elif options.what == "training":
+            print_table(["what", "at step", "found"], training(Path(place)))
         else:
             headings = ["way", "start (s)", "the rest (s)", "range", "over --jobs 1"]
             print_table(headings, overhead(Path(place), options), f"encode, {options.files} files of 10 s, one worker")
