@@ -21,7 +21,11 @@ from audiovae.pool import Call, Item, Outcome, Slot, scheduled
 LOCAL = ""  # in place of an address: a cluster of this machine alone, for as long as the work goes on
 _ANSWER_SECONDS = 10.0  # in which a cluster takes up a connection
 _STORE_BYTES = 100 * 2**20  # of a local one; rows are small
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_prestart_worker_first_driver": "0",  # if one of those died just then, the connection would wait for ever
+}
 
 
 def on_cluster(
@@ -46,7 +50,7 @@ def on_cluster(
     Raises:
         AudiovaeError: there is no ray, no such cluster, or it has no such device.
     """
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
