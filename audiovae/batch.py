@@ -1,16 +1,14 @@
-"""Many inputs, one after another or in several processes and devices: each fails or succeeds by itself."""
+"""Many inputs, one after another or in several processes, devices and machines: each fails or succeeds by itself."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +34,14 @@ class Item:
         source: the input file.
         name: its path relative to what the user named: the key of its row, of its output and of its random numbers.
         target: the output file; None where there is none.
+        again: it may have been begun before, by a process that died: what stands at its target, and its lock on
+            another machine, are of that, and are replaced.
     """
 
     source: Path
     name: str
     target: Path | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,44 +51,32 @@ class Workers:
     Attributes:
         model: the prior that each process loads; None where none is needed.
         device: that it is loaded on.
-        jobs: processes that work at the same time.
-        devices: per node, or processes on a CPU, that share the inputs; above 1, the program is started once for each.
-        nodes: machines, each of which runs the program.
+        jobs: processes that work at the same time, on each device; on a ray cluster all that it has room for, unless
+            this is above 1.
+        devices: GPUs of this machine, or more processes on a CPU.
+        apart: even one process is not this one, so that a file that ends it is survived.
+        ray: address of a ray cluster that the processes run on; "" for one that is started here; None: no ray.
     """
 
     model: str | None
     device: str = "cpu"
     jobs: int = 1
     devices: int = 1
-    nodes: int = 1
+    apart: bool = False
+    ray: str | None = None
 
 
 Row = dict[str, Any]  # what is told of an item, ready for JSON
 Result = Row | AudiovaeError  # that, or what went wrong with it
-Work = Callable[["AudioVAE | None", Item], Row]
+Work = Callable[["AudioVAE | None", Item], Result]
 GroupWork = Callable[["AudioVAE | None", list[Item]], list[Result]]  # a result for each
-
-
-@dataclass(frozen=True)
-class Done:
-    """What became of an item, told as soon as it is known.
-
-    Attributes:
-        row: what the work gave, with the name of the file; or "error".
-        rank: of the process that tells it, among those on several devices.
-        n_items: that this process works on in all.
-    """
-
-    row: Row
-    rank: int
-    n_items: int
-
+Told = Callable[[Row], None]
 
 _worker: tuple[AudioVAE | None, GroupWork] | None = None
 
 
 def run_batch(
-    items: list[Item], work: Work, workers: Workers, seed: int = 0, told: Callable[[Done], None] = lambda done: None
+    items: list[Item], work: Work, workers: Workers, seed: int = 0, told: Told = lambda row: None
 ) -> list[Row]:
     """Call `work` for every item, and return a row for each: what it gave with its WORK_SECONDS, or "error".
 
@@ -95,44 +84,40 @@ def run_batch(
         work: a function of a module, or a `functools.partial` of one.
         seed: the random numbers of an item follow from it and from its name, so neither the order nor the number of
             jobs changes a result.
-        told: is called as soon as an item is done.
+        told: is called with the row of an item as soon as it is done.
 
     Raises:
         AudiovaeError: there is no such model or device.
     """
-    return run_groups([[item] for item in items], partial(_alone, work, seed), workers, told)
+    return run_groups([[item] for item in items], partial(alone, work, seed), workers, told)
 
 
-def run_groups(
-    groups: list[list[Item]], work: GroupWork, workers: Workers, told: Callable[[Done], None] = lambda done: None
-) -> list[Row]:
-    """The same for groups of items that are worked on together, shared out among devices.
+def run_groups(groups: list[list[Item]], work: GroupWork, workers: Workers, told: Told = lambda row: None) -> list[Row]:
+    """The same for groups of items that are worked on together.
 
     Returns:
-        the rows in the order of the groups; none in any process but the first.
+        the rows in the order of the groups.
     """
-    rank, n_ranks = 0, workers.devices * workers.nodes
-    if n_ranks == 1 or not int(os.environ.get("LOCAL_RANK", 0)):
-        _start(work, workers)  # before there are other processes: a model that cannot be loaded is refused once
-    if n_ranks > 1:
-        rank, device = _launch(workers)
-        workers = replace(workers, device=device)
-        _start(work, workers)
-    share = groups[rank::n_ranks]
-    n_items = sum(map(len, share))
-    several = workers.jobs > 1 and len(share) > 1
-    results = _in_processes(share, work, workers) if several else map(_together, share)
-    rows: list[list[Row]] = []
-    for group, of_group in zip(share, results, strict=True):
-        rows.append([])
-        for item, result in zip(group, of_group, strict=True):
-            row = {"error": " ".join(str(result).split())} if isinstance(result, AudiovaeError) else result
-            rows[-1].append({"file": named(item.source), **row})
-            told(Done(rows[-1][-1], rank, n_items))
-    everything = [rows] if n_ranks == 1 else _gather(rows, rank, n_ranks)
-    if rank > 0:
-        return []
-    return [row for i in range(len(groups)) for row in everything[i % n_ranks][i // n_ranks]]
+    rows: dict[int, list[Row]] = {}
+    with closing(_results(groups, work, workers)) as results:
+        for place, of_group in results:
+            rows[place] = []
+            for item, result in zip(groups[place], of_group, strict=True):
+                row = {"error": " ".join(str(result).split())} if isinstance(result, AudiovaeError) else result
+                rows[place].append({"file": named(item.source), **row})
+                told(rows[place][-1])
+    return [row for place in range(len(groups)) for row in rows[place]]
+
+
+def alone(work: Work, seed: int, prior: AudioVAE | None, items: list[Item]) -> list[Result]:
+    """Work on a group of one item, which has random numbers of its own."""
+    (item,) = items
+    if prior is not None:
+        import torch
+
+        digest = hashlib.sha256(f"{seed} {item.name}".encode("utf-8", "surrogateescape")).digest()
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    return [work(prior, item)]
 
 
 def resolve_device(name: str) -> str:
@@ -154,6 +139,70 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def _results(
+    groups: list[list[Item]], work: GroupWork, workers: Workers
+) -> Generator[tuple[int, list[Result]], None, None]:
+    """Places of groups and their results, as they come."""
+    processes = _each_process(workers)
+    if workers.ray is None and not workers.apart and (len(processes) == 1 or len(groups) == 1):
+        _start(work, workers)
+        yield from ((place, _together(group, again=False)) for place, group in enumerate(groups))
+        return
+    if not groups:
+        return
+    if workers.ray is not None:
+        from audiovae.cluster import on_cluster
+
+        start = partial(_start, work, workers)
+        results = on_cluster(_together, groups, start, _patience, workers.ray, workers.device, workers.jobs)
+    else:
+        threads = None if "OMP_NUM_THREADS" in os.environ else max(1, len(os.sched_getaffinity(0)) // len(processes))
+        starts = [partial(_start, work, process, threads) for process in processes]
+        results = in_processes(_together, groups, starts, _patience)
+    try:
+        with closing(results):
+            for place, of_group in results:
+                yield (
+                    place,
+                    [
+                        AudiovaeError(f"{named(item.source)}: {result}") if isinstance(result, WorkerError) else result
+                        for item, result in zip(groups[place], of_group, strict=True)
+                    ],
+                )
+    finally:  # a process that did not hear that it shall end was killed
+        for folder in {item.target.parent for group in groups for item in group if item.target is not None}:
+            sweep(folder, again=True)
+
+
+def _each_process(workers: Workers) -> list[Workers]:
+    """Of every process the device that it works on.
+
+    Raises:
+        AudiovaeError: there are not so many devices.
+    """
+    if workers.devices == 1:
+        return [workers] * workers.jobs
+    kind, _, index = resolve_device(workers.device).partition(":")
+    if index:
+        raise AudiovaeError(f"--device {workers.device} is a single one; with --devices give --device {kind}")
+    names = [kind if kind == "cpu" else f"{kind}:{i}" for i in range(workers.devices)]
+    for name in dict.fromkeys(names):
+        try:
+            resolve_device(name)
+        except AudiovaeError as error:
+            raise AudiovaeError(f"--devices {workers.devices}: there is no {name} here; give fewer") from error
+    return [replace(workers, device=name) for name in names * workers.jobs]
+
+
+def _patience(items: list[Item]) -> float:
+    """Seconds after which work on files counts as hanging: generous, for it ends nothing that goes on."""
+    n_bytes = sum(item.source.stat().st_size for item in items if item.source.is_file())
+    return PATIENCE_SECONDS + PATIENCE_SECONDS_PER_BYTE * n_bytes
+
+
+# In the process
+
+
 def _start(work: GroupWork, workers: Workers, threads: int | None = None) -> None:
     """What each process does first: it learns its work and loads the prior."""
     global _worker
@@ -169,37 +218,11 @@ def _start(work: GroupWork, workers: Workers, threads: int | None = None) -> Non
     _worker = (prior, work)
 
 
-def _in_processes(groups: list[list[Item]], work: GroupWork, workers: Workers) -> Iterator[list[Result]]:
-    threads = max(1, (os.cpu_count() or 1) // (workers.jobs * workers.devices))
-    together = partial(_first_started, work, workers, threads)
-    try:
-        with closing(in_processes(together, groups, workers.jobs, _patience)) as of_groups:
-            for group, results in zip(groups, of_groups, strict=True):
-                yield [
-                    AudiovaeError(f"{named(item.source)}: {result}") if isinstance(result, WorkerError) else result
-                    for item, result in zip(group, results, strict=True)
-                ]
-    finally:  # a process that did not hear that it shall end was killed
-        for folder in {item.target.parent for group in groups for item in group if item.target is not None}:
-            sweep(folder, again=True)
-
-
-def _patience(items: list[Item]) -> float:
-    """Seconds after which work on files counts as hanging: generous, for it ends nothing that goes on."""
-    n_bytes = sum(item.source.stat().st_size for item in items if item.source.is_file())
-    return PATIENCE_SECONDS + PATIENCE_SECONDS_PER_BYTE * n_bytes
-
-
-def _first_started(work: GroupWork, workers: Workers, threads: int, items: list[Item]) -> list[Result]:
-    """What a process does; the first time it loads the prior."""
-    if _worker is None:
-        _start(work, workers, threads)
-    return _together(items)
-
-
-def _together(items: list[Item]) -> list[Result]:
+def _together(items: list[Item], again: bool) -> list[Result]:
     assert _worker is not None
     prior, work = _worker
+    if again:
+        items = [replace(item, again=True) for item in items]
     began = time.monotonic()
     try:
         results = work(prior, items)
@@ -208,48 +231,3 @@ def _together(items: list[Item]) -> list[Result]:
         return [failure] * len(items)
     share = (time.monotonic() - began) / len(items)
     return [{**result, WORK_SECONDS: share} if isinstance(result, dict) else result for result in results]
-
-
-def _alone(work: Work, seed: int, prior: AudioVAE | None, items: list[Item]) -> list[Result]:
-    (item,) = items
-    if prior is not None:
-        import torch
-
-        digest = hashlib.sha256(f"{seed} {item.name}".encode("utf-8", "surrogateescape")).digest()
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
-    return [work(prior, item)]
-
-
-def _launch(workers: Workers) -> tuple[int, str]:
-    """Start the other processes as training does; the rank of this one and its device.
-
-    Raises:
-        AudiovaeError: there are not so many devices or nodes.
-    """
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    devices, nodes = workers.devices, workers.nodes
-    accelerator, _, index = resolve_device(workers.device).partition(":")
-    if index:
-        single = f"--device {workers.device} is a single one"
-        raise AudiovaeError(f"{single}; with --devices and --nodes give --device {accelerator}")
-    # One process may have far more to do than another.
-    patient = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=365))
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=patient)
-        fabric.launch()
-    except (MisconfigurationException, ValueError) as error:
-        raise AudiovaeError(f"--devices {devices} --nodes {nodes}: {error}") from error
-    return fabric.global_rank, str(fabric.device)
-
-
-def _gather(rows: list[list[Row]], rank: int, n_ranks: int) -> list[list[list[Row]]]:
-    """The rows of all processes, in the first of them."""
-    import torch.distributed
-
-    everything: list[Any] = [None] * n_ranks
-    torch.distributed.gather_object(rows, everything if rank == 0 else None)
-    return everything

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from audiovae.audio import resample
 from audiovae.level import TrimMeter, split_blocks, trim_bounds, without_rumble
-from audiovae.pool import WorkerError, in_processes
+from audiovae.pool import WorkerError, in_processes, nothing
 from audiovae.quiet import quiet
 
 PERCEPTUAL_RATE = 16000  # wide-band PESQ, ESTOI and DNSMOS are computed at this rate
@@ -127,7 +127,7 @@ def pesq(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> flo
     if seconds <= _PESQ_SAFE_SECONDS:
         (value,) = _pesq(pairs)
     else:
-        ((value,),) = in_processes(_pesq, [pairs], 1)
+        ((_, (value,)),) = in_processes(_pesq, [pairs], [nothing])
     if isinstance(value, WorkerError):
         raise NotScored(f"PESQ failed ({value}): it cannot take more than 50 utterances")
     if value is None:
@@ -135,7 +135,7 @@ def pesq(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> flo
     return value
 
 
-def _pesq(pairs: list[list[NDArray[np.floating]]]) -> list[float | None]:
+def _pesq(pairs: list[list[NDArray[np.floating]]], again: bool = False) -> list[float | None]:
     from pesq import PesqError
     from pesq import pesq as run
 

@@ -43,8 +43,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("metrics", "saved", "phase"),
     ("stft", "waves"),
     ("audio",),
+    ("shards",),
     ("containers", "level", "atomic", "quiet", "hub"),
-    ("locks", "pool"),
+    ("locks", "pool", "cluster"),
     ("settings", "errors"),
     ("__init__",),  # its names stand in a stub, and are loaded from everywhere when they are used
 ]

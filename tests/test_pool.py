@@ -18,10 +18,10 @@ import pytest
 from audiovae import batch
 from audiovae.batch import WORK_SECONDS, Item, Row, Workers, run_batch
 from audiovae.errors import AudiovaeError
-from audiovae.pool import WorkerError, in_processes
+from audiovae.pool import WorkerError, in_order, in_processes, nothing
 
 
-def squares(tasks: list[Any]) -> list[Any]:
+def squares(tasks: list[Any], again: bool) -> list[Any]:
     """A number's square; a signal's name ends the process, and a path does so the first time."""
     for task in tasks:
         if isinstance(task, signal.Signals):
@@ -42,7 +42,7 @@ def told(results: list[Any]) -> list[Any]:
 
 def test_a_task_that_ends_its_process_is_named_with_the_signal_and_the_others_are_done(tmp_path: Path) -> None:
     tasks: list[list[Any]] = [[1], [signal.SIGSEGV], [2, 3], [tmp_path / "once"], [4, signal.SIGKILL, 5], [6]]
-    results = [told(of_task) for of_task in in_processes(squares, tasks, 2)]
+    results = [told(of_task) for of_task in in_order(in_processes(squares, tasks, [nothing] * 2))]
     assert results == [
         [1],
         ["its process was ended by SIGSEGV, more than once"],
@@ -54,16 +54,19 @@ def test_a_task_that_ends_its_process_is_named_with_the_signal_and_the_others_ar
 
 
 def test_a_task_that_hangs_is_stopped_and_the_others_are_done() -> None:
-    results = [told(of_task) for of_task in in_processes(squares, [[1], ["hang"], [2]], 2, lambda task: 2.0)]
-    assert results == [[1], ["took longer than 2 s and was stopped, more than once"], [4]]
+    results = [
+        told(of_task)
+        for of_task in in_order(in_processes(squares, [[1], ["hang"], [2]], [nothing] * 2, lambda task: 1.0))
+    ]
+    assert results == [[1], ["took longer than 1 s and was stopped, more than once"], [4]]
 
 
 def test_what_a_task_raises_is_raised() -> None:
     with pytest.raises(AudiovaeError, match="is broken"):
-        list(in_processes(squares, [[1], ["fail"], [2]], 2))
+        list(in_processes(squares, [[1], ["fail"], [2]], [nothing] * 2))
 
 
-def slow(tasks: list[int]) -> list[int]:
+def slow(tasks: list[int], again: bool) -> list[int]:
     time.sleep(0.3)
     return [task**2 for task in tasks]
 
@@ -80,7 +83,8 @@ def test_processes_killed_at_any_moment_idle_or_starting_change_no_result() -> N
 
     thread = threading.Thread(target=kill)
     thread.start()
-    results = [result for of_task in in_processes(slow, [[i] for i in range(12)], 3) for result in of_task]
+    done = in_order(in_processes(slow, [[i] for i in range(12)], [nothing] * 3))
+    results = [result for of_task in done for result in of_task]
     thread.join()
     whole = [result for result in results if not isinstance(result, WorkerError)]
     assert whole == [i**2 for i, result in enumerate(results) if not isinstance(result, WorkerError)]
@@ -97,13 +101,13 @@ def fatal(prior: None, item: Item) -> Row:
 
 
 def test_a_batch_reports_the_files_that_end_their_process_or_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr(batch, "PATIENCE_SECONDS", 2.0)
     items = [Item(Path("in", name), name) for name in "abcd"]
     rows = run_batch(items, fatal, Workers(None, jobs=2))
     assert [{key: row[key] for key in row if key != WORK_SECONDS} for row in rows] == [
         {"file": "in/a", "name": "a"},
         {"file": "in/b", "error": "in/b: its process was ended by SIGABRT, more than once"},
-        {"file": "in/c", "error": "in/c: took longer than 8 s and was stopped, more than once"},
+        {"file": "in/c", "error": "in/c: took longer than 2 s and was stopped, more than once"},
         {"file": "in/d", "name": "d"},
     ]
 
@@ -129,13 +133,13 @@ def test_a_script_without_a_main_guard_is_run_once(toy_corpus_folder: Path, tmp_
 
 
 GUARDED = """
-from audiovae.pool import in_processes
+from audiovae.pool import in_order, in_processes, nothing
 
-def double(tasks):
+def double(tasks, again):
     return [2 * task for task in tasks]
 
 if __name__ == "__main__":
-    print(list(in_processes(double, [[1], [2]], 2)))
+    print(list(in_order(in_processes(double, [[1], [2]], [nothing] * 2))))
 """
 
 

@@ -18,6 +18,7 @@ from audiovae.batch import Item
 from audiovae.batch import resolve_device as resolve_device  # what --device names
 from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import LARGEST_SEED
+from audiovae.shards import Shard
 
 DEFAULT_MODEL = "speech-16k"
 _FILES = SUFFIXES | {".npz", ".html"}  # by which an output is taken for one file
@@ -52,8 +53,35 @@ def add_common(
     if "jobs" in names:
         positive = jsonargparse.typing.PositiveInt
         parser.add_argument("--jobs", help="processes that work at the same time", type=positive, default=1)
+        parser.add_argument(
+            "--shard",
+            type=shard,
+            metavar="I/N",
+            help="do only the I-th of N parts, apart from who does the others; rows and failures go to a file of this "
+            "part in the output folder, and audiovae gather joins them",
+        )
+    if {"jobs", "device"} <= set(names):
+        parser.add_argument(
+            "--devices", type=positive, default=1, help="GPUs of this machine, or more processes on a CPU"
+        )
+        parser.add_argument(
+            "--ray",
+            nargs="?",
+            const="",
+            metavar="ADDRESS",
+            help="processes on a ray cluster, all that it has room for or at most --jobs; without an address on one "
+            "that is started here",
+        )
     parser.add_argument("--json", help="print the result as JSON", action="store_true")
     parser.add_argument("--quiet", help="no progress, no summary: errors only", action="store_true")
+
+
+def shard(text: str | Shard) -> Shard:
+    """What --shard names."""
+    try:
+        return text if isinstance(text, Shard) else Shard.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected I/N, from 1/N to N/N, got {str(text)[:40]}") from None
 
 
 def rank(name: str) -> int:
@@ -105,13 +133,55 @@ def add_latents(parser: jsonargparse.ArgumentParser) -> None:
     )
 
 
-def add_resume(parser: jsonargparse.ArgumentParser) -> None:
+def add_resume(parser: jsonargparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="make only what is missing of the output, after a run that was stopped; and anew what cannot tell how it "
-        "was made (AU, W64, NIST, VOC)",
+        help="make only what is missing of the output, after a run that was stopped" + more,
     )
+
+
+ANEW = "; and anew what cannot tell how it was made (AU, W64, NIST, VOC)"
+
+
+def batch_size(options: Any, on_gpu: int) -> int:
+    """How many recordings run side by side where nobody says: on a CPU one, which gains little by more."""
+    far = options.ray is not None and options.device != "auto"  # whose devices are not those of this machine
+    return 1 if (options.device if far else resolve_device(options.device)) == "cpu" else on_gpu
+
+
+def add_rows(parser: jsonargparse.ArgumentParser) -> None:
+    """Of a verb that writes nothing else."""
+    parser.add_argument(
+        "-o", "--output", type=path, metavar="FOLDER", help="also keep the rows there, for --shard, --ray and --resume"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="work only on what has no row, after a run that was stopped"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+    add_break_lock(parser)
+
+
+def kept_rows(options: Any) -> Path | None:
+    """The folder that gets the rows of a verb as they are done; None where it is not asked for.
+
+    Raises:
+        AudiovaeError: it is not named, or no folder; or the options do not go together.
+    """
+    only_rows = options.verb in ("score", "evaluate")
+    asked = options.shard is not None or options.ray is not None
+    if options.resume and options.overwrite:
+        raise AudiovaeError(f"{options.verb}: --resume keeps what --overwrite replaces; give one of them")
+    if options.ray is not None and (options.shard or options.devices > 1):
+        raise AudiovaeError(f"{options.verb}: --ray shares the work by itself; leave --shard and --devices out")
+    if only_rows and options.output is None and (asked or options.resume):
+        raise AudiovaeError(f"{options.verb}: --shard, --ray and --resume need a folder for the rows; give -o FOLDER")
+    if not asked and not (only_rows and options.output):
+        return None
+    folder = Path(options.output)
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in _FILES):
+        raise AudiovaeError(f"-o {folder}: rows are kept in a folder; give one")
+    return folder
 
 
 def add_report(parser: jsonargparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from audiovae.cli.streams import standard_streams
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser, "latents files (.npz)")
     arguments.add_output(parser)
+    arguments.add_resume(parser)
     arguments.add_latents(parser)
     arguments.add_labels(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs")
@@ -21,13 +22,19 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 @standard_streams(".wav")
 def run(options: Any) -> int:
-    from audiovae.cli.batch import print_json, run_batch
+    from audiovae.cli.batch import run_batch
 
     items = arguments.with_targets(arguments.find_inputs(options.inputs, frozenset({".npz"})), options.output, ".wav")
     rows, status = run_batch(items, decode, options)
+    tell(rows, options)
+    return status
+
+
+def tell(rows: list[dict[str, Any]], options: Any) -> None:
+    from audiovae.cli.batch import print_json
+
     if options.json:
         print_json(rows)
-    return status
 
 
 def decode(prior: Any, item: Item, options: Any) -> dict[str, Any]:

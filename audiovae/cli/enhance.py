@@ -33,7 +33,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     positive = jsonargparse.typing.PositiveInt
     arguments.add_inputs(parser)
     arguments.add_output(parser)
-    arguments.add_resume(parser)
+    arguments.add_resume(parser, arguments.ANEW)
     parser.add_argument(
         "--method",
         choices=get_args(MethodName),
@@ -66,10 +66,6 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         type=positive,
         help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains little by more",
     )
-    parser.add_argument(
-        "--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs"
-    )
-    parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
     arguments.add_labels(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
@@ -79,12 +75,10 @@ def run(options: Any) -> int:
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 
-    arguments.rank("LOCAL_RANK")
     if options.rank > LARGEST_RANK:
         raise AudiovaeError(f"enhance: --rank must be at most {LARGEST_RANK}, got {options.rank}")
     options.model = options.model or METHODS[options.method].prior
-    if options.resume and options.overwrite:
-        raise AudiovaeError("enhance: --resume keeps what --overwrite replaces; give one of them")
+    kept = arguments.kept_rows(options)
     found = arguments.find_inputs(options.inputs)
     items = arguments.without_outputs(found, options, options.output, options.residual)
     items = arguments.with_targets(items, options.output)
@@ -94,19 +88,21 @@ def run(options: Any) -> int:
     arguments.refuse_inputs([*options.residuals.values(), *options.reports.values()], items)
     options.made = _made_by(options)
     targets = [item.target for item in items if item.target]
-    options.anew = check_same_options(targets, options, _MADE_BY) if options.resume else set()
-    batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else GPU_BATCH)
-    groups = groups_by_length([item.source for item in items], batch)
-    options.alone = len(groups) == 1
-    rows, status = run_groups(
-        [[items[i] for i in group] for group in groups], enhance, options, devices=options.devices, nodes=options.nodes
+    options.anew = check_same_options(targets, options, _MADE_BY) if options.resume and not kept else set()
+    groups = groups_by_length(
+        [item.source for item in items], options.batch or arguments.batch_size(options, GPU_BATCH)
     )
-    arguments.report_rows(rows, options.quiet, above="whose gain follows from what was found below")
-    index_pages(options)
-    if options.json and rows:
-        places = [i for group in groups for i in group]
-        print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])
+    options.alone = len(groups) == 1
+    rows, status = run_groups(items, groups, enhance, options)
+    tell(rows, options)
     return status
+
+
+def tell(rows: list[dict[str, Any]], options: Any) -> None:
+    arguments.report_rows(rows, options.quiet, above="whose gain follows from what was found below")
+    index_pages(rows, options)
+    if options.json:
+        print_json(rows)
 
 
 def _made_by(options: Any) -> str:
@@ -183,7 +179,8 @@ def _outputs(item: Item, options: Any) -> Outputs:
     assert item.target is not None
     residual, report = options.residuals.get(item.target), options.reports.get(item.target)
     row = {"output": str(item.target)} | ({} if residual is None else {"residual": str(residual)})
-    return Outputs(item.target, [] if residual is None else [residual], [] if report is None else [report], row)
+    residuals, reports = [] if residual is None else [residual], [] if report is None else [report]
+    return Outputs(item.target, residuals, reports, row, item.again)
 
 
 def _row(item: Item, done: Enhanced | AudiovaeError | None, options: Any, rate: int) -> Result:

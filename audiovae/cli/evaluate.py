@@ -62,8 +62,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write a self-contained HTML page with pictures and sound",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
-    arguments.add_break_lock(parser)
+    arguments.add_rows(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs")
 
 
@@ -78,6 +77,8 @@ def run(options: Any) -> int:
         raise AudiovaeError("evaluate: give sound files, or --clean DIR --estimate DIR")
     if not options.report:
         return _run(options)
+    if options.shard:
+        raise AudiovaeError("evaluate: --report is of all files, and --shard works on a part; leave one of them out")
     report = Path(options.report)
     arguments.refuse_existing(report, options)
     if any(os.path.isfile(parent) for parent in report.parents):
@@ -91,23 +92,17 @@ def run(options: Any) -> int:
 
 def _run(options: Any) -> int:
     from audiovae.cli.batch import run_batch
-    from audiovae.cli.scores import print_scores
 
     if options.clean:
         rows, status = run_batch(
             _pairs(options.clean, options.estimate), compare, options, load_model=False, writes=False
         )
-        title = f"{options.estimate} against {options.clean}"
     else:
         items = arguments.find_inputs(options.inputs)
         if options.report:
             arguments.refuse_inputs([Path(options.report)], items)
         rows, status = run_batch(items, evaluate, options)
-        title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}"
-        title += "; bound with sampled z"
-        title += "; teacher-forced" if options.teacher_forcing else ""
-    arguments.report_rows(rows, options.quiet)
-    print_scores(rows, options, title)
+    tell(rows, options)
     if options.report and status != 2:
         import torch
 
@@ -121,9 +116,23 @@ def _run(options: Any) -> int:
             options.report,
             [Evaluation(options.model, prior, files, arguments.condition(prior, options))],
             f"{options.model} on {len(files)} recordings",
-            title,
+            _title(options),
         )
     return status
+
+
+def tell(rows: list[dict[str, Any]], options: Any) -> None:
+    from audiovae.cli.scores import print_scores
+
+    arguments.report_rows(rows, options.quiet)
+    print_scores(rows, options, _title(options))
+
+
+def _title(options: Any) -> str:
+    if options.clean:
+        return f"{options.estimate} against {options.clean}"
+    title = f"{options.model}: resynthesis with {options.phase} phase, z = posterior {options.latents}"
+    return title + "; bound with sampled z" + ("; teacher-forced" if options.teacher_forcing else "")
 
 
 def evaluate(prior: Any, item: Item, options: Any) -> dict[str, Any]:

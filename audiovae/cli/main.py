@@ -46,6 +46,7 @@ VERBS = {
     "sample": "draw sound from the prior",
     "score": "how likely is each sound: bounds in nats per frame",
     "evaluate": "resynthesise and score; or compare two folders of sound files",
+    "gather": "join what the processes of --shard or --ray have done, and name what is missing",
     "push": "share a model folder on the Hugging Face hub",
     "info": "what is in a model; without one, what is shipped",
 }
@@ -235,6 +236,7 @@ def _run(given: list[str]) -> int:
         fail(f"unknown verb {verb!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"))
     module = module_of(verb)
     options = _options(verb, module, given[1:])
+    options.verb = verb
     began = time.monotonic()
     status = int(module.run(options))
     if status != 2 and not options.quiet:

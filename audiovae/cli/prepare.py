@@ -17,6 +17,7 @@ from audiovae.settings import PrepareSettings
 
 if TYPE_CHECKING:
     from audiovae.corpora.prepare import Prepared
+    from audiovae.shards import Job
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -35,13 +36,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "LIBRITTS:dev-clean, CMUARCTIC:bdl; its SHA-256 is verified, and what is there is not fetched again",
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew")
+    parser.add_argument("--resume", action="store_true", help="go on after a run that was stopped, as it does anyway")
     arguments.add_break_lock(parser)
     arguments.add_common(parser, "jobs")
 
 
 def run(options: Any) -> int:
-    from audiovae.cli.progress import bar, print_table
-    from audiovae.corpora.packed import names_speakers
+    from audiovae.cli.progress import bar
     from audiovae.corpora.prepare import prepare
 
     if options.download:
@@ -53,11 +54,36 @@ def run(options: Any) -> int:
         settings = PrepareSettings(**{field.name: getattr(options, field.name) for field in fields(PrepareSettings)})
     except ValueError as error:
         raise AudiovaeError(f"prepare: {error}") from error
+    if options.resume and options.overwrite:
+        raise AudiovaeError("prepare: --resume keeps what --overwrite replaces; give one of them")
     if options.break_lock:
-        break_lock(Path(options.packed))
+        break_lock(Path(options.packed) / (str(options.shard) if options.shard else ""))
     with bar(1, hidden=options.quiet) as advance:
         progress = _counted(advance)
-        result = prepare(options.source, options.packed, settings, options.jobs, options.overwrite, progress)
+        result = prepare(
+            options.source, options.packed, settings, options.jobs, options.overwrite, progress, options.shard
+        )
+    return tell(result, settings, options)
+
+
+def join(packed: Path, job: Job, options: Any) -> int:
+    """`gather` of shards: make one corpus of them, or tell what is missing."""
+    from audiovae.cli.gather import tell_missing
+    from audiovae.corpora import joining
+
+    names = joining.missing(packed)
+    tell_missing(names, len(job.files))
+    if names:
+        return 1
+    settings = {**job.options["settings"], "speeds": tuple(job.options["settings"]["speeds"])}
+    return tell(joining.join(packed), PrepareSettings(**settings), options)
+
+
+def tell(result: Prepared, settings: PrepareSettings, options: Any) -> int:
+    """Print what became of a corpus; the exit status."""
+    from audiovae.cli.progress import print_table
+    from audiovae.corpora.packed import names_speakers
+
     failed = [file for file in result.left_out if file.failed]
     options.rows = [{"seconds": result.seconds_new / result.n_new} for _ in range(result.n_new)]
     options.rows += [{"skipped": True} for _ in range(len(result.utterances) - result.n_new)] + [{} for _ in failed]

@@ -12,7 +12,7 @@ from typing import Any
 
 from audiovae.audio import read_comment
 from audiovae.batch import Result, Row
-from audiovae.cli.arguments import rank, refuse_existing
+from audiovae.cli.arguments import refuse_existing
 from audiovae.errors import PathError
 from audiovae.locks import LockedError, break_lock, locked_file, sweep
 
@@ -26,12 +26,14 @@ class Outputs:
         others: stand where it stands.
         pages: are written after it, and nothing is told from them.
         row: tells of them.
+        again: what stands there, and its lock on another machine, are of a process that died over it.
     """
 
     main: Path
     others: Sequence[Path]
     pages: Sequence[Path]
     row: Row
+    again: bool
 
 
 def claimed(outputs: Outputs, options: Any, locks: ExitStack) -> Result | None:
@@ -40,7 +42,7 @@ def claimed(outputs: Outputs, options: Any, locks: ExitStack) -> Result | None:
     settled = _settled(outputs, options)
     if settled is not None:
         return settled
-    if options.break_lock:
+    if options.break_lock or outputs.again:
         break_lock(outputs.main)
     try:
         locks.enter_context(locked_file(outputs.main))
@@ -53,8 +55,10 @@ def claimed(outputs: Outputs, options: Any, locks: ExitStack) -> Result | None:
 
 def _settled(outputs: Outputs, options: Any) -> Result | None:
     """Of what is not to be written, that it is there, or why not; else None."""
+    if outputs.again:
+        return None
     if options.resume:
-        if outputs.main in options.anew or not os.path.exists(outputs.main):
+        if outputs.main in getattr(options, "anew", ()) or not os.path.exists(outputs.main):
             return None  # what stands beside it is left from the run that was stopped
         for path in outputs.others:
             if not os.path.exists(path):
@@ -85,7 +89,7 @@ def check_same_options(paths: Iterable[Path], options: Any, verb: str) -> set[Pa
             untold.append(path)
         elif before.startswith(verb) and before != options.made:
             raise PathError(path, f"was made by {before}; give the same options, --overwrite or another output")
-    if untold and not options.quiet and rank("LOCAL_RANK") == 0:
+    if untold and not options.quiet:
         others = f" and {len(untold) - 1} more" if len(untold) > 1 else ""
         print(
             f"audiovae: {untold[0]}{others}: made anew, as the format has no tags that tell how it was made",

@@ -14,6 +14,7 @@ from audiovae.cli.streams import standard_streams
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
     arguments.add_output(parser)
+    arguments.add_resume(parser)
     parser.add_argument(
         "--phase",
         choices=["original", "griffin-lim"],
@@ -27,15 +28,21 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 @standard_streams(".wav")
 def run(options: Any) -> int:
-    from audiovae.cli.batch import print_json, run_batch
+    from audiovae.cli.batch import run_batch
 
     found = arguments.without_outputs(arguments.find_inputs(options.inputs), options, options.output)
     items = arguments.with_targets(found, options.output)
     rows, status = run_batch(items, resynthesize, options)
+    tell(rows, options)
+    return status
+
+
+def tell(rows: list[dict[str, Any]], options: Any) -> None:
+    from audiovae.cli.batch import print_json
+
     arguments.report_rows(rows, options.quiet, above="which the output lacks")
     if options.json:
         print_json(rows)
-    return status
 
 
 def resynthesize(prior: Any, item: Item, options: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from audiovae.cli.streams import standard_streams
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     arguments.add_inputs(parser)
+    arguments.add_rows(parser)
     parser.add_argument(
         "--samples",
         type=jsonargparse.typing.PositiveInt,
@@ -26,12 +27,17 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 @standard_streams()
 def run(options: Any) -> int:
     from audiovae.cli.batch import run_batch
-    from audiovae.cli.scores import print_scores
 
     rows, status = run_batch(arguments.find_inputs(options.inputs), score, options)
+    tell(rows, options)
+    return status
+
+
+def tell(rows: list[dict[str, Any]], options: Any) -> None:
+    from audiovae.cli.scores import print_scores
+
     arguments.report_rows(rows, options.quiet)
     print_scores(rows, options, "upper bounds of -log p in nats per frame, of the trimmed sound at unit RMS")
-    return status
 
 
 def score(prior: Any, item: Item, options: Any) -> dict[str, Any]:

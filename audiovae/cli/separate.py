@@ -53,7 +53,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "meeting_CH{}.wav or 'dir/*_CH{}.wav'",
     )
     arguments.add_output(parser, files=False)
-    arguments.add_resume(parser)
+    arguments.add_resume(parser, arguments.ANEW)
     parser.add_argument(
         "--sources",
         type=_n_sources,
@@ -93,8 +93,7 @@ def run(options: Any) -> int:
         given = "--model" if options.model else "--label"
         raise AudiovaeError(f"separate: --method {options.method} has no prior; leave {given} out")
     options.model = options.model or method.prior
-    if options.resume and options.overwrite:
-        raise AudiovaeError("separate: --resume keeps what --overwrite replaces; give one of them")
+    kept = arguments.kept_rows(options)
     options.made = _made_by(options)
     items = _find(options)
     options.counts = {item.source: _counted(item, options) for item in items} if options.sources == _AUTO else {}
@@ -105,16 +104,19 @@ def run(options: Any) -> int:
     microphones = [Item(path, path.name) for paths in options.microphones.values() for path in paths]
     targets = [path for item in items for path in _targets(item, options)]
     arguments.refuse_inputs([*targets, *options.reports.values()], [*items, *microphones])
-    options.anew = check_same_options(targets, options, _MADE_BY) if options.resume else set()
+    options.anew = check_same_options(targets, options, _MADE_BY) if options.resume and not kept else set()
     groups = _groups(items, options)
     options.alone = len(groups) == 1
-    rows, status = run_groups([[items[i] for i in group] for group in groups], separate, options)
-    arguments.report_rows(rows, options.quiet, above="which counted as noise")
-    index_pages(options)
-    if options.json and rows:
-        places = [i for group in groups for i in group]
-        print_json([row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])])
+    rows, status = run_groups(items, groups, separate, options)
+    tell(rows, options)
     return status
+
+
+def tell(rows: list[Row], options: Any) -> None:
+    arguments.report_rows(rows, options.quiet, above="which counted as noise")
+    index_pages(rows, options)
+    if options.json:
+        print_json(rows)
 
 
 def _find(options: Any) -> list[Item]:
@@ -254,7 +256,7 @@ def _groups(items: list[Item], options: Any) -> list[list[int]]:
     """
     from audiovae.separation.files import groups_by_length
 
-    batch = options.batch or (1 if arguments.resolve_device(options.device) == "cpu" else _GPU_BATCH)
+    batch = options.batch or arguments.batch_size(options, _GPU_BATCH)
     if batch == 1:
         return [[i] for i in range(len(items))]
     alike: dict[tuple[int, int, int] | None, list[int]] = {}
@@ -296,7 +298,7 @@ def _outputs(item: Item, options: Any) -> Outputs:
     targets = _targets(item, options)
     report = options.reports.get(item.target)
     row = {"output": [str(path) for path in targets]} | ({} if report is None else {"report": str(report)})
-    return Outputs(targets[0], [*targets[1:], *([] if report is None else [report])], [], row)
+    return Outputs(targets[0], [*targets[1:], *([] if report is None else [report])], [], row, item.again)
 
 
 def _separate(prior: Any, items: list[Item], results: dict[Item, Result], options: Any) -> list[Result]:

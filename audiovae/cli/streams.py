@@ -74,8 +74,8 @@ def _check(verb: str, options: Any, writes_in_vain: bool) -> None:
         reason = "-o - is the standard output, which is a terminal; send it to a file or a program"
     elif getattr(options, "resume", False):
         reason = "--resume goes by files that stay, and - is none; leave it out"
-    elif getattr(options, "devices", 1) * getattr(options, "nodes", 1) > 1:
-        reason = "--devices and --nodes start several processes, and there is one standard stream; leave them out"
+    elif getattr(options, "shard", None) or getattr(options, "ray", None) is not None:
+        reason = "--shard and --ray go by files that all processes see, and - is none; leave them out"
     if reason:
         raise AudiovaeError(f"{verb}: {reason}")
 

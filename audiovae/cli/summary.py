@@ -14,8 +14,8 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     """Print it to the error stream, of a verb that left rows of what it did.
 
     Args:
-        options: `rows` are those of the files, as in the verb's JSON, none in any process but the first; and
-            `work_seconds` what they took, of all processes together, where that is told.
+        options: `rows` are those of the files, as in the verb's JSON; and `work_seconds` what they took, of all
+            processes together.
         wall_seconds: since the verb began.
     """
     rows = getattr(options, "rows", [])
@@ -28,7 +28,8 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     parts += [f"{n_kept} kept that were there"] if n_kept else []
     sound_seconds = sum(row["seconds"] for row in done)
     if done:
-        parts.append(f"{duration(sound_seconds)} of sound in {duration(wall_seconds)}")
+        wall = "" if options.verb == "gather" else f" in {duration(wall_seconds)}"
+        parts.append(f"{duration(sound_seconds)} of sound{wall}")
     if sound_seconds and (work_seconds := getattr(options, "work_seconds", 0.0)):
         parts.append(f"real-time factor {work_seconds / sound_seconds:.2g} without the start")
     rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)
@@ -36,11 +37,11 @@ def tell_end(options: Any, wall_seconds: float) -> None:
     print(f"audiovae: {named(place) + ': ' if place else ''}{', '.join(parts)}", file=sys.stderr)
 
 
-def index_pages(options: Any) -> None:
-    """Write the index of the folder of pages, where --report named a folder and this process has rows of pages."""
+def index_pages(rows: list[dict[str, Any]], options: Any) -> None:
+    """Write the index of the folder of pages, where --report named a folder and rows tell of pages."""
     from audiovae.report.index import write_index
 
-    if options.report and os.path.isdir(options.report) and any("report" in row for row in options.rows):
+    if options.report and os.path.isdir(options.report) and any("report" in row for row in rows):
         try:
             write_index(options.report)
         except PathError as error:  # the pages are there

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from audiovae.corpora import items, packed
 from audiovae.corpora.adapters import read_table, recordings
@@ -20,11 +20,13 @@ from audiovae.corpora.packed import Header, LeftOut, Utterance
 from audiovae.corpora.signal import Signal
 from audiovae.errors import AudioError, CorpusError
 from audiovae.locks import locked_folder
-from audiovae.pool import WorkerError, in_processes
+from audiovae.pool import WorkerError, in_order, in_processes, nothing
 from audiovae.settings import PrepareSettings
+from audiovae.shards import Job, Shard, agree
 
 _COMMIT_BYTES = 256 * 2**20  # an interrupted run loses at most this much
-_FILES_PER_TASK = 8
+PART_OF = "job.sha256"  # in the folder of a shard
+_AHEAD = 8  # files of each process that may wait for one before them
 _SOUNDS = "sounds.partial"  # folder of what is written to be read, as it is no file
 
 
@@ -59,6 +61,7 @@ def prepare(
     jobs: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    shard: Shard | None = None,
 ) -> Prepared:
     """Pack recordings into the folder `target`.
 
@@ -73,15 +76,17 @@ def prepare(
         jobs: processes that read and resample; 1 stays in this one.
         overwrite: start anew, also where `target` holds a corpus that was prepared otherwise.
         progress: called with the number of recordings done and their total.
+        shard: pack only this part, into a folder in `target` that is named by it: see `audiovae.corpora.joining`.
 
     Raises:
         CorpusError: no source, no sound in it, or `target` holds another corpus.
         AudiovaeError: a library that the source needs is missing.
-        PathError: `target` cannot be written.
+        PathError: `target` cannot be written, or its other parts are of another job.
         LockedError: another process is preparing it.
     """
-    with locked_folder(Path(target)):
-        return _prepare(source, Path(target), settings, jobs, overwrite, progress)
+    target = Path(target) if shard is None else Path(target) / str(shard)
+    with locked_folder(target):
+        return _prepare(source, target, settings, jobs, overwrite, progress, shard)
 
 
 def _prepare(
@@ -91,6 +96,7 @@ def _prepare(
     jobs: int,
     overwrite: bool,
     progress: Callable[[int, int], None],
+    shard: Shard | None,
 ) -> Prepared:
     there = recordings(source, settings.layout)
     found = _labelled(_once(there.items), settings.labels)
@@ -99,12 +105,19 @@ def _prepare(
     asked = group if group != "speaker" else settings.group
     found = at_speeds(assign_splits(found, there.layout, settings.validation, *named, asked), settings.speeds)
     header = Header(settings.sample_rate, settings.trim, there.layout, there.name, settings.channels)
+    if shard is not None:
+        told = str(source) if isinstance(source, (str, Path)) else there.name
+        facts = {"source": told, "layout": there.layout, "split_by": group, "settings": asdict(settings)}
+        digest = agree(target.parent, Job("prepare", facts, [source.id for source in found]), overwrite)
+        (target / PART_OF).write_text(digest)
+        found = shard.share(found)
     header, utterances, left_out, end = (header, [], [], 0) if overwrite else _existing(target, header, found)
 
     known = {u.id for u in utterances} | {file.id for file in left_out}
     new = [source for source in found if source.left_out is None and source.id not in known]
     left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
-    left_out += there.left_out
+    if shard is None or shard.index == 1:
+        left_out += there.left_out
     n_before = len(utterances)
     seconds_new, rates = 0.0, []
     try:
@@ -119,7 +132,9 @@ def _prepare(
             committed = header.sample_bytes * end
             file.truncate(committed)
             file.seek(committed)
-            for done, (item, result, origin) in enumerate(_process_all(new, settings, jobs, sounds), start=1):
+            for done, (item, result, origin) in enumerate(
+                _process_all(new, settings, jobs, sounds, shard is not None), start=1
+            ):
                 start = file.tell()
                 if isinstance(result, Signal) and start > 0 and result.n_channels != header.n_channels:
                     _forget(result, sounds)
@@ -247,34 +262,37 @@ def _forget(signal: Signal, sounds: Path) -> None:
 
 
 def _process_all(
-    new: list[Item], settings: PrepareSettings, jobs: int, sounds: Path
+    new: list[Item], settings: PrepareSettings, jobs: int, sounds: Path, apart: bool
 ) -> Iterator[tuple[Item, Signal | str, Origin]]:
-    """Yield every recording as it is packed, or with the reason why it is not, in order, and its origin."""
-    tasks = [new[i : i + _FILES_PER_TASK] for i in range(0, len(new), _FILES_PER_TASK)]
-    together = partial(_process, settings=settings, sounds=sounds)
+    """Yield every recording as it is packed, or with the reason why it is not, in order, and its origin.
+
+    Args:
+        apart: even one process is not this one, so that a file that ends it is survived.
+    """
+    process = partial(_process, settings, sounds)
+    if jobs == 1 and not apart:
+        yield from ((item, *process([item])[0]) for item in new)
+        return
     function = next((item.sound for item in new if callable(item.sound)), None)
-    if jobs > 1 and function is not None:
-        try:
-            ForkingPickler.dumps(function)
-        except Exception as error:  # pickle raises several kinds
-            raise CorpusError(
-                "the items", "hold a function that other processes cannot get; take one of a module, or one job"
-            ) from error
-    done: Iterable[Sequence[Any]] = map(together, tasks) if jobs == 1 else in_processes(together, tasks, jobs)
-    for task, results in zip(tasks, done, strict=True):
-        for item, result in zip(task, results, strict=True):
-            if isinstance(result, WorkerError):
-                yield item, str(result), items.origin(item, None) if item.path else (0, 0)
-            else:
-                yield item, *result
+    try:
+        ForkingPickler.dumps(function)
+    except Exception as error:  # pickle raises several kinds
+        raise CorpusError(
+            "the items", "hold a function that other processes cannot get; take one of a module, or one job"
+        ) from error
+    results = in_processes(process, [[item] for item in new], [nothing] * jobs, ahead=_AHEAD * jobs)
+    for item, (result,) in zip(new, in_order(results), strict=True):
+        if isinstance(result, WorkerError):
+            yield item, str(result), items.origin(item, None) if item.path else (0, 0)
+        else:
+            yield item, *result
 
 
-def _process(task: list[Item], settings: PrepareSettings, sounds: Path) -> list[tuple[Signal | str, Origin]]:
-    return [_processed(item, settings, sounds) for item in task]
-
-
-def _processed(item: Item, settings: PrepareSettings, sounds: Path) -> tuple[Signal | str, Origin]:
+def _process(
+    settings: PrepareSettings, sounds: Path, task: list[Item], again: bool = False
+) -> list[tuple[Signal | str, Origin]]:
     """What is packed of a recording, or why nothing is; and its origin."""
+    (item,) = task
     origin: Origin = 0, 0
     path = None
     try:
@@ -287,10 +305,10 @@ def _processed(item: Item, settings: PrepareSettings, sounds: Path) -> tuple[Sig
     except AudioError as error:
         if path is not None and item.path is None:
             path.unlink()
-        return error.reason, origin
+        return [(error.reason, origin)]
     if signal.is_held:
         _forget(signal, sounds)
-    return signal, origin
+    return [(signal, origin)]
 
 
 def _labelled(found: list[Item], table: str | None) -> list[Item]:

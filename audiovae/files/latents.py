@@ -124,6 +124,19 @@ class LatentsFile:
         return cls(latents, groups["posterior"], groups["sequence"], level, rate, n_samples, str(fields["model"]))
 
 
+def encoded_by(path: str | Path) -> str:
+    """Hash of the model that encoded a latents file, of which nothing else is read.
+
+    Raises:
+        ModelError: it is none, or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as fields:
+            return str(fields["model"])
+    except Exception as error:  # see `LatentsFile.load`
+        raise ModelError(path, "is not a latents file, or a damaged one; encode the sound again") from error
+
+
 def _facts(level: float, sample_rate: int, n_samples: int, n_channels: int, model: str) -> dict[str, Any]:
     return {
         "level": level,

@@ -58,10 +58,8 @@ class FrameVAE(FrameWise):
             raise ValueError(f"the autoencoder's code passes {given.code_activation}, and no mean of latents does")
         if self.settings.latent != "gaussian" or self.conditions.labels or self.n_freqs != autoencoder.n_freqs:
             raise ValueError("an autoencoder starts a FrameVAE of as many bins, with Gaussian latents and no labels")
-        for name in (
-            "latent_dim", "hidden", "residual", "activation", "data", "likelihood", "n_values", "phase", "network_input",
-            "variance_floor",
-        ):  # fmt: skip
+        alike = ("latent_dim", "hidden", "residual", "activation", "data", "likelihood", "n_values", "phase")
+        for name in (*alike, "network_input", "variance_floor"):
             own, other = getattr(self.settings, name), getattr(given, name)
             if own != other:
                 raise ValueError(f"the autoencoder has {name} {other}, and the model {own}; give both the same")

@@ -37,7 +37,7 @@ COMMON = {
     "decode": "--model --device --seed --jobs", "resynthesize": "--model --device --seed --jobs",
     "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
-    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "",
+    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "", "gather": "",
 }  # fmt: skip
 
 
@@ -923,7 +923,10 @@ def test_an_existing_output_of_a_batch_is_kept_and_the_others_are_done(
     os.makedirs("out")
     Path("out/one.wav").write_text("precious")
     assert audiovae("resynthesize in -o out --model model --quiet") == 1
-    assert capsys.readouterr().err == "audiovae: out/one.wav: exists already; --overwrite replaces it\n"
+    assert (
+        capsys.readouterr().err
+        == "audiovae: out/one.wav: exists already; --overwrite replaces it, --resume makes only what is missing\n"
+    )
     assert Path("out/one.wav").read_text() == "precious"
     assert Path("out/deep/three.wav").exists()
     assert audiovae("resynthesize in -o out --model model --quiet --overwrite") == 0
@@ -975,6 +978,7 @@ EVERY_VERB = {
     "evaluate": "evaluate good.wav --model model",
     "info": "info model",
     "push": "push model owner/name",
+    "gather": "gather kept",
 }
 
 
@@ -1000,6 +1004,8 @@ def test_json_is_json_and_quiet_is_quiet(
         soundfile.write("two.wav", np.hstack([noise(), noise()[::-1]]), RATE)
     if verb == "import":
         checkpoint_of("VAE", here)
+    if verb == "gather":
+        assert audiovae("score good.wav -o kept --model model") == 0
     capsys.readouterr()
     command = EVERY_VERB[verb].format(corpus=toy_corpus_folder, packed=packed)
     assert audiovae(f"{command} --json") == 0

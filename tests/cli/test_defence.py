@@ -397,11 +397,8 @@ def test_a_numbered_process_without_a_number_is_named(
     here: Path, packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "x")
-    for command in (TRAIN, "enhance good.wav -o out --method fast"):
-        assert audiovae(command, packed=packed) == 2
-        assert (
-            "the environment variable LOCAL_RANK must be a whole number, got 'x'; unset it" in capsys.readouterr().err
-        )
+    assert audiovae(TRAIN, packed=packed) == 2
+    assert "the environment variable LOCAL_RANK must be a whole number, got 'x'; unset it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked", ["0", "1"])

@@ -165,7 +165,7 @@ REFUSED = [
     ("separate a.wav -o -", "separate: -o - is for what is one file; give a folder"),
     ("decode a.npz -o - --json", "decode: -o - and --json both want the standard output; give one of them"),
     ("enhance - -o b.wav --resume", "enhance: --resume goes by files that stay, and - is none; leave it out"),
-    ("enhance a.wav -o - --devices 2", "enhance: --devices and --nodes start several processes"),
+    ("enhance a.wav -o - --shard 1/2", "enhance: --shard and --ray go by files that all processes see, and - is none"),
     ("enhance a.wav -o b.wav --residual -", "enhance: --residual must name a file or folder; - is for inputs and -o"),
     ("enhance a.wav -o b.wav --report -", "enhance: --report must name a file or folder; - is for inputs and -o"),
     ("enhance missing.wav -o -", "missing.wav: no such file"),

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -528,68 +527,35 @@ def test_killed_it_leaves_no_half_file_and_resumed_it_ends_the_same(here: Path) 
     assert {name.replace("out", "whole", 1): content for name, content in contents("out", "out-rest").items()} == whole
 
 
-def free_port() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
-
-
-@pytest.mark.xdist_group("two_processes")
-def test_any_number_of_devices_and_nodes_makes_the_same_bytes_and_reports_once(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_devices_and_shards_make_the_bytes_and_rows_of_one_process(capsys: pytest.CaptureFixture[str]) -> None:
     os.truncate("in/deep/e.wav", 1000)
-    port = free_port()
     told = {}
-    for name, options, nodes in (("one", "", 1), ("two", "--devices 2", 1), ("nodes", "--nodes 2", 2)):
-        places = (
-            [{"NODE_RANK": str(i), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for i in range(nodes)]
-            if nodes > 1
-            else [{}]
-        )
-        processes = [
-            started(here, f"in -o {name} --residual {name}-rest --batch 2 --json {options}", **place)
-            for place in places
-        ]
-        (status, out, err), *others = [finished(process) for process in processes]
-        assert status == 1, err
-        assert [(other[0], other[1]) for other in others] == [(0, "")] * (nodes - 1)
-        assert "".join([err, *(other[2] for other in others)]).count("in/deep/e.wav: is truncated") == 1
-        told[name] = json.loads(out.replace(f'"{name}', '"'))
-    assert [row["file"] for row in told["one"]] == [f"in/{name}" for name in NAMES]
-    assert ["error" in row for row in told["one"]] == [False] * 4 + [True]
-    assert told["one"] == told["two"] == told["nodes"]
-    made = [list(contents(name, f"{name}-rest").values()) for name in ("one", "two", "nodes")]
-    assert len(made[0]) == 8
-    assert made[0] == made[1] == made[2]
+    for name, options in (("one", ""), ("two", "--devices 2"), ("shards", "--shard 1/2"), ("shards", "--shard 2/2")):
+        begun = f"in -o {name} --residual {name}-rest --report {name}-page --batch 2 --json"
+        assert audiovae(f"{begun} {options}") in (0, 1)
+        told[name] = capsys.readouterr()
+    assert main(["gather", "shards", "--json"]) == 1
+    told["shards"] = capsys.readouterr()
+    rows = {name: json.loads(of_name.out.replace(f'"{name}', '"')) for name, of_name in told.items()}
+    assert [row["file"] for row in rows["one"]] == [f"in/{name}" for name in NAMES]
+    assert ["error" in row for row in rows["one"]] == [False] * 4 + [True]
+    assert rows["one"] == rows["two"] == rows["shards"]
+    assert all(of_name.err.count("in/deep/e.wav: is truncated") == 1 for of_name in told.values())
+    made = {name: contents(name, f"{name}-rest") for name in told}
+    sounds = {name: [made[name][path] for path in sorted(made[name]) if path.endswith(".wav")] for name in made}
+    assert len(sounds["one"]) == 8
+    assert sounds["one"] == sounds["two"] == sounds["shards"]
+    assert os.path.exists("shards-page/index.html")
 
 
-@pytest.mark.xdist_group("two_processes")
-def test_devices_that_are_not_there_are_refused_in_one_line(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_devices_that_are_not_there_are_refused_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audiovae("in -o out --devices 0") == 2
     assert "devices" in capsys.readouterr().err
     assert audiovae("in -o out --devices 2 --device cpu:0") == 2
-    assert (
-        capsys.readouterr().err
-        == "audiovae: --device cpu:0 is a single one; with --devices and --nodes give --device cpu\n"
-    )
-    status, _, err = finished(started(here, "in -o out --devices 2 --model nowhere"))
-    assert status == 2
-    assert len(err.splitlines()) == 1
-    for name, value in {"RUN_ID": "none", "ERROR_FILE": ""}.items():
-        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-    for name, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_WORLD_SIZE": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", free_port())
-    assert audiovae("in -o out --devices 2") == 2
-    err = capsys.readouterr().err
-    assert err.startswith("audiovae: --devices 2 --nodes 1: ")
-    assert "world size" in err
+    told = "audiovae: --device cpu:0 is a single one; with --devices give --device cpu\n"
+    assert capsys.readouterr().err == told
+    assert audiovae("in -o out --shard 1/2 --ray") == 2
+    told = "audiovae: enhance: --ray shares the work by itself; leave --shard and --devices out\n"
+    assert capsys.readouterr().err == told
     assert not Path("out").exists()
