@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -18,8 +17,6 @@ from audiovae.networks.temporal import reach, stream, temporal_network
 from audiovae.settings import DynamicVAESettings
 
 _PRIOR_KERNEL = 3
-Path = tuple[Tensor, ...]
-"""What latents that follow others need to know of these: see `follow`."""
 
 
 class DynamicVAE(SoundVAE):
@@ -81,21 +78,6 @@ class DynamicVAE(SoundVAE):
         x = self.conditions.join(self.log_power(power), condition)
         outputs, state = (self.encoder(x), None) if self.lookahead else stream(self.encoder, x, state)
         return normal_from_outputs(outputs.to(power.dtype)).mean, state
-
-    def follow(
-        self, latents: Float[Tensor, "*batch frame latent"], state: Path | None = None
-    ) -> tuple[Distribution, Distribution, Path]:
-        """p(x_t | z_<=t) and p(z_t | z_<t) of a causal model for latents that follow others, and what the next ones
-        follow: of constant size.
-
-        Args:
-            state: what it gave with the latents before; None at the start.
-        """
-        decoded, moved, last = (None, None, torch.zeros_like(latents[..., :1, :])) if state is None else state
-        before = torch.cat([last, latents], dim=-2)
-        outputs, decoded = stream(self.decoder, latents, decoded)
-        moves, moved = stream(self.transition, before[..., :-1, :], moved)
-        return self.observation(outputs), normal_from_outputs(moves), (decoded, moved, before[..., -1:, :])
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         drawn = self.log_power.mean.new_zeros(n_frames, self.latent_dim)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from numpy.typing import NDArray
 
-from audiovae.separation.sources.factors import bands, log_normal_update
+from audiovae.separation.sources.factors import bands
+
+Spectrum = Float[NDArray[np.float32], " freq"]
 
 _QUANTILE = 0.1
 _QUIET_SECONDS = 4.0
@@ -14,31 +17,34 @@ _ROWS = 128  # averages of a few frames that are kept of them
 _AVERAGED = 3  # frames
 _PARTS = 4  # of the frequencies, one of which is looked through with every frame
 _N_BANDS, _DEVIATION, _STIFFNESS, _MEMORY_SECONDS = 8, 2.0, 12.0, 0.15
-_LEAST = 1e-30
+_LEAST = np.float32(1e-30)
 
 
 class BandLevels:
     """The level of bands of a spectrum, followed over time: the maximum of a posterior with exponential forgetting.
 
-    The logarithms of powers lie on straight lines between the centres of bands and are normal around zero.
+    Log powers lie on straight lines between the centres of bands and are normal around zero. For a level r times that
+    of before the nll is at most fall / r + rise r + constant; one step of Newton's method towards its minimum with every
+    frame.
 
     Args:
+        n_freqs: of the spectrum.
         n_bands: see `bands`.
         deviation: of a band's log power.
         stiffness: how many bins that prior is worth.
         forgetting: of what a frame tells, the share that is left at the next one.
-        like: a spectrum.
+
+    Attributes:
+        factor: of the spectrum.
     """
 
-    def __init__(
-        self, n_bands: int, deviation: float, stiffness: float, forgetting: float, like: Float[Tensor, " freq"]
-    ) -> None:
-        self._shares, self._forgetting = bands(n_bands, like), forgetting
-        self._stiffness = stiffness / deviation**2
-        self._log_level, self._fall, self._rise = like.new_zeros(3, n_bands).unbind()
-        self.factor = torch.ones_like(like)
+    def __init__(self, n_freqs: int, n_bands: int, deviation: float, stiffness: float, forgetting: float) -> None:
+        self._shares = bands(n_bands, torch.zeros(n_freqs)).numpy()
+        self._forgetting, self._stiffness = np.float32(forgetting), np.float32(stiffness / deviation**2)
+        self._log_level, self._fall, self._rise = np.zeros((3, n_bands), np.float32)
+        self.factor: Spectrum = np.ones(n_freqs, np.float32)
 
-    def update(self, share: Float[Tensor, " freq"], excess: Float[Tensor, " freq"]) -> None:
+    def update(self, share: Spectrum, excess: Spectrum) -> None:
         """Take a frame that is explained.
 
         Args:
@@ -47,55 +53,50 @@ class BandLevels:
         """
         fall = self._forgetting * self._fall + (share * excess) @ self._shares
         rise = self._forgetting * self._rise + share @ self._shares
-        after = log_normal_update(self._log_level, fall, rise, self._stiffness)
-        moved = (after - self._log_level).exp()  # sums were taken at the level of before
-        self._log_level, self._fall, self._rise = after, fall / moved, rise * moved
-        self.factor = (self._shares @ after).exp()
+        step = (fall - rise - self._stiffness * self._log_level) / (fall + rise + self._stiffness)
+        moved = np.exp(step)  # sums were taken at the level of before
+        self._log_level, self._fall, self._rise = self._log_level + step, fall / moved, rise * moved
+        self.factor = np.exp(self._shares @ self._log_level)
 
 
 class QuietNoise:
-    """The power of a stream's noise, `[freq]`: a low quantile of what was heard in the last four seconds, times the
-    level of eight bands.
+    """The power of a stream's noise: a low quantile of what was heard in the last four seconds, times the level of
+    eight bands.
 
     Args:
         n_freqs: frequencies.
         seconds_per_frame: from one frame to the next.
-
-    Attributes:
-        spectrum: as it is now.
     """
 
     def __init__(self, n_freqs: int, seconds_per_frame: float) -> None:
         self._stride = max(1, round(_QUIET_SECONDS / seconds_per_frame / _ROWS))
-        self._last = torch.zeros(_AVERAGED, n_freqs)
-        self._heard = torch.full((_ROWS, n_freqs), torch.inf)
+        self._last = np.zeros((_AVERAGED, n_freqs), np.float32)
+        self._heard = np.zeros((_ROWS, n_freqs), np.float32)
         self._n_frames = 0
-        self._quiet = torch.zeros(n_freqs)
+        self._quiet = np.zeros(n_freqs, np.float32)
         forgetting = 1 - seconds_per_frame / _MEMORY_SECONDS
-        self._levels = BandLevels(_N_BANDS, _DEVIATION, _STIFFNESS, forgetting, self._quiet)
+        self._levels = BandLevels(n_freqs, _N_BANDS, _DEVIATION, _STIFFNESS, forgetting)
+        self.update = self._levels.update
 
     @property
-    def spectrum(self) -> Float[Tensor, " freq"]:
+    def spectrum(self) -> Spectrum:
+        """As it is now."""
         return self._quiet * self._levels.factor + _LEAST
 
-    def push(self, power: Float[Tensor, " freq"]) -> None:
+    def push(self, power: Spectrum) -> None:
         """Hear the next frame."""
         self._last[self._n_frames % _AVERAGED] = power
-        n = min(self._n_frames + 1, _AVERAGED)
+        n_averaged = min(self._n_frames + 1, _AVERAGED)
         row, rest = divmod(self._n_frames, self._stride)
         if rest == 0:
-            self._heard[row % _ROWS] = self._last[:n].mean(0)
+            self._heard[row % _ROWS] = self._last[:n_averaged].mean(0)
         self._n_frames += 1
         n_rows = min(row + 1, _ROWS)
         parts = 1 if n_rows < _ROWS // _PARTS else _PARTS
         of_part = slice(self._n_frames % parts, None, parts)
         place = int(_QUANTILE * (n_rows - 1))
-        lowest = self._heard[:n_rows, of_part].kthvalue(1 + place, 0).values
-        self._quiet[of_part] = lowest / _expected(max(_QUANTILE, 0.5 / n_rows), n)
-
-    def update(self, share: Float[Tensor, " freq"], excess: Float[Tensor, " freq"]) -> None:
-        """See `BandLevels`."""
-        self._levels.update(share, excess)
+        lowest = np.partition(self._heard[:n_rows, of_part], place, axis=0)[place]
+        self._quiet[of_part] = lowest / _expected(max(_QUANTILE, 0.5 / n_rows), n_averaged)
 
 
 def _expected(quantile: float, n: int) -> float:

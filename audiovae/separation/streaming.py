@@ -7,15 +7,18 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.special import exp1
 from torch import Tensor
 
 from audiovae.prior import AudioVAE
-from audiovae.separation.stream_noise import QuietNoise
+from audiovae.separation.stream_noise import QuietNoise, Spectrum
 from audiovae.separation.stream_rates import StreamingResampler
 from audiovae.separation.stream_speech import LiveLevel, LiveSpeech
-from audiovae.stft import power
-from audiovae.waves import Array, like, tensor_of
+from audiovae.waves import Array, tensor_of
+
+Numbers = NDArray[np.float32]
 
 StreamMethodName = Literal["fast"]
 MOST_LOOKAHEAD = 8  # frames
@@ -24,7 +27,7 @@ _WINDOW_FRAMES = 4  # in which latents still move, at least
 _STEPS = 3  # of theirs with every frame
 _LEAST_OVER_NOISE = 4.0  # of the level over the noise, as powers: at first, noise may be all that was heard
 _ABSENT, _LEAST_GAIN = 0.3, 0.05
-_LARGEST_POWER = 1e30
+_LEAST, _LARGEST = 1e-24, 1e30  # powers
 
 
 def stream(
@@ -84,7 +87,7 @@ class Stream:
             self._way_out = StreamingResampler(prior.sample_rate, sample_rate, n)
             seconds = self._frames.latency / prior.sample_rate + self._way_in.delay + self._way_out.delay
             self.latency = math.ceil(seconds * sample_rate)
-        self._ready = torch.zeros(n, self.latency)
+        self._ready = np.zeros((n, self.latency), np.float32)
 
     def push(self, block: Float[Array, "*channel _"]) -> Float[Array, "*channel _"]:
         """Take the next samples, any number of them, and return as many.
@@ -97,18 +100,21 @@ class Stream:
         if block.shape[:-1] != expected:
             shape = [*map(str, expected), "sample"]
             raise ValueError(f"the stream takes blocks of shape [{', '.join(shape)}], got {list(block.shape)}")
-        given = torch.atleast_2d(tensor_of(block).float())
-        heard = given if self._way_in is None else torch.from_numpy(self._way_in.push(given.numpy(force=True))).float()
+        heard = np.atleast_2d(tensor_of(block).numpy(force=True)).astype(np.float32)
+        if self._way_in is not None:
+            heard = self._way_in.push(heard).astype(np.float32)
         speech = self._frames.push(heard)
         if self._way_out is not None:
-            speech = torch.from_numpy(self._way_out.push(speech.numpy())).float()
-        ready = torch.cat([self._ready, speech], dim=1)
-        taken, self._ready = ready[:, : block.shape[-1]], ready[:, block.shape[-1] :].clone()
-        return like(taken.reshape(block.shape).to(block) if isinstance(block, Tensor) else taken.reshape(block.shape), block)
+            speech = self._way_out.push(speech).astype(np.float32)
+        ready = np.concatenate([self._ready, speech], axis=1)
+        self._ready = ready[:, block.shape[-1] :].copy()
+        taken = ready[:, : block.shape[-1]].reshape(block.shape)
+        return torch.from_numpy(taken).to(block) if isinstance(block, Tensor) else taken
 
-    def flush(self) -> Float[Tensor, "*channel _"]:
+    def flush(self) -> Float[NDArray[np.float32], "*channel _"]:
         """End the wave: the speech of its last `latency` samples."""
-        return self.push(torch.zeros(*(() if self._n_channels is None else (self._n_channels,)), self.latency))
+        expected = () if self._n_channels is None else (self._n_channels,)
+        return self.push(np.zeros((*expected, self.latency), np.float32))
 
 
 class _Frames:
@@ -129,62 +135,58 @@ class _Frames:
             raise ValueError(f"lookahead must be from 0 to {MOST_LOOKAHEAD} frames, got {lookahead}")
         if level is not None and not 0 < level < math.inf:
             raise ValueError(f"level must be positive, got {level}")
-        self._stft, self._lookahead = prior.stft, lookahead
-        n_fft, hop = self._stft.n_fft, self._stft.hop_length
+        stft, self._lookahead = prior.stft, lookahead
+        n_fft, hop = stft.n_fft, stft.hop_length
+        self._window, self._hop = stft.window.numpy(), hop
         if n_fft % hop:
             raise ValueError(f"a stream needs a window of whole hops, got n_fft {n_fft} and hop_length {hop}")
         self._speech = LiveSpeech(prior, max(_WINDOW_FRAMES, lookahead + 1), _STEPS)
-        self._noise = QuietNoise(self._stft.n_freqs, hop / prior.sample_rate)
+        self._noise = QuietNoise(stft.n_freqs, hop / prior.sample_rate)
         self._level, self._given = LiveLevel(prior), level
-        self._heard = torch.zeros(n_channels, n_fft)
-        self._made = torch.zeros(n_channels, n_fft)
-        self._spectra = torch.zeros(lookahead + 1, n_channels, self._stft.n_freqs, dtype=torch.complex64)
-        self._powers = torch.zeros(lookahead + 1, self._stft.n_freqs)
-        self._pending = torch.zeros(n_channels, 0)
+        self._heard, self._made = np.zeros((2, n_channels, n_fft), np.float32)
+        self._spectra = np.zeros((lookahead + 1, n_channels, stft.n_freqs), np.complex64)
+        self._powers = np.zeros((lookahead + 1, stft.n_freqs), np.float32)
+        self._pending = np.zeros((n_channels, 0), np.float32)
         self._n_heard = 0  # hops, of the first window at most
         self._n_early = n_fft // hop - 1 + lookahead  # hops that would stand before the wave
-        squares = self._stft.window.square()
-        self._shares = squares.flip(0).reshape(-1, hop).sum(1).cumsum(0) / squares.sum()
-        self._envelope = squares.reshape(-1, hop).sum(0)
+        squares = np.square(self._window).reshape(-1, hop)
+        self._shares = squares[::-1].sum(1).cumsum() / squares.sum()  # of a window that so many hops have filled
+        self._envelope = squares.sum(0)
         self.latency = n_fft + lookahead * hop
 
-    @torch.no_grad()
-    def push(self, block: Float[Tensor, "channel _"]) -> Float[Tensor, "channel _"]:
+    def push(self, block: Float[Numbers, "channel _"]) -> Float[Numbers, "channel _"]:
         """Take the next samples and return the speech of the hops that they complete."""
-        hop = self._stft.hop_length
-        pending = torch.cat([self._pending, block], dim=1)
+        hop = self._hop
+        pending = np.concatenate([self._pending, block], axis=1)
         n_hops = pending.shape[1] // hop
         done = [self._step(pending[:, i * hop : (i + 1) * hop]) for i in range(n_hops)]
         n_early = min(self._n_early, n_hops)
-        done, self._n_early = done[n_early:], self._n_early - n_early
-        self._pending = pending[:, n_hops * hop :].clone()
-        return torch.cat(done, dim=1) if done else block[:, :0]
+        self._pending, self._n_early = pending[:, n_hops * hop :].copy(), self._n_early - n_early
+        return np.concatenate([block[:, :0], *done[n_early:]], axis=1)
 
-    def _step(self, samples: Float[Tensor, "channel hop"]) -> Float[Tensor, "channel hop"]:
-        """One hop of what is heard; the hop of speech that ends a window and the look-ahead before."""
-        stft = self._stft
-        self._heard = torch.cat([self._heard[:, stft.hop_length :], samples], dim=1)
-        spectrum = torch.fft.rfft(self._heard * stft.window)
+    def _step(self, samples: Float[Numbers, "channel hop"]) -> Float[Numbers, "channel hop"]:
+        """One hop of what is heard; the hop of speech that begins a window and the look-ahead before its end."""
+        n_kept = len(self._window) - self._hop
+        self._heard = np.concatenate([self._heard[:, self._hop :], samples], axis=1)
+        spectrum = np.fft.rfft(self._heard * self._window)
         self._n_heard = min(self._n_heard + 1, len(self._shares))
-        heard = power(spectrum).mean(0).clamp(max=_LARGEST_POWER) / self._shares[self._n_heard - 1]
-        self._spectra = torch.cat([self._spectra[1:], spectrum.unsqueeze(0)])
-        self._powers = torch.cat([self._powers[1:], heard.unsqueeze(0)])
-        image = self._gain(heard) * self._spectra[0]
-        self._made[:, : stft.n_fft - stft.hop_length] = self._made[:, stft.hop_length :].clone()
-        self._made[:, stft.n_fft - stft.hop_length :] = 0
-        self._made += stft.windowed_inverse(image)
-        return self._made[:, : stft.hop_length] / self._envelope
+        heard = (np.square(spectrum.real) + np.square(spectrum.imag)).mean(0) / self._shares[self._n_heard - 1]
+        self._spectra = np.concatenate([self._spectra[1:], spectrum[None]])
+        self._powers = np.concatenate([self._powers[1:], heard.clip(max=_LARGEST)[None]])
+        image = np.fft.irfft(self._gain(self._powers[-1]) * self._spectra[0], len(self._window)) * self._window
+        self._made = np.concatenate([self._made[:, self._hop :] + image[:, :n_kept], image[:, n_kept:]], axis=1)
+        return self._made[:, : self._hop] / self._envelope
 
-    def _gain(self, heard: Float[Tensor, " freq"]) -> Float[Tensor, " freq"]:
+    def _gain(self, heard: Spectrum) -> Spectrum:
         """Of the frame that has seen its look-ahead."""
         self._noise.push(heard)
         noise = self._noise.spectrum
         level = self._level.push(heard) if self._given is None else self._given**2
-        level = max(level, _LEAST_OVER_NOISE * self._level.mean_square(noise), _TINY)
+        level = max(level, _LEAST_OVER_NOISE * self._level.mean_square(noise), _LEAST)
         self._speech.push(heard, noise, level)
         psds = self._speech.infer(noise, level)
         if len(psds) <= self._lookahead:
-            return torch.zeros_like(noise)
+            return np.zeros_like(noise)
         speech, loud = psds[-1 - self._lookahead], self._powers[0]
         variance = speech + noise
         self._noise.update(noise / variance, loud / variance)
@@ -192,23 +194,16 @@ class _Frames:
         return gain(speech, self._noise.spectrum, loud)
 
 
-_TINY = 1e-24
-
-
-def gain(
-    speech: Float[Tensor, " freq"], noise: Float[Tensor, " freq"], heard: Float[Tensor, " freq"]
-) -> Float[Tensor, " freq"]:
+def gain(speech: Spectrum, noise: Spectrum, heard: Spectrum) -> Spectrum:
     """What is heard of the speech: the mean of the Wiener gain and of that which keeps the logarithm of the amplitude,
     where speech may be absent.
 
     Reference: I. Cohen, B. Berdugo, "Speech enhancement for non-stationary noise environments", Signal Processing
         81(11), 2001 (OM-LSA).
     """
-    from scipy.special import exp1
-
     prior_snr = speech / noise
     wiener = speech / (speech + noise)
-    v = (wiener * heard / noise).clamp(1e-6, 500.0)
-    log_amplitude = (wiener * torch.from_numpy(exp1(v.numpy()) / 2).exp()).clamp(max=1.0)
-    presence = 1 / (1 + _ABSENT / (1 - _ABSENT) * (1 + prior_snr) * torch.exp(-v))
+    v = (wiener * (heard / noise)).clip(1e-6, 500.0)
+    log_amplitude = (wiener * np.exp(exp1(v) / 2)).clip(max=1.0)
+    presence = 1 / (1 + _ABSENT / (1 - _ABSENT) * (1 + prior_snr) * np.exp(-v))
     return (wiener + log_amplitude**presence * _LEAST_GAIN ** (1 - presence)) / 2
