@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
-from audiovae.cli import arguments
+from audiovae.cli import arguments, live
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
@@ -70,12 +70,26 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--devices", type=positive, default=1, help="devices per node, or processes on a CPU, that share the inputs"
     )
     parser.add_argument("--nodes", type=positive, default=1, help="number of machines, each of which runs this command")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="with - and -o -: speech comes out while the sound comes in (WAV or --raw)",
+    )
+    parser.add_argument("--raw", metavar="RATE[,s16|f32[,CHANNELS]]", help="with --stream: samples without a header")
+    parser.add_argument(
+        "--lookahead",
+        type=jsonargparse.typing.NonNegativeInt,
+        default=2,
+        help="with --stream: frames of 16 ms that each one waits for",
+    )
     arguments.add_labels(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
 @standard_streams(".wav")
 def run(options: Any) -> int:
+    if options.stream:
+        return live.run(options)
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 

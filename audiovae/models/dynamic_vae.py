@@ -23,8 +23,9 @@ class DynamicVAE(SoundVAE):
     """p(x, z) = prod_t p(x_t | z_{t-R:t+R}) p(z_t | z_{t-S:t-1}) and q(z | x) = prod_t q(z_t | x_{t-R:t+R}).
 
     Encoder and decoder are dilated depthwise convolutions that see R frames to both sides, or if causal 2 R before and
-    none after; the prior is a causal one that sees the S latents before. Given x the posterior factorises, so nothing steps through time in training: all
-    frames of all distributions are one pass each. Generation does step, over the prior alone. It needs no past x.
+    none after; the prior is a causal one that sees the S latents before. Given x the posterior factorises, so nothing
+    steps through time in training: all frames of all distributions are one pass each. Generation does step, over the
+    prior alone. It needs no past x.
 
     Args:
         n_freqs: frequency bins per frame.

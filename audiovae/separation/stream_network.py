@@ -1,5 +1,5 @@
-"""A causal temporal network one short window at a time, with its gradient: what takes torch ten times as long, for a few
-frames are too few to be worth its calls.
+"""A causal temporal network one short window at a time, with its gradient: a few frames are too few to be worth torch's
+calls, which take five times as long.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class CausalNetwork:
     def start(self) -> State:
         """Before the first frame there are zeros."""
         width = len(self._first[1])
-        return tuple(np.zeros(((len(b.taps) - 1) * b.dilation, width), np.float32) for b in self._blocks)
+        pasts = [(len(block.taps) - 1) * block.dilation for block in self._blocks]
+        return tuple(np.zeros((past, width), np.float32) for past in pasts)
 
     def forward(self, inputs: Float[Numbers, "frame input"], before: State) -> Pass:
         """Frames that follow others."""
@@ -97,8 +98,9 @@ class CausalNetwork:
 
 def _weights(linear: nn.Linear) -> tuple[Float[Numbers, "input output"], Float[Numbers, " output"]]:
     weight = linear.weight.detach().float().numpy()
-    bias = np.zeros(len(weight), np.float32) if linear.bias is None else linear.bias.detach().float().numpy()
-    return weight.T, bias
+    if linear.bias is None:
+        return weight.T, np.zeros(len(weight), np.float32)
+    return weight.T, linear.bias.detach().float().numpy()
 
 
 def _silu(x: Float[Numbers, "frame width"]) -> tuple[Float[Numbers, "frame width"], Float[Numbers, "frame width"]]:

@@ -17,15 +17,14 @@ _ROWS = 128  # averages of a few frames that are kept of them
 _AVERAGED = 3  # frames
 _PARTS = 4  # of the frequencies, one of which is looked through with every frame
 _N_BANDS, _DEVIATION, _STIFFNESS, _MEMORY_SECONDS = 8, 2.0, 12.0, 0.15
-_LEAST = np.float32(1e-30)
 
 
 class BandLevels:
     """The level of bands of a spectrum, followed over time: the maximum of a posterior with exponential forgetting.
 
     Log powers lie on straight lines between the centres of bands and are normal around zero. For a level r times that
-    of before the nll is at most fall / r + rise r + constant; one step of Newton's method towards its minimum with every
-    frame.
+    of before the nll is at most fall / r + rise r + constant; one step of Newton's method towards its minimum with
+    every frame.
 
     Args:
         n_freqs: of the spectrum.
@@ -81,7 +80,7 @@ class QuietNoise:
     @property
     def spectrum(self) -> Spectrum:
         """As it is now."""
-        return self._quiet * self._levels.factor + _LEAST
+        return self._quiet * self._levels.factor
 
     def push(self, power: Spectrum) -> None:
         """Hear the next frame."""
@@ -100,7 +99,7 @@ class QuietNoise:
 
 
 def _expected(quantile: float, n: int) -> float:
-    """The quantile of the mean of n overlapping |x|^2 of variance 1: see `audiovae.separation.starts.quiet_spectrum`."""
+    """The quantile of the mean of n overlapping |x|^2 of variance 1: see `quiet_spectrum`."""
     from scipy.special import gammaincinv
 
     degrees = max(1.0, n / 2)

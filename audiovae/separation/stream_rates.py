@@ -50,6 +50,8 @@ class StreamingResampler:
         self._pending = np.concatenate([self._pending, block], axis=1)
         known = self._first + self._pending.shape[1] - self._reach  # so many samples have all that comes after them
         n_ready = max(self._n_given, -(-max(0, known) * self._up // self._down))
+        if n_ready == self._n_given:
+            return np.zeros((len(block), 0))
         places = np.arange(self._n_given, n_ready) * self._down
         whole, phases = np.divmod(places, self._up)
         framed = np.lib.stride_tricks.sliding_window_view(self._pending, 2 * self._reach + 1, axis=1)

@@ -22,7 +22,6 @@ from audiovae.separation.stream_noise import BandLevels, Spectrum
 _N_BANDS, _STIFFNESS, _COLOUR_SECONDS = 20, 360.0, 1.6
 _OVERSUBTRACTION, _SMALLEST_FIRST_GAIN = 3.0, 0.1  # of the first guess, see `quiet_start`
 _STEP, _MOMENTUM, _TRUST, _MEMORY = 0.5, 0.6, 0.6, 0.5  # see `PointEstimate`
-_LEAST = 1e-30
 
 Numbers = NDArray[np.float32]
 
@@ -62,8 +61,8 @@ class LiveSpeech:
     """lambda_ft = level_t^2 c_f v_f(z_t) of a causal prior, in a window of the last few frames.
 
     A new frame begins at the encoder's view of a first guess; with every frame all latents of the window take a few
-    steps of Fisher scoring with momentum, as of `PointEstimate`, down the energy of `LatentEnergy`; those that leave the
-    window stay as they are: what the next ones follow.
+    steps of Fisher scoring with momentum, as of `PointEstimate`, down the energy of `LatentEnergy`; those that leave
+    the window stay as they are: what the next ones follow.
 
     Args:
         prior: a `DynamicVAE` that is causal.
@@ -85,7 +84,7 @@ class LiveSpeech:
         self._encoder, self._decoder = CausalNetwork(vae.encoder), CausalNetwork(vae.decoder)
         self._transition = CausalNetwork(vae.transition)
         self._bias = vae.observation.bias.detach().float().numpy()
-        self._mean, self._std = vae.log_power.mean.float().numpy(), vae.log_power.std.float().numpy()
+        self._mean, self._std = (part.float().numpy() for part in vae.log_power.buffers())
         self._random = np.random.default_rng(0)
         self._encoded, self._decoded = self._encoder.start(), self._decoder.start()
         self._moved, self._last = self._transition.start(), np.zeros((1, vae.latent_dim), np.float32)
@@ -104,7 +103,7 @@ class LiveSpeech:
         """
         if len(self._latents) == self._n_frames:
             self._leave()
-        gain = (1 - _OVERSUBTRACTION * noise / np.maximum(power, _LEAST)).clip(min=_SMALLEST_FIRST_GAIN)
+        gain = (1 - _OVERSUBTRACTION * noise / np.maximum(power, noise)).clip(min=_SMALLEST_FIRST_GAIN)
         guess = np.log(power * np.square(gain) / np.float32(mean_square) + VARIANCE_FLOOR)
         made = self._encoder.forward((guess[None] - self._mean) / self._std, self._encoded)
         self._encoded = self._encoder.after(made, 1)

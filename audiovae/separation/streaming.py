@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import exp1
 from torch import Tensor
 
+from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.prior import AudioVAE
 from audiovae.separation.stream_noise import QuietNoise, Spectrum
 from audiovae.separation.stream_rates import StreamingResampler
@@ -43,8 +44,8 @@ def stream(
     Args:
         prior: a causal one of speech, such as speech-16k-live, on the CPU.
         method: latents by Fisher scoring, a few steps with every frame.
-        sample_rate: of the wave, in Hz; default the prior's. Others pass a short filter on their way in and out, and what
-            lies above the prior's band is left out.
+        sample_rate: of the wave, in Hz; default the prior's. Others pass a short filter on their way in and out, and
+            what lies above the prior's band is left out.
         n_channels: of waves `[channel, sample]`, which share one gain; None: `[sample]`.
         lookahead: frames after its own that a frame waits for; each adds a hop to the latency.
         level: RMS of the active frames, see `audiovae.level`, where it is known; else it is followed from the first
@@ -76,7 +77,8 @@ class Stream:
     ) -> None:
         if sample_rate < 1 or (n_channels is not None and n_channels < 1):
             raise ValueError(f"sample_rate and n_channels must be positive, got {sample_rate} and {n_channels}")
-        self.sample_rate, self._n_channels = sample_rate, n_channels
+        self.sample_rate = sample_rate
+        self._shape: tuple[int, ...] = () if n_channels is None else (n_channels,)
         n = n_channels or 1
         self._frames = _Frames(prior, n, lookahead, level)
         self._way_in: StreamingResampler | None = None
@@ -96,9 +98,8 @@ class Stream:
             ValueError: a sample that is NaN or infinite, or another number of channels. The stream goes on as if the
                 block had not been.
         """
-        expected = () if self._n_channels is None else (self._n_channels,)
-        if block.shape[:-1] != expected:
-            shape = [*map(str, expected), "sample"]
+        if block.shape[:-1] != self._shape:
+            shape = [*map(str, self._shape), "sample"]
             raise ValueError(f"the stream takes blocks of shape [{', '.join(shape)}], got {list(block.shape)}")
         heard = np.atleast_2d(tensor_of(block).numpy(force=True)).astype(np.float32)
         if self._way_in is not None:
@@ -113,8 +114,7 @@ class Stream:
 
     def flush(self) -> Float[NDArray[np.float32], "*channel _"]:
         """End the wave: the speech of its last `latency` samples."""
-        expected = () if self._n_channels is None else (self._n_channels,)
-        return self.push(np.zeros((*expected, self.latency), np.float32))
+        return self.push(np.zeros((*self._shape, self.latency), np.float32))
 
 
 class _Frames:
@@ -183,6 +183,7 @@ class _Frames:
         noise = self._noise.spectrum
         level = self._level.push(heard) if self._given is None else self._given**2
         level = max(level, _LEAST_OVER_NOISE * self._level.mean_square(noise), _LEAST)
+        noise = np.maximum(noise, np.float32(VARIANCE_FLOOR * level))
         self._speech.push(heard, noise, level)
         psds = self._speech.infer(noise, level)
         if len(psds) <= self._lookahead:
@@ -191,7 +192,7 @@ class _Frames:
         variance = speech + noise
         self._noise.update(noise / variance, loud / variance)
         self._speech.update(speech / variance, loud / variance)
-        return gain(speech, self._noise.spectrum, loud)
+        return gain(speech, np.maximum(self._noise.spectrum, np.float32(VARIANCE_FLOOR * level)), loud)
 
 
 def gain(speech: Spectrum, noise: Spectrum, heard: Spectrum) -> Spectrum:
