@@ -53,7 +53,9 @@ def test_a_wav_is_answered_while_it_is_spoken(model: Path) -> None:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ONE_THREAD, bufsize=0
     ) as run:
-        assert run.stdin and run.stdout and run.stderr
+        assert run.stdin is not None
+        assert run.stdout is not None
+        assert run.stderr is not None
         run.stdin.write(content[: 44 + RATE])
         early = b""
         while len(early) < 44 + RATE - 2 * 1024:
@@ -94,7 +96,8 @@ def test_floats_of_two_channels_at_another_rate_come_back_as_they_went(raw: bool
     ],
 )
 def test_what_is_no_pipe_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["enhance", "--stream", *arguments]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["enhance", "--stream", *arguments])
     assert message in capsys.readouterr().err
 
 

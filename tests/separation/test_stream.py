@@ -1,4 +1,4 @@
-"""Enhancement while it is heard: cuts, state, latency, levels, rates, and what is refused; and its parts by themselves."""
+"""Enhancement while it is heard: cuts, state, latency, levels, rates, and what is refused; its parts by themselves."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_nothing_that_is_kept_grows(live: AudioVAE) -> None:
 def test_the_latency_is_that_of_the_window_and_the_lookahead(
     rate: int, extra: float, lookahead: int, live: AudioVAE
 ) -> None:
-    """A prior that takes everything for speech lets a click pass where it was; sound comes out no sooner than stated."""
+    """Where what comes out is most like what went in; nothing comes sooner."""
     one = stream(live, sample_rate=rate, lookahead=lookahead, level=1e3)
     at_least = (256 + 64 * lookahead) / RATE
     assert at_least <= one.latency / rate <= at_least + extra + 1 / rate
