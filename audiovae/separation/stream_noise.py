@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.ndimage import percentile_filter
 
 from audiovae.separation.sources.factors import bands
 
@@ -16,7 +17,8 @@ _QUIET_SECONDS = 4.0
 _ROWS = 128  # averages of a few frames that are kept of them
 _AVERAGED = 3  # frames
 _PARTS = 4  # of the frequencies, one of which is looked through with every frame
-_N_BANDS, _DEVIATION, _STIFFNESS, _MEMORY_SECONDS = 8, 2.0, 12.0, 0.15
+_FIRST_SECONDS, _VALLEY_BINS, _VALLEY_PERCENTILE, _VALLEY_FACTOR = 0.5, 25, 25, 2.0
+_N_BANDS, _DEVIATION, _STIFFNESS, _MEMORY_SECONDS = 16, 2.0, 12.0, 0.08
 
 
 class BandLevels:
@@ -74,6 +76,7 @@ class QuietNoise:
         self._n_frames = 0
         self._quiet = np.zeros(n_freqs, np.float32)
         forgetting = 1 - seconds_per_frame / _MEMORY_SECONDS
+        self._n_first = round(_FIRST_SECONDS / seconds_per_frame)
         self._levels = BandLevels(n_freqs, _N_BANDS, _DEVIATION, _STIFFNESS, forgetting)
         self.update = self._levels.update
 
@@ -96,6 +99,9 @@ class QuietNoise:
         place = int(_QUANTILE * (n_rows - 1))
         lowest = np.partition(self._heard[:n_rows, of_part], place, axis=0)[place]
         self._quiet[of_part] = lowest / _expected(max(_QUANTILE, 0.5 / n_rows), n_averaged)
+        if self._n_frames <= self._n_first:
+            around = percentile_filter(self._quiet, _VALLEY_PERCENTILE, _VALLEY_BINS, mode="nearest")
+            self._quiet = np.minimum(self._quiet, _VALLEY_FACTOR * around)
 
 
 def _expected(quantile: float, n: int) -> float:
