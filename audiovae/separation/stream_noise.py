@@ -12,12 +12,12 @@ from audiovae.separation.sources.factors import bands
 
 Spectrum = Float[NDArray[np.float32], " freq"]
 
-_QUANTILE = 0.1
+_QUANTILE = 0.05
 _QUIET_SECONDS = 4.0
 _ROWS = 128  # averages of a few frames that are kept of them
 _AVERAGED = 3  # frames
 _PARTS = 4  # of the frequencies, one of which is looked through with every frame
-_FIRST_SECONDS, _VALLEY_BINS, _VALLEY_PERCENTILE, _VALLEY_FACTOR = 0.5, 25, 25, 2.0
+_FIRST_SECONDS, _VALLEY_BINS, _VALLEY_PERCENTILE, _VALLEY_FACTOR = 0.5, 25, 25, 3.0
 _N_BANDS, _DEVIATION, _STIFFNESS, _MEMORY_SECONDS = 16, 2.0, 12.0, 0.08
 
 

@@ -212,7 +212,7 @@ def test_steps_lower_the_energy_of_the_window(live: AudioVAE) -> None:
 
 
 def test_the_noise_is_that_of_the_pauses(live: AudioVAE) -> None:
-    """White noise, and 30 dB louder for an eighth of the time; to 2 dB."""
+    """White noise, and 30 dB louder for an eighth of the time; to 3 dB, on the loud side."""
     generator = torch.Generator().manual_seed(0)
     wave = torch.randn(64 * 500, generator=generator).reshape(-1, 2000)
     wave[::8] *= 30
@@ -220,7 +220,8 @@ def test_the_noise_is_that_of_the_pauses(live: AudioVAE) -> None:
     noise = QuietNoise(frames.shape[1], 0.016)
     for frame in frames:
         noise.push(frame)
-    assert noise.spectrum[1:-1].mean() == pytest.approx(float(live.stft.window.square().sum()), rel=0.58)
+    over = noise.spectrum[1:-1].mean() / float(live.stft.window.square().sum())
+    assert 0.9 < over < 2.0
 
 
 def test_bands_reach_the_level_that_is_heard() -> None:
