@@ -79,7 +79,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lookahead",
         type=jsonargparse.typing.NonNegativeInt,
-        default=2,
+        default=1,
         help="with --stream: frames of 16 ms that each one waits for",
     )
     arguments.add_labels(parser)

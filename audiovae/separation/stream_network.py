@@ -86,7 +86,7 @@ class CausalNetwork:
                 distance = i * block.dilation
                 if distance < n:
                     slope[: n - distance] += of_mixed[distance:] * tap
-        return (slope * made.slopes[0]) @ self._first[0].T
+        return ((slope * made.slopes[0]) @ self._first[0].T).astype(np.float32, copy=False)
 
     def after(self, made: Pass, n_frames: int) -> State:
         """What comes before the frames that follow the first few of a pass."""

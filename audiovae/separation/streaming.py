@@ -36,7 +36,7 @@ def stream(
     method: StreamMethodName = "fast",
     sample_rate: int | None = None,
     n_channels: int | None = None,
-    lookahead: int = 2,
+    lookahead: int = 1,
     level: float | None = None,
 ) -> Stream:
     """Speech out of a noisy wave that arrives in blocks.

@@ -64,7 +64,7 @@ def test_a_wav_is_answered_while_it_is_spoken(model: Path) -> None:
         run.stdin.close()
         spoken, said = early + run.stdout.read(), run.stderr.read().decode()
     assert run.returncode == 0, said
-    assert "16000 Hz, speech comes after 24.0 ms" in said
+    assert "16000 Hz, speech comes after 20.0 ms" in said
     assert spoken[:4] == b"RIFF"
     found, rate = soundfile.read(io.BytesIO(spoken), dtype="float32")
     assert (rate, len(found)) == (RATE, len(given))
