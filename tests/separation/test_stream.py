@@ -16,6 +16,7 @@ from scipy.signal import resample_poly
 from audiovae import AudioVAE
 from audiovae.errors import AudiovaeError
 from audiovae.level import active_level
+from audiovae.metrics import si_sdr
 from audiovae.models import DynamicVAE
 from audiovae.separation import stream
 from audiovae.separation.stream_network import CausalNetwork
@@ -172,6 +173,13 @@ def test_another_method_is_refused(live: AudioVAE) -> None:
 def test_a_prior_that_sees_the_future_is_refused(name: str) -> None:
     with pytest.raises(AudiovaeError, match="a stream needs a DynamicVAE that sees no future"):
         stream(untrained(name))
+
+
+def test_the_shipped_prior_takes_noise_from_real_speech(speech: torch.Tensor) -> None:
+    """White noise at 5 dB, scored from the first sample on."""
+    noise = torch.randn(len(speech), generator=torch.Generator().manual_seed(0)) * speech.std() * 10 ** (-5 / 20)
+    spoken = through(AudioVAE.from_pretrained("speech-16k-live"), (speech + noise).numpy(), [])
+    assert si_sdr(speech.numpy(), spoken) > si_sdr(speech.numpy(), (speech + noise).numpy()) + 6
 
 
 # Its parts -----------------------------------------------------------------------------------------------------------
