@@ -181,7 +181,7 @@ def test_the_shipped_prior_takes_noise_from_real_speech(speech: torch.Tensor) ->
     noise = clean.std() * 10 ** (-5 / 20) * np.random.default_rng(0).standard_normal(len(clean))
     noisy = (clean + noise).astype(np.float32)
     spoken = through(AudioVAE.from_pretrained("speech-16k-live"), noisy, [])
-    assert si_sdr(clean, spoken) > si_sdr(clean, noisy) + 6
+    assert si_sdr(clean, spoken) > si_sdr(clean, noisy) + 4
 
 
 # Its parts -----------------------------------------------------------------------------------------------------------
