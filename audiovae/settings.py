@@ -228,6 +228,7 @@ class DynamicVAESettings(LabelledSettings):
         width: of the hidden layers of encoder and decoder.
         kernel_size: frames that a temporal convolution of encoder or decoder combines.
         dilations: of the temporal convolutions of encoder and decoder, in frames.
+        causal: encoder and decoder see the past alone, as live streams need it.
         prior_width: of the hidden layers of the prior p(z_t | z_{<t}).
         prior_dilations: of its causal convolutions of three frames each; they say how far it sees back.
     """
@@ -236,6 +237,7 @@ class DynamicVAESettings(LabelledSettings):
     width: int = 512
     kernel_size: int = 3
     dilations: tuple[int, ...] = (1, 2, 4)
+    causal: bool = False
     prior_width: int = 256
     prior_dilations: tuple[int, ...] = (1, 2, 4, 8)
 

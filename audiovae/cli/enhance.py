@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import jsonargparse
 
-from audiovae.cli import arguments
+from audiovae.cli import arguments, live
 from audiovae.cli.arguments import Item
 from audiovae.cli.batch import Result, print_json, run_groups
 from audiovae.cli.resume import Outputs, check_same_options, claimed
@@ -66,12 +66,26 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         type=positive,
         help=f"recordings side by side; by default {GPU_BATCH} on a GPU, and 1 on a CPU, which gains little by more",
     )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="with - and -o -: speech comes out while the sound comes in (WAV or --raw)",
+    )
+    parser.add_argument("--raw", metavar="RATE[,s16|f32[,CHANNELS]]", help="with --stream: samples without a header")
+    parser.add_argument(
+        "--lookahead",
+        type=jsonargparse.typing.NonNegativeInt,
+        default=1,
+        help="with --stream: frames of 16 ms that each one waits for",
+    )
     arguments.add_labels(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
 
 
 @standard_streams(".wav")
 def run(options: Any) -> int:
+    if options.stream:
+        return live.run(options)
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 

@@ -38,7 +38,7 @@ def standard_streams(written: str | None = None) -> Callable[[Run], Run]:
             for name in ("residual", "report"):
                 if getattr(options, name, None) == SIGN:
                     raise AudiovaeError(f"{verb}: --{name} must name a file or folder; - is for inputs and -o")
-            if not (reads or writes):
+            if not (reads or writes) or getattr(options, "stream", False):  # which is no file
                 return run(options)
             _check(verb, options, writes and not written)
             with _folder() as folder:

@@ -13,7 +13,7 @@ from audiovae.models.latents import Gaussian, normal, normal_from_outputs
 from audiovae.models.sound_vae import SoundVAE
 from audiovae.models.vae import Factor, Inference
 from audiovae.networks.mlp import start_small
-from audiovae.networks.temporal import reach, temporal_network
+from audiovae.networks.temporal import reach, stream, temporal_network
 from audiovae.settings import DynamicVAESettings
 
 _PRIOR_KERNEL = 3
@@ -22,9 +22,10 @@ _PRIOR_KERNEL = 3
 class DynamicVAE(SoundVAE):
     """p(x, z) = prod_t p(x_t | z_{t-R:t+R}) p(z_t | z_{t-S:t-1}) and q(z | x) = prod_t q(z_t | x_{t-R:t+R}).
 
-    Encoder and decoder are dilated depthwise convolutions that see R frames to both sides; the prior is a causal one
-    that sees the S latents before. Given x the posterior factorises, so nothing steps through time in training: all
-    frames of all distributions are one pass each. Generation does step, over the prior alone. It needs no past x.
+    Encoder and decoder are dilated depthwise convolutions that see R frames to both sides, or if causal 2 R before and
+    none after; the prior is a causal one that sees the S latents before. Given x the posterior factorises, so nothing
+    steps through time in training: all frames of all distributions are one pass each. Generation does step, over the
+    prior alone. It needs no past x.
 
     Args:
         n_freqs: frequency bins per frame.
@@ -36,7 +37,7 @@ class DynamicVAE(SoundVAE):
 
     def __init__(self, n_freqs: int, settings: DynamicVAESettings = DynamicVAESettings()) -> None:
         super().__init__(n_freqs, settings, Gaussian(settings.latent_dim), settings.labels)
-        y, sizes = self.conditions.size, (settings.kernel_size, settings.dilations)
+        y, sizes = self.conditions.size, (settings.kernel_size, settings.dilations, settings.causal)
         self.encoder = temporal_network(n_freqs + y, settings.width, 2 * self.latent_dim, *sizes)
         self.decoder = temporal_network(
             self.latent_dim + y, settings.width, self.observation.n_outputs, *sizes, last_bias=False
@@ -50,7 +51,7 @@ class DynamicVAE(SoundVAE):
             causal=True,
         )
         self._prior_reach = 1 + reach(_PRIOR_KERNEL, settings.prior_dilations, causal=True)  # S
-        self.lookahead = reach(*sizes)
+        self.lookahead = 0 if settings.causal else reach(*sizes)
         self.context = 2 * reach(*sizes) + self._prior_reach
         start_small(*(cast(nn.Linear, network[-1]) for network in (self.encoder, self.decoder, self.transition)))
 
@@ -77,7 +78,9 @@ class DynamicVAE(SoundVAE):
     def mean_path(
         self, power: Float[Tensor, "*batch frame freq"], condition: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Float[Tensor, "*batch frame latent"], Tensor | None]:
-        return self.infer(power, condition, mean=True).latents, None
+        x = self.conditions.join(self.log_power(power), condition)
+        outputs, state = (self.encoder(x), None) if self.lookahead else stream(self.encoder, x, state)
+        return normal_from_outputs(outputs.to(power.dtype)).mean, state
 
     def generate(self, n_frames: int, condition: Tensor | None = None) -> Float[Tensor, "frame latent"]:
         drawn = self.log_power.mean.new_zeros(n_frames, self.latent_dim)

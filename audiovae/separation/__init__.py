@@ -36,6 +36,7 @@ from audiovae.separation.spatial.joint_diagonal import JointDiagonal
 from audiovae.separation.spatial.single_channel import SingleChannel
 from audiovae.separation.spatial.spatial import Spatial, View
 from audiovae.separation.starts import Beginning, even_start, quiet_start
+from audiovae.separation.streaming import Stream, stream
 
 __all__ = [
     "METHODS",
@@ -75,6 +76,7 @@ __all__ = [
     "Source",
     "Spatial",
     "Stationary",
+    "Stream",
     "TakenApart",
     "View",
     "count_sources",
@@ -95,6 +97,7 @@ __all__ = [
     "separate_file",
     "separate_files",
     "separator",
+    "stream",
     "told_by",
     "wiener",
 ]

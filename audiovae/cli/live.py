@@ -1,0 +1,165 @@
+"""audiovae enhance --stream - -o -: from the standard input to the standard output while it is heard."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from audiovae.cli.streams import SIGN
+from audiovae.errors import STANDARD_INPUT, AudiovaeError
+
+_TYPES: dict[str, np.dtype[np.int16] | np.dtype[np.float32]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
+_UNKNOWN_LENGTH = 0xFFFFFFFF
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # of a WAV's format chunk
+_LARGEST_CHUNK = 2**20  # bytes, before the samples
+_BLOCK = 2**14  # bytes, at most
+
+
+@dataclass(frozen=True)
+class Form:
+    """How samples stand in a stream, those of all channels beside each other.
+
+    Attributes:
+        sample_rate: in Hz.
+        n_channels: of them.
+        kind: s16 or f32, little-endian.
+    """
+
+    sample_rate: int
+    n_channels: int = 1
+    kind: str = "s16"
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.n_channels * _TYPES[self.kind].itemsize
+
+    @classmethod
+    def raw(cls, text: str) -> Form:
+        """What --raw says.
+
+        Raises:
+            AudiovaeError: it is none.
+        """
+        rate, _, rest = text.partition(",")
+        kind, _, channels = rest.partition(",")
+        numbers = [rate, channels or "1"]
+        if kind not in ("", *_TYPES) or not all(n.isascii() and n.isdigit() and 0 < int(n) < 10**6 for n in numbers):
+            raise AudiovaeError(f"enhance: --raw must be RATE, RATE,f32 or RATE,s16,CHANNELS, got {text[:40]!r}")
+        return cls(int(rate), int(channels or 1), kind or "s16")
+
+    @classmethod
+    def of_header(cls, read: Any) -> Form:
+        """Of a WAV, up to its first sample.
+
+        Raises:
+            AudiovaeError: it is none, or one of other samples.
+        """
+        fault = f"the {STANDARD_INPUT} is no WAV of 16-bit or 32-bit float samples; convert it, or say --raw RATE"
+        riff = read(12)
+        if riff[:4] not in (b"RIFF", b"RF64") or riff[8:] != b"WAVE":
+            raise AudiovaeError(fault)
+        form = None
+        while True:
+            head = read(8)
+            if len(head) < 8:
+                raise AudiovaeError(fault)
+            name, size = struct.unpack("<4sI", head)
+            if name == b"data":
+                break
+            content = read(size + size % 2) if size <= _LARGEST_CHUNK else b""
+            if name == b"fmt " and len(content) >= 16:
+                tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
+                tag = struct.unpack("<H", content[24:26])[0] if tag == _EXTENSIBLE and len(content) >= 26 else tag
+                kind = {(_PCM, 16): "s16", (_FLOAT, 32): "f32"}.get((tag, bits))
+                form = cls(rate, channels, kind) if kind and channels and rate else None
+        if form is None:
+            raise AudiovaeError(fault)
+        return form
+
+    def header(self) -> bytes:
+        """Of a WAV whose length is not known yet."""
+        tag, size = (_PCM if self.kind == "s16" else _FLOAT), _TYPES[self.kind].itemsize
+        chunk = struct.pack(
+            "<HHIIHH", tag, self.n_channels, self.sample_rate, self.sample_rate * self.frame_bytes, self.frame_bytes,
+            8 * size,
+        )  # fmt: skip
+        length = struct.pack("<I", _UNKNOWN_LENGTH)
+        return b"RIFF" + length + b"WAVEfmt " + struct.pack("<I", len(chunk)) + chunk + b"data" + length
+
+    def decoded(self, content: bytes) -> Float[NDArray[np.float32], "channel sample"]:
+        samples = np.frombuffer(content, _TYPES[self.kind]).reshape(-1, self.n_channels).T.astype(np.float32)
+        return samples / np.float32(2**15) if self.kind == "s16" else samples
+
+    def encoded(self, wave: Float[NDArray[np.float32], "channel sample"]) -> bytes:
+        """Samples beyond full scale are cut in 16 bits."""
+        if self.kind == "s16":
+            wave = np.rint(wave * 2.0**15).clip(-(2**15), 2**15 - 1)
+        return wave.T.astype(_TYPES[self.kind]).tobytes()
+
+
+def run(options: Any) -> int:
+    """Enhance the standard input until it ends.
+
+    Raises:
+        AudiovaeError: options that do not go with --stream, or an input that is none.
+    """
+    if options.inputs != [SIGN] or options.output != SIGN:
+        raise AudiovaeError("enhance: --stream goes from the standard input to the standard output: --stream - -o -")
+    for name, plain in (("residual", None), ("report", None), ("resume", False), ("json", False)):
+        if getattr(options, name) != plain:
+            raise AudiovaeError(f"enhance: --stream makes sound alone; leave out --{name}")
+    from audiovae.prior import AudioVAE
+    from audiovae.separation.streaming import stream
+
+    prior = AudioVAE.from_pretrained(options.model or "speech-16k-live")
+    with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as target:
+        form = Form.raw(options.raw) if options.raw else Form.of_header(lambda n: _whole(source, n))
+        live = stream(prior, sample_rate=form.sample_rate, n_channels=form.n_channels, lookahead=options.lookahead)
+        if not options.quiet:
+            latency = 1000 * live.latency / form.sample_rate
+            print(f"audiovae: {form.sample_rate} Hz, speech comes after {latency:.1f} ms", file=sys.stderr, flush=True)
+        if not options.raw:
+            _write(target, form.header())
+        n_early = live.latency  # before the wave there is nothing
+        for content in _frames(source, form.frame_bytes):
+            try:
+                speech = live.push(form.decoded(content))
+            except ValueError as error:
+                raise AudiovaeError(f"{STANDARD_INPUT}: {error}") from error
+            n_dropped = min(n_early, speech.shape[1])
+            n_early -= n_dropped
+            _write(target, form.encoded(speech[:, n_dropped:]))
+        _write(target, form.encoded(live.flush()[:, n_early:]))
+    return 0
+
+
+def _whole(source: Any, n: int) -> bytes:
+    """So many bytes of a pipe, fewer at its end."""
+    content = b""
+    while len(content) < n and (more := source.read(n - len(content))):
+        content += more
+    return content
+
+
+def _frames(source: Any, size: int) -> Iterator[bytes]:
+    """Whole frames, as soon as they are there; half of one at the end is left out."""
+    rest = b""
+    while more := os.read(source.fileno(), _BLOCK):
+        rest += more
+        n = len(rest) // size * size
+        if n:
+            yield rest[:n]
+        rest = rest[n:]
+
+
+def _write(target: Any, content: bytes) -> None:
+    while content:
+        content = content[target.write(content) :]
