@@ -55,6 +55,7 @@ class ModelSettings:
     """
 
     fixed: ClassVar[Mapping[str, Any]] = {}  # what a class gives no choice of, as every saved config states it
+    newer: ClassVar[tuple[str, ...]] = ()  # beside _NEWER
 
     latent_dim: int = 16
     data: DataName = "sound"
@@ -232,6 +233,8 @@ class DynamicVAESettings(LabelledSettings):
         prior_width: of the hidden layers of the prior p(z_t | z_{<t}).
         prior_dilations: of its causal convolutions of three frames each; they say how far it sees back.
     """
+
+    newer: ClassVar = ("causal",)
 
     latent_dim: int = 64
     width: int = 512
@@ -418,8 +421,8 @@ def settings_to_config(settings: ModelSettings) -> dict[str, Any]:
     The hash of a config identifies a model, and latents carry it: what is written does not change with the classes.
     """
     as_before = {each.name for each in dataclasses.fields(settings) if getattr(settings, each.name) == each.default}
-    fields = {**settings.fixed, **asdict(settings)}
-    fields = {name: value for name, value in fields.items() if not (name in _NEWER and name in as_before)}
+    unsaid = as_before & {*_NEWER, *settings.newer}
+    fields = {name: value for name, value in {**settings.fixed, **asdict(settings)}.items() if name not in unsaid}
     return {name: fields[name] for name in dict.fromkeys((*_IN_EVERY_CONFIG, *fields))}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import FakeHub, fake_hub
+from fake_hub import FakeHub, fake_hub, point_at
 
 from audiovae import STFT, AudioVAE, FrameVAE, FrameVAESettings
 from audiovae.cli.main import main
@@ -30,18 +30,9 @@ def files_of(prior: AudioVAE, folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """With owner/name, whose revision v2 is another model, and an empty cache. Constants are read at import."""
+    """With owner/name, whose revision v2 is another model."""
     with fake_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url, raising=False)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
+        point_at(hub, tmp_path / "cache", monkeypatch)
         revisions = {name: files_of(build(seed), tmp_path / name) for seed, name in enumerate(("main", "v2"))}
         revisions["main"]["malware.pkl"] = b"never asked for"
         hub.repositories["owner/name"] = revisions

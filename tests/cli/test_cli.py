@@ -23,6 +23,7 @@ import pytest
 import soundfile
 import torch
 from conftest import build_prior
+from fake_hub import FakeHub, fake_hub, point_at
 from published import checkpoint_of
 
 from audiovae import AudioVAE, ComplexNormal, PackedCorpus, metrics
@@ -39,6 +40,12 @@ COMMON = {
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
     "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "", "gather": "",
 }  # fmt: skip
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with fake_hub() as hub:
+        yield hub
 
 
 def noise(seconds: float = 1.0, channels: int = 1, rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -996,7 +1003,13 @@ def test_the_seed_of_the_command_line_overrides_that_of_the_configuration(here: 
 @pytest.mark.usefixtures("only_si_sdr")
 @pytest.mark.parametrize("verb", VERBS)
 def test_json_is_json_and_quiet_is_quiet(
-    here: Path, packed: Path, toy_corpus_folder: Path, capsys: pytest.CaptureFixture[str], verb: str
+    here: Path,
+    packed: Path,
+    toy_corpus_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    verb: str,
 ) -> None:
     if verb == "decode":
         latents("z.npz")()
@@ -1006,6 +1019,10 @@ def test_json_is_json_and_quiet_is_quiet(
         checkpoint_of("VAE", here)
     if verb == "gather":
         assert audiovae("score good.wav -o kept --model model") == 0
+    if verb == "push":
+        pytest.importorskip("huggingface_hub")
+        point_at(request.getfixturevalue("hub"), here / "cache", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", "secret")
     capsys.readouterr()
     command = EVERY_VERB[verb].format(corpus=toy_corpus_folder, packed=packed)
     assert audiovae(f"{command} --json") == 0
