@@ -21,6 +21,11 @@ _UNKNOWN_LENGTH = 0xFFFFFFFF
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # of a WAV's format chunk
 _LARGEST_CHUNK = 2**20  # bytes, before the samples
 _BLOCK = 2**14  # bytes, at most
+_OF_FILES: dict[str, Any] = {  # options of files, which a stream refuses, and what they are where none is given
+    "overwrite": False, "resume": False, "break_lock": False, "residual": None, "report": None, "json": False,
+    "jobs": 1, "devices": 1, "shard": None, "ray": None, "batch": None, "label": [], "device": "cpu",
+    "precision": "auto", "method": "peem", "noise": "slow", "rank": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,11 @@ def run(options: Any) -> int:
     """
     if options.inputs != [SIGN] or options.output != SIGN:
         raise AudiovaeError("enhance: --stream goes from the standard input to the standard output: --stream - -o -")
-    for name, plain in (("residual", None), ("report", None), ("resume", False), ("json", False)):
+    for name, plain in _OF_FILES.items():
         if getattr(options, name) != plain:
-            raise AudiovaeError(f"enhance: --stream makes sound alone; leave out --{name}")
+            raise AudiovaeError(
+                f"enhance: --stream makes sound alone, in one way; leave out --{name.replace('_', '-')}"
+            )
     from audiovae.prior import AudioVAE
     from audiovae.separation.streaming import stream
 
@@ -125,7 +132,16 @@ def run(options: Any) -> int:
         live = stream(prior, sample_rate=form.sample_rate, n_channels=form.n_channels, lookahead=options.lookahead)
         if not options.quiet:
             latency = 1000 * live.latency / form.sample_rate
-            print(f"audiovae: {form.sample_rate} Hz, speech comes after {latency:.1f} ms", file=sys.stderr, flush=True)
+            lost = (
+                f"; without what lies above {prior.sample_rate / 2000:g} kHz"
+                if form.sample_rate > prior.sample_rate
+                else ""
+            )
+            print(
+                f"audiovae: {form.sample_rate} Hz, speech comes after {latency:.1f} ms{lost}",
+                file=sys.stderr,
+                flush=True,
+            )
         if not options.raw:
             _write(target, form.header())
         n_early = live.latency  # before the wave there is nothing

@@ -91,8 +91,10 @@ def test_floats_of_two_channels_at_another_rate_come_back_as_they_went(raw: bool
     [
         (["a.wav", "-o", "-"], "--stream goes from the standard input to the standard output: --stream - -o -"),
         (["-", "-o", "out.wav"], "--stream goes from the standard input"),
-        (["-", "-o", "-", "--json"], "--stream makes sound alone; leave out --json"),
-        (["-", "-o", "-", "--report", "r"], "--stream makes sound alone; leave out --report"),
+        (["-", "-o", "-", "--json"], "--stream makes sound alone, in one way; leave out --json"),
+        (["-", "-o", "-", "--report", "r"], "--stream makes sound alone, in one way; leave out --report"),
+        (["-", "-o", "-", "--method", "vem"], "leave out --method"),
+        (["-", "-o", "-", "--break-lock"], "leave out --break-lock"),
     ],
 )
 def test_what_is_no_pipe_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
