@@ -48,6 +48,8 @@ def push(folder: Path, repository: str, files: list[str], private: bool, revisio
         from huggingface_hub import HfApi
     except ImportError as error:
         raise ModelError(repository, "to share a model: pip install 'audiovae[hub]'") from error
+    if repository.count("/") != 1:
+        raise ModelError(repository, "is not written: a repository is named owner/name")
     try:
         hub = HfApi()
         hub.create_repo(repository, private=private, exist_ok=True)
@@ -80,6 +82,9 @@ def _reason(error: Exception, revision: str | None) -> str:
         return "the hub asks for a token that may do this: `hf auth login`; or there is no such repository"
     if isinstance(cause, errors.RepositoryNotFoundError):
         return "the hub has no such repository, or a private one: `hf auth login`"
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError):
+    is_transport = type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout")  # of httpx, old or new
+    if is_transport or isinstance(
+        error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError
+    ):
         return "the hub cannot be reached, nor is it in the cache; check the network (HF_HUB_OFFLINE=1 forbids it)"
     return f"the hub does not give it ({type(error).__name__})"

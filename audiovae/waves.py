@@ -41,8 +41,13 @@ def recording_of(wave: Tensor | np.ndarray) -> Tensor:
     """`tensor_of` a recording, `[sample]` or `[..., channel, sample]`.
 
     Raises:
-        ValueError: it has more channels than samples, as of a reader that puts them last; see `tensor_of`, too.
+        ValueError: no array or tensor, or more channels than samples, as of a reader that puts them last; see
+            `tensor_of`, too.
     """
+    if not isinstance(wave, (Tensor, np.ndarray)):
+        raise ValueError(
+            f"a wave is an array or a tensor, got {type(wave).__name__}; soundfile.read makes one of a file"
+        )
     if wave.ndim > 1 and wave.shape[-2] > wave.shape[-1]:
         raise ValueError(f"channels stand before the samples, and the wave has shape {list(wave.shape)}: transpose it")
     return tensor_of(wave)
@@ -52,7 +57,12 @@ def at_rate(wave: Tensor, rate: int, new_rate: int) -> Tensor:
     """A wave `[..., sample]` at another rate: see `audiovae.audio.resample`. Has no gradient.
 
     What lies on another device than the CPU stays there if torchaudio is installed.
+
+    Raises:
+        ValueError: a rate that is no whole number above 0.
     """
+    if not (isinstance(rate, (int, np.integer)) and rate > 0):
+        raise ValueError(f"the sample rate must be a whole number of Hz above 0, got {rate!r}")
     if rate == new_rate:
         return wave
     logging.getLogger("audiovae").info("a wave of %d Hz is resampled to %d Hz", rate, new_rate)

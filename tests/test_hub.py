@@ -99,6 +99,11 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         build().push_to_hub("owner/name")
 
 
+def test_a_repository_has_an_owner() -> None:
+    with pytest.raises(ModelError, match="model: is not written: a repository is named owner/name"):
+        build().push_to_hub("model")
+
+
 def test_a_model_that_is_pushed_comes_back(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 from scipy.signal import firwin, lfilter
 
 from audiovae.audio import resample, resampled_length
-from audiovae.waves import resample_on_device
+from audiovae.waves import at_rate, resample_on_device
 
-pytest.importorskip("torchaudio")
+needs_torchaudio = pytest.mark.skipif(find_spec("torchaudio") is None, reason="torchaudio is not installed")
 
 
+@pytest.mark.parametrize("rate", [0, -1])
+def test_a_rate_that_is_none_is_refused(rate: int) -> None:
+    with pytest.raises(ValueError, match=f"the sample rate must be a whole number of Hz above 0, got {rate}"):
+        at_rate(torch.zeros(10), rate, 16000)
+
+
+@needs_torchaudio
 @pytest.mark.parametrize(("rate", "new_rate"), [(48000, 16000), (44100, 16000), (16000, 44100), (8000, 16000)])
 def test_on_a_device_a_wave_is_resampled_as_on_the_cpu(rate: int, new_rate: int) -> None:
     noise = np.random.default_rng(0).standard_normal((2, rate // 2 + 1))

@@ -248,11 +248,13 @@ def run(options: Any) -> int:
             is_validation = now.elbo is not None
             if now.elbo is not None:
                 bound = f"  validation NLL + KL {-now.elbo:.1f}"  # as evaluate has it: like the loss, to be low
+            elif is_plain:
+                bound = ""  # a line of a log is of its step
             text = f"loss {now.loss:.1f}{bound}"
             advance(now.step - step, text=text)
             step = now.step
             due = time.monotonic() - last > (_PLAIN_SECONDS_OF_VALIDATIONS if is_validation else _PLAIN_SECONDS)
-            if is_plain and not options.quiet and (due or now.step == now.steps):
+            if is_plain and not options.quiet and (due or (is_validation and now.step == now.steps)):
                 print(f"audiovae: step {now.step} of {now.steps}: {text}", file=sys.stderr, flush=True)
                 last = time.monotonic()
 

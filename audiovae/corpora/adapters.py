@@ -76,6 +76,8 @@ def recordings(source: str | Path | Iterable[Item], layout: str = "auto") -> Rec
         raise CorpusError(what, f"has no layout, as it is no folder of sound files; leave {layout} out")
     items, ids = [], set()
     for item in found:
+        if not isinstance(item, Item):
+            raise CorpusError(what, f"hold {str(item)[:50]!r}; give each as audiovae.Item(id, sound)")
         if item.id in ids:
             raise CorpusError(what, f"has two recordings of the name {item.id}; give each an id of its own")
         ids.add(item.id)

@@ -53,7 +53,9 @@ class SegmentSampler:
         self.utterances = corpus.split(split)
         if not self.utterances:
             raise CorpusError(
-                corpus.folder, f"has no recording in the split {split!r}; name other speakers or prepare more"
+                corpus.folder,
+                f"has no recording in the split {split!r}; prepare more, name other speakers, or, where names of files "
+                "told a layout, --layout folder",
             )
         self.segment_samples = segment_samples
         lengths = np.array([u.n_samples for u in self.utterances])

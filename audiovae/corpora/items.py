@@ -41,7 +41,8 @@ class Item:
         labels: what else is known of it, by name, such as the digit that is spoken.
 
     Raises:
-        CorpusError: no name, an unknown split, a start or duration that is none, or a wave without a rate.
+        CorpusError: no name, an unknown split, a start or duration that is none, a wave without a rate, or a label
+            that is no text.
     """
 
     id: str
@@ -66,6 +67,9 @@ class Item:
             raise CorpusError(self.id, f"has a duration of {self.duration} s; it must be above 0")
         if isinstance(self.sound, np.ndarray) and self.sample_rate is None:
             raise CorpusError(self.id, "is a wave without a sample rate; give its sample_rate")
+        for name, value in self.labels.items():
+            if not isinstance(value, str):
+                raise CorpusError(self.id, f"has the label {name} {value!r}; labels are text, {str(value)!r}")
 
     @property
     def is_part(self) -> bool:

@@ -113,8 +113,9 @@ def enhance(
     method: MethodName = "peem",
     seed: int = 0,
     progress: Callable[[float], None] = lambda done: None,
+    prior: AudioVAE | None = None,
 ) -> Float[Array, "*channel sample"]:
-    """The speech of a noisy wave by a method and its own shipped prior; channels share one gain.
+    """The speech of a noisy wave; channels share one gain.
 
     It comes out as of `enhance_file`: an offset and loud rumble are no speech, see `AudioVAE.analyse`. All of it is
     worked on at once: about a minute at a time is a matter of memory, longer ones are for `enhance_file`.
@@ -124,12 +125,15 @@ def enhance(
             `UpperBand`.
         sample_rate: of the wave, in Hz.
         progress: called now and then with the share that is done, from 0 to 1.
+        prior: one of yours, on the device of the wave; by default the shipped one of the method.
 
     Raises:
-        ValueError: a sample that is NaN or infinite, or channels that stand last.
+        ValueError: no such method or rate, a sample that is NaN or infinite, or channels that stand last.
     """
     whole = recording_of(wave)
-    prior = AudioVAE.from_pretrained(METHODS[method].prior, whole.device)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    prior = AudioVAE.from_pretrained(METHODS[method].prior, whole.device) if prior is None else prior
     channels = at_rate(torch.atleast_2d(whole), sample_rate, prior.sample_rate)
     spectrogram, level = prior.analyse(channels, channels=True)
     separates = enhancer(prior, method)

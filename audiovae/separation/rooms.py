@@ -219,9 +219,14 @@ def separate(
 
     Raises:
         AudiovaeError: a single channel.
-        ValueError: a sample that is NaN or infinite, or channels that stand last.
+        ValueError: no such method or rate, no number of sources, a sample that is NaN or infinite, or channels that
+            stand last.
     """
     whole = recording_of(wave)
+    if method not in ROOM_METHODS:
+        raise ValueError(f"method must be one of {', '.join(ROOM_METHODS)}, got {method!r}")
+    if not (isinstance(n_sources, int) and n_sources > 0):
+        raise ValueError(f"n_sources must be a whole number above 0, got {n_sources!r}")
     if whole.ndim < 2 or len(whole) < 2:
         raise AudiovaeError("separation in space needs at least two channels, got one; enhance() takes one")
     name = ROOM_METHODS[method].prior

@@ -59,7 +59,12 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Progress:
-    """What `fit` tells while it works: at every `log_every`-th step and at every validation."""
+    """What `fit` tells while it works: at every `log_every`-th step and at every validation.
+
+    Attributes:
+        loss: mean over the last `log_every` steps that are over.
+        elbo: of a validation at this step.
+    """
 
     step: int
     steps: int
@@ -141,7 +146,8 @@ def _train(
             progress(Progress(step, settings.steps, run.state.trace[-1][1], None))
         if step % settings.validate_every == 0 or step == settings.steps:
             run.validate()
-            progress(Progress(step, settings.steps, loss.item(), run.state.last_elbo))
+            mean_loss = run.state.trace[-1][1] if run.state.trace else loss.item()
+            progress(Progress(step, settings.steps, mean_loss, run.state.last_elbo))
         if run.is_interrupted:
             run.save()
             return

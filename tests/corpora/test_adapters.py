@@ -557,3 +557,8 @@ def test_a_long_sound_that_is_no_file_is_read_again_from_one_that_goes(tmp_path:
     corpus = PackedCorpus(tmp_path / "packed")
     np.testing.assert_allclose(corpus.wave(corpus.utterances[0]), wave, atol=2e-5)
     assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["index.jsonl", "samples.int16"]
+
+
+def test_what_is_no_item_is_named() -> None:
+    with pytest.raises(CorpusError, match=r"hold 'a.wav'; give each as audiovae.Item\(id, sound\)"):
+        prepare(iter(["a.wav"]), "packed")  # type: ignore[arg-type]
