@@ -57,7 +57,8 @@ _TOP_HELP = """usage: audiovae VERB ...
 
 audiovae help VERB, or audiovae VERB --help, explains a verb; audiovae --version prints the version.
 Tab completes verbs and options after: eval "$(audiovae completion bash)", or zsh.
-Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input, 130 and 143 ended by Ctrl-C and SIGTERM."""
+Exit status: 0 all done, 1 some of several files failed, 2 bad usage or input,
+130 and 143 ended by Ctrl-C and SIGTERM."""
 
 
 # How the argument parser words an option, or a key of a YAML file, that it does not know.
