@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,6 +19,7 @@ from audiovae.settings import MODEL_SETTINGS, LevelName, STFTSettings, TrainingS
 if TYPE_CHECKING:
     from audiovae.corpora.packed import PackedCorpus
     from audiovae.prior import AudioVAE
+    from audiovae.training.loop import Progress
 
 _PLAIN_SECONDS, _PLAIN_SECONDS_OF_VALIDATIONS = 10.0, 1.0  # between two lines in a log
 _MOST_VALUES = 10_000  # of a YAML file
@@ -206,6 +207,40 @@ def _prior(options: Any, corpus: PackedCorpus) -> AudioVAE:
         raise AudiovaeError(f"train: {error}") from error
 
 
+def _bar(advance: Callable[..., None]) -> Callable[[Progress], None]:
+    """What `fit` tells, beside the bar, with the validation before."""
+    bound, step = "", 0
+
+    def progress(now: Progress) -> None:
+        nonlocal bound, step
+        bound = _bound(now) or bound
+        advance(now.step - step, text=f"loss {now.loss:.1f}{bound}")
+        step = now.step
+
+    return progress
+
+
+def _log() -> Callable[[Progress], None]:
+    """What `fit` tells, in lines now and then, of which the last is that of the last validation."""
+    last = -_PLAIN_SECONDS
+
+    def progress(now: Progress) -> None:
+        nonlocal last
+        bound = _bound(now)
+        is_due = time.monotonic() - last > (_PLAIN_SECONDS_OF_VALIDATIONS if bound else _PLAIN_SECONDS)
+        if is_due or (bound and now.step == now.steps):
+            text = f"loss {now.loss:.1f}{bound}"
+            print(f"audiovae: step {now.step} of {now.steps}: {text}", file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+    return progress
+
+
+def _bound(now: Progress) -> str:
+    """As evaluate has it: like the loss, to be low."""
+    return "" if now.elbo is None else f"  validation NLL + KL {-now.elbo:.1f}"
+
+
 def run(options: Any) -> int:
     if arguments.rank("LOCAL_RANK") or arguments.rank("NODE_RANK"):  # one of several processes of the same run
         options.quiet, options.json, options.overwrite = True, False, False
@@ -225,7 +260,7 @@ def run(options: Any) -> int:
     from audiovae.cli.batch import print_json
     from audiovae.cli.progress import bar
     from audiovae.corpora.packed import PackedCorpus
-    from audiovae.training.loop import Progress, fit
+    from audiovae.training.loop import fit
 
     corpus = PackedCorpus(options.packed)
     validation = PackedCorpus(options.validation) if options.validation else corpus
@@ -240,24 +275,7 @@ def run(options: Any) -> int:
         validation.verify()
     is_plain = not sys.stderr.isatty()  # a log file
     with bar(settings.steps, hidden=options.quiet or is_plain, what="steps") as advance:
-        bound, step = "", 0
-        last = -_PLAIN_SECONDS
-
-        def progress(now: Progress) -> None:
-            nonlocal bound, step, last
-            is_validation = now.elbo is not None
-            if now.elbo is not None:
-                bound = f"  validation NLL + KL {-now.elbo:.1f}"  # as evaluate has it: like the loss, to be low
-            elif is_plain:
-                bound = ""  # a line of a log is of its step
-            text = f"loss {now.loss:.1f}{bound}"
-            advance(now.step - step, text=text)
-            step = now.step
-            due = time.monotonic() - last > (_PLAIN_SECONDS_OF_VALIDATIONS if is_validation else _PLAIN_SECONDS)
-            if is_plain and not options.quiet and (due or (is_validation and now.step == now.steps)):
-                print(f"audiovae: step {now.step} of {now.steps}: {text}", file=sys.stderr, flush=True)
-                last = time.monotonic()
-
+        progress = _log() if is_plain and not options.quiet else _bar(advance)
         fitted = fit(prior, corpus, validation, output, settings, device, options.overwrite, progress)
     options.rows = [{"seconds": u.n_samples / corpus.sample_rate} for u in corpus.split("train")]
     if fitted.warning:

@@ -83,6 +83,28 @@ def test_a_wave_that_is_none_is_refused() -> None:
         audiovae.enhance(np.zeros((4000, 2)), RATE)
 
 
+def test_a_prior_of_the_users_own_takes_the_place_of_the_shipped_one() -> None:
+    wave = np.random.default_rng(1).standard_normal(8000).astype(np.float32)
+    shipped = audiovae.enhance(wave, RATE, "fast")
+    own = audiovae.AudioVAE.from_pretrained("speech-16k-fast")
+    np.testing.assert_array_equal(audiovae.enhance(wave, RATE, "fast", prior=own), shipped)
+    with torch.no_grad():
+        own.vae.observation.bias += 2
+    assert np.abs(audiovae.enhance(wave, RATE, "fast", prior=own) - shipped).max() > 1e-3
+
+
+REFUSED = {
+    "n_sources must be a whole number above 0, got 0": lambda wave: audiovae.separate(wave, RATE, 0, METHOD),
+    "the sample rate must be a whole number of Hz above 0, got 0": lambda wave: audiovae.enhance(wave, 0),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_arguments_that_are_none_are_refused(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message](np.random.default_rng(0).standard_normal((2, 4000)))
+
+
 def silent(wave: Tensor) -> Tensor:
     return 0 * wave
 
