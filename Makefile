@@ -9,7 +9,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[data,demo,hub,metrics,ray,tensorboard,test,check]'
+	$(INSTALL) -e '.[app,data,demo,docs,export,hub,metrics,ray,tensorboard,test,check]'
 	$(INSTALL) '.[audio]' || echo "no torchaudio for this torch: what needs it is skipped"
 	$(INSTALL) '.[pesq]' || echo "pesq needs a C compiler: PESQ will read 'not installed'"
 	touch $@
