@@ -122,7 +122,17 @@ KINDS = {
         "What is sampled from it moves as speech does, and says nothing. It sees the future, so it is not for live "
         "streams.",
     ),
+    "causal DynamicVAE": (
+        "A variational autoencoder with context in time that sees no future, for live streams (encoder and decoder see "
+        "the frames before alone, the prior the latents before)",
+        "What is sampled from it moves as speech does, and says nothing.",
+    ),
 }
+
+
+def kind_of(model: dict[str, object]) -> tuple[str, str]:
+    """What a model of these sizes is, and what that means for sound sampled from it."""
+    return KINDS[("causal " if model.get("causal") else "") + str(model["type"])]
 
 
 def index_rows(values: dict[str, float]) -> str:
@@ -156,7 +166,7 @@ def main(model: Path, scores_file: Path, kinds_file: Path, seconds: str, target:
     card = CARD.format(
         kinds=kinds,
         weight=(BELOW_ONE if beta < 1 else ABOVE_ONE).format(beta=beta),
-        name=target.name, what=KINDS[run["model"]["type"]][0], order=KINDS[run["model"]["type"]][1], weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
+        name=target.name, what=kind_of(run["model"])[0], order=kind_of(run["model"])[1], weights=sum(p.numel() for p in prior.parameters()), **run["model"], n_train=count["train"],
         n_tuning=count["tuning"], n_validation=count["validation"], minutes=41.7, heads=" | ".join(METRICS[m].title for m in metrics),
         rules=" ---: |" * len(metrics), rows="\n".join(f"| {name} | {' | '.join(str(s[m]) for m in metrics)} |" for name, s in summaries.items()),
         seed=run["settings"]["seed"], steps=run["settings"]["steps"], batch=run["settings"]["batch_frames"], beta=beta,
