@@ -37,9 +37,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=get_args(MethodName),
-        default="peem",
-        help="how the latents are found, each by its own shipped prior unless --model names one; peem is the best, "
-        "fast the fastest",
+        help="how the latents are found, each by its own shipped prior unless --model names one; peem, which is taken "
+        "where none is named, is the best, fast the fastest and that of --stream",
     )
     parser.add_argument(
         "--noise",
@@ -75,8 +74,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lookahead",
         type=jsonargparse.typing.NonNegativeInt,
-        default=1,
-        help="with --stream: frames of 16 ms that each one waits for",
+        help="with --stream: frames of 16 ms that each one waits for; 1 where none are named",
     )
     arguments.add_labels(parser)
     arguments.add_common(parser, "model", "device", "seed", "jobs", model=None)
@@ -86,6 +84,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 def run(options: Any) -> int:
     if options.stream:
         return live.run(options)
+    for name in ("raw", "lookahead"):
+        if getattr(options, name) is not None:
+            raise AudiovaeError(f"enhance: --{name} is of --stream; leave it out, or stream: --stream - -o -")
+    options.method = options.method or "peem"
     from audiovae.separation import METHODS
     from audiovae.separation.files import groups_by_length
 

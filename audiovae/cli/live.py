@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from audiovae.errors import STANDARD_INPUT, AudiovaeError
 
 _TYPES: dict[str, np.dtype[np.int16] | np.dtype[np.float32]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
 _UNKNOWN_LENGTH = 0xFFFFFFFF
+_LEAST_UNKNOWN_LENGTH = 0x7FFFF000  # what programs write that do not know it: nearly 2 or 4 GiB, or 0
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # of a WAV's format chunk
 _LARGEST_CHUNK = 2**20  # bytes, before the samples
 _BLOCK = 2**14  # bytes, at most
 _OF_FILES: dict[str, Any] = {  # options of files, which a stream refuses, and what they are where none is given
     "overwrite": False, "resume": False, "break_lock": False, "residual": None, "report": None, "json": False,
     "jobs": 1, "devices": 1, "shard": None, "ray": None, "batch": None, "label": [], "device": "cpu",
-    "precision": "auto", "method": "peem", "noise": "slow", "rank": 8,
+    "precision": "auto", "noise": "slow", "rank": 8, "seed": 0,
 }  # fmt: skip
 
 
@@ -36,11 +37,13 @@ class Form:
         sample_rate: in Hz.
         n_channels: of them.
         kind: s16 or f32, little-endian.
+        n_bytes: of samples, as a header says; None: until the stream ends.
     """
 
     sample_rate: int
     n_channels: int = 1
     kind: str = "s16"
+    n_bytes: int | None = None
 
     @property
     def frame_bytes(self) -> int:
@@ -87,7 +90,8 @@ class Form:
                 form = cls(rate, channels, kind) if kind and channels and rate else None
         if form is None:
             raise AudiovaeError(fault)
-        return form
+        is_known = riff[:4] == b"RIFF" and 0 < size < _LEAST_UNKNOWN_LENGTH
+        return replace(form, n_bytes=size if is_known else None)
 
     def header(self) -> bytes:
         """Of a WAV whose length is not known yet."""
@@ -123,13 +127,16 @@ def run(options: Any) -> int:
             raise AudiovaeError(
                 f"enhance: --stream makes sound alone, in one way; leave out --{name.replace('_', '-')}"
             )
+    if options.method not in (None, "fast"):
+        raise AudiovaeError("enhance: --stream has one method, fast; leave out --method")
     from audiovae.prior import AudioVAE
     from audiovae.separation.streaming import stream
 
     prior = AudioVAE.from_pretrained(options.model or "speech-16k-live")
     with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as target:
         form = Form.raw(options.raw) if options.raw else Form.of_header(lambda n: _whole(source, n))
-        live = stream(prior, sample_rate=form.sample_rate, n_channels=form.n_channels, lookahead=options.lookahead)
+        lookahead = 1 if options.lookahead is None else options.lookahead
+        live = stream(prior, sample_rate=form.sample_rate, n_channels=form.n_channels, lookahead=lookahead)
         if not options.quiet:
             latency = 1000 * live.latency / form.sample_rate
             lost = (
@@ -137,15 +144,11 @@ def run(options: Any) -> int:
                 if form.sample_rate > prior.sample_rate
                 else ""
             )
-            print(
-                f"audiovae: {form.sample_rate} Hz, speech comes after {latency:.1f} ms{lost}",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(f"{form.sample_rate} Hz, speech comes after {latency:.1f} ms{lost}")
         if not options.raw:
             _write(target, form.header())
         n_early = live.latency  # before the wave there is nothing
-        for content in _frames(source, form.frame_bytes):
+        for content in _frames(source, form):
             try:
                 speech = live.push(form.decoded(content))
             except ValueError as error:
@@ -165,15 +168,26 @@ def _whole(source: Any, n: int) -> bytes:
     return content
 
 
-def _frames(source: Any, size: int) -> Iterator[bytes]:
-    """Whole frames, as soon as they are there; half of one at the end is left out."""
-    rest = b""
+def _frames(source: Any, form: Form) -> Iterator[bytes]:
+    """Whole frames, as soon as they are there; what follows the samples is no sound."""
+    rest, n_read = b"", 0
     while more := os.read(source.fileno(), _BLOCK):
+        more = more if form.n_bytes is None else more[: max(0, form.n_bytes - n_read)]
+        n_read += len(more)
         rest += more
-        n = len(rest) // size * size
+        n = len(rest) // form.frame_bytes * form.frame_bytes
         if n:
             yield rest[:n]
         rest = rest[n:]
+    if form.n_bytes is not None and n_read < form.n_bytes:
+        missing = (form.n_bytes - n_read) / form.frame_bytes / form.sample_rate
+        _tell(f"the {STANDARD_INPUT} ended {missing:.2f} s before what its header says")
+    elif rest:
+        _tell(f"the {STANDARD_INPUT} ended within a sample, which is left out")
+
+
+def _tell(line: str) -> None:
+    print(f"audiovae: {line}", file=sys.stderr, flush=True)
 
 
 def _write(target: Any, content: bytes) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,9 @@ def test_floats_of_two_channels_at_another_rate_come_back_as_they_went(raw: bool
         (["-", "-o", "out.wav"], "--stream goes from the standard input"),
         (["-", "-o", "-", "--json"], "--stream makes sound alone, in one way; leave out --json"),
         (["-", "-o", "-", "--report", "r"], "--stream makes sound alone, in one way; leave out --report"),
-        (["-", "-o", "-", "--method", "vem"], "leave out --method"),
+        (["-", "-o", "-", "--method", "vem"], "--stream has one method, fast; leave out --method"),
+        (["-", "-o", "-", "--method", "peem"], "--stream has one method, fast; leave out --method"),
+        (["-", "-o", "-", "--seed", "1"], "leave out --seed"),
         (["-", "-o", "-", "--break-lock"], "leave out --break-lock"),
     ],
 )
@@ -101,6 +104,36 @@ def test_what_is_no_pipe_is_refused(arguments: list[str], message: str, capsys: 
     with pytest.raises(SystemExit, match="2"):
         main(["enhance", "--stream", *arguments])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["raw", "lookahead"])
+def test_what_is_of_a_stream_alone_is_refused_of_files(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["enhance", "a.wav", "-o", "out", f"--{option}", "1"])
+    assert f"--{option} is of --stream; leave it out, or stream: --stream - -o -" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content + b"LIST\4\0\0\0four", ""),
+        (lambda content: content[: -RATE // 2], "the standard input ended 0.25 s before what its header says\n"),
+        (lambda content: content[:-1], "the standard input ended 0.00 s before what its header says\n"),
+    ],
+)
+def test_a_stream_ends_where_its_samples_do(
+    change: Callable[[bytes], bytes], said: str, model: Path, tmp_path: Path
+) -> None:
+    """Chunks behind the samples are no sound, and what a header promises and is not there is told."""
+    wave = (0.3 * speech_like(0.5, 120)[None]).astype(np.float32)
+    content = change(wav(wave, "PCM_16"))
+    (tmp_path / "in").write_bytes(content)
+    with open(tmp_path / "in", "rb") as source, open(tmp_path / "out", "wb") as target:
+        command = [SCRIPT, "enhance", "--stream", "-", "-o", "-", "--method", "fast", "--model", str(model)]
+        done = subprocess.run(command, stdin=source, stdout=target, stderr=subprocess.PIPE, check=True, env=ONE_THREAD)
+    assert done.stderr.decode().partition("\n")[2] == (f"audiovae: {said}" if said else "")
+    whole = min(len(content) - 44, 2 * wave.shape[1]) // 2 * 2
+    assert (tmp_path / "out").stat().st_size == 44 + whole
 
 
 @pytest.mark.parametrize("text", ["0", "16000,s24", "16000,s16,0", "x", "16000,,2,2"])
@@ -124,9 +157,10 @@ def test_headers_are_understood(subtype: str) -> None:
     """Of libsndfile, with chunks before the samples, and our own."""
     buffer = io.BytesIO(wav(np.zeros((3, 9)), subtype, 44100))
     form = Form.of_header(buffer.read)
-    assert form == Form(44100, 3, "s16" if subtype == "PCM_16" else "f32")
+    kind = "s16" if subtype == "PCM_16" else "f32"
+    assert form == Form(44100, 3, kind, 9 * form.frame_bytes)
     assert len(buffer.read()) >= 9 * form.frame_bytes
-    assert Form.of_header(io.BytesIO(form.header()).read) == form
+    assert Form.of_header(io.BytesIO(form.header()).read) == Form(44100, 3, kind)
 
 
 def test_sixteen_bits_are_cut_at_full_scale() -> None:
