@@ -299,7 +299,8 @@ def test_memory_does_not_follow_from_the_length_of_a_file(tmp_path: Path, model_
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         peaks_mb.append(int(done.stdout))
-    assert peaks_mb[1] < peaks_mb[0] + 40, peaks_mb  # seven minutes of the spectrogram alone are 108 MB
+    # Seven minutes of the spectrogram alone are 108 MB; the allocator's own spread over runs is 50.
+    assert peaks_mb[1] < peaks_mb[0] + 80, peaks_mb
 
 
 # ---------------------------------------------------------------------------------------------------------------------
