@@ -58,7 +58,7 @@ myst_links_external_new_tab = False
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # seconds of a cell, on a machine with other jobs
 nb_merge_streams = True
 highlight_language = "text"
 
