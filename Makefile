@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test test-matrix check bench wheel clean
+.PHONY: setup demo test test-matrix check docs bench wheel clean
 
 setup: .venv/ready
 
@@ -29,6 +29,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Without a network; notebooks run on one thread. A warning, a cell that fails and a doctest that does are errors.
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W -b html -d docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W -q -b doctest -d docs/_build/doctrees docs docs/_build/doctest
+	@echo "docs/_build/html/index.html"
+
 bench: setup
 	for script in training files; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
 
@@ -36,4 +42,4 @@ wheel: setup
 	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv demo build dist docs/_build *.egg-info
