@@ -10,7 +10,9 @@
   one process, and so must all bytes.
 * training: two nodes, each a torchrun of one process, on the loopback. The second one is killed after a checkpoint, and
   both are started again: weights and trace must be those of a run that nothing disturbed.
-* overhead: each way with one worker, `--files` files less one file, which is its start; medians, the ways in turn.
+* overhead: each way with one worker, `--files` files less one file, which is its start; the ways in turn. Medians, and
+  the median of what each turn took more than --jobs 1 in the same turn: by the clock, and in processor time, which other
+  work on the machine changes less (of ray, whose processes are nobody's children, unknown).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import statistics
@@ -202,20 +205,25 @@ def kills(folder: Path, options: argparse.Namespace) -> list[list[str]]:
 def overhead(folder: Path, options: argparse.Namespace) -> list[list[str]]:
     write_files(folder / "in", options.files, 10.0)
     ways = {"--jobs 1": [], "--shard 1/1": ["--shard", "1/1"], "--ray, one worker": ["--ray"]}
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    starts: dict[str, list[float]] = {way: [] for way in ways}
+    rests: dict[str, list[np.ndarray]] = {way: [] for way in ways}
     for run in range(options.runs):
         for way, more in ways.items():
-            starts, wholes = (
+            start, whole = (
                 timed([str(folder / "in" / name), "-o", str(folder / f"{run}{way}{i}"), *more])
                 for i, name in enumerate(("0000.wav", ""))
             )
-            times[way].append((starts, wholes - starts))
-    alone = statistics.median(rest for _, rest in times["--jobs 1"])
+            starts[way].append(start[0])
+            rests[way].append(whole - start)
     table = []
-    for way, of_way in times.items():
-        start, rest = (statistics.median(part) for part in zip(*of_way, strict=True))
-        ranges = " to ".join(f"{bound(rest for _, rest in of_way):.2f}" for bound in (min, max))
-        table.append([way, f"{start:.1f}", f"{rest:.2f}", ranges, f"{100 * (rest / alone - 1):+.1f} %"])
+    for way, of_way in rests.items():
+        seconds = [rest for rest, _ in of_way]
+        clock, processor = 100 * np.median(np.divide(of_way, rests["--jobs 1"]) - 1, axis=0)
+        ranges = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        more = [f"{clock:+.1f} %", "" if "ray" in way else f"{processor:+.1f} %"]
+        table.append(
+            [way, f"{statistics.median(starts[way]):.1f}", f"{statistics.median(seconds):.2f}", ranges, *more]
+        )
     return table
 
 
@@ -264,10 +272,12 @@ def train_over_nodes(packed: Path, model: Path, kill_after: Path | None) -> str:
     return (model / "training" / "trace.csv").read_text().splitlines()[-1].split(",")[0]
 
 
-def timed(arguments: list[str]) -> float:
-    began = time.monotonic()
+def timed(arguments: list[str]) -> np.ndarray:
+    """Seconds of audiovae encode by the clock, and of the processor."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run([sys.executable, "-m", "audiovae", "encode", *arguments, "--quiet"], check=True)
-    return time.monotonic() - began
+    seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime])
 
 
 def main() -> None:
@@ -290,7 +300,7 @@ def main() -> None:
         elif options.what == "training":
             print_table(["what", "at step", "found"], training(Path(place)))
         else:
-            headings = ["way", "start (s)", "the rest (s)", "range", "over --jobs 1"]
+            headings = ["way", "start (s)", "the rest (s)", "range", "over --jobs 1", "in processor time"]
             print_table(headings, overhead(Path(place), options), f"encode, {options.files} files of 10 s, one worker")
 
 
