@@ -95,9 +95,12 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
             ray.init(address, **quiet)
     except Exception as error:  # many kinds, some of grpc
         reason = " ".join(str(error).split())[:200]
-        raise AudiovaeError(
-            f"--ray {address}: no cluster answers there ({reason}); start one with ray start"
-        ) from error
+        told = (
+            f"--ray: no cluster can be started here ({reason}); give the command again"
+            if address == LOCAL
+            else f"--ray {address}: no cluster answers there ({reason}); start one with ray start"
+        )
+        raise AudiovaeError(told) from error
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, heard)  # ray takes it for itself

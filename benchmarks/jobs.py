@@ -11,8 +11,8 @@
 * training: two nodes, each a torchrun of one process, on the loopback. The second one is killed after a checkpoint, and
   both are started again: weights and trace must be those of a run that nothing disturbed.
 * overhead: each way with one worker, `--files` files less one file, which is its start; the ways in turn. Medians, and
-  the median of what each turn took more than --jobs 1 in the same turn: by the clock, and in processor time, which other
-  work on the machine changes less (of ray, whose processes are nobody's children, unknown).
+  the median of what a way took more than --jobs 1 did in the same turn: by the clock, and in processor time, which
+  other work on the machine changes less (of ray, whose processes are nobody's children, unknown).
 """
 
 from __future__ import annotations
@@ -128,7 +128,10 @@ class Killer:
 
 
 def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
-    """Run commands to their end, those that die anew with --resume; the number of starts."""
+    """Run commands to their end, those that die anew with --resume; the number of starts.
+
+    So is a command whose ray did not come up, for which ray itself waits 30 seconds, whatever the machine has to do.
+    """
     waiting, n_starts = list(commands), 0
     running: dict[subprocess.Popen[str], list[str]] = {}
     try:
@@ -142,7 +145,7 @@ def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
             killer.perhaps({process.pid for process in running})
             for process in [process for process in running if process.poll() is not None]:
                 command, (_, errors) = running.pop(process), process.communicate()
-                if process.returncode == -signal.SIGKILL:
+                if process.returncode == -signal.SIGKILL or "timed out during startup" in errors:
                     waiting.append(command)
                 elif process.returncode not in (0, 1):  # 1: some of its files, the poisoned ones, failed
                     raise SystemExit(f"{' '.join(command)}: status {process.returncode}\n{errors}")
@@ -221,9 +224,7 @@ def overhead(folder: Path, options: argparse.Namespace) -> list[list[str]]:
         clock, processor = 100 * np.median(np.divide(of_way, rests["--jobs 1"]) - 1, axis=0)
         ranges = f"{min(seconds):.2f} to {max(seconds):.2f}"
         more = [f"{clock:+.1f} %", "" if "ray" in way else f"{processor:+.1f} %"]
-        table.append(
-            [way, f"{statistics.median(starts[way]):.1f}", f"{statistics.median(seconds):.2f}", ranges, *more]
-        )
+        table.append([way, f"{statistics.median(starts[way]):.1f}", f"{statistics.median(seconds):.2f}", ranges, *more])
     return table
 
 
