@@ -151,7 +151,10 @@ class _Actor(Slot):
             return Outcome(failure=f"took longer than {self._seconds:.0f} s and was stopped")
         future, self.future = self.future, None
         error = future.exception()
-        if isinstance(error, self._ray.exceptions.RayActorError | self._ray.exceptions.OutOfMemoryError):
+        of_ray = self._ray.exceptions
+        if isinstance(error, of_ray.ActorUnschedulableError):  # processes that were to become it died, one by one
+            return Outcome(failure="its process on the cluster does not start (out of memory?)", had_begun=False)
+        if isinstance(error, of_ray.RayActorError | of_ray.OutOfMemoryError):
             return Outcome(failure="its process on the cluster was ended (out of memory?)")
         if error is not None:
             raise error

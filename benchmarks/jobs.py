@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import random
@@ -158,12 +159,10 @@ def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
 
 def check(out: Path, reference: Path, expected: list[dict[str, Any]], n_poisoned: int) -> str:
     """Whether all rows are there once, and all bytes are equal; how many rows were written twice."""
-    command = [sys.executable, "-m", "audiovae", "gather", str(out), "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = json.loads(done.stdout)
+    status, rows = told_by(["gather", str(out)])
     good = [{**row, "output": Path(row["output"]).name} for row in rows if "error" not in row]
     failed = [row for row in rows if "error" in row]
-    assert done.returncode == 1, done.stderr
+    assert status == 1
     assert good == expected, "rows differ"
     assert len(failed) == n_poisoned
     assert all(Path(row["file"]).name.startswith(POISON) and "was ended" in row["error"] for row in failed), failed
@@ -179,9 +178,8 @@ def kills(folder: Path, options: argparse.Namespace) -> list[list[str]]:
     write_files(folder / "in", options.files, 1.0, options.poisoned)
     reference = folder / "reference"
     good = [str(path) for path in sorted((folder / "in").iterdir()) if not path.name.startswith(POISON)]
-    command = [sys.executable, "-m", "audiovae", "encode", *good, "-o", str(reference), "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    expected = [{**row, "output": Path(row["output"]).name} for row in json.loads(done.stdout)]
+    _, rows = told_by(["encode", *good, "-o", str(reference)])
+    expected = [{**row, "output": Path(row["output"]).name} for row in rows]
     program = [sys.executable, __file__, "encode", str(folder / "in"), "--resume", "--break-lock", "--quiet"]
     ways = {
         "shards, 2 at a time": ([["--shard", f"{i}/{options.shards}"] for i in range(1, options.shards + 1)], 2),
@@ -271,6 +269,15 @@ def train_over_nodes(packed: Path, model: Path, kill_after: Path | None) -> str:
         for node in nodes:
             node.kill()
     return (model / "training" / "trace.csv").read_text().splitlines()[-1].split(",")[0]
+
+
+def told_by(arguments: list[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and rows of a command line, in this process."""
+    from audiovae.cli.main import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(io.StringIO()):
+        status = main([*arguments, "--json", "--quiet"])
+    return status, json.loads(told.getvalue())
 
 
 def timed(arguments: list[str]) -> np.ndarray:
