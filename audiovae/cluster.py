@@ -95,9 +95,12 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
             ray.init(address, **quiet)
     except Exception as error:  # many kinds, some of grpc
         reason = " ".join(str(error).split())[:200]
-        raise AudiovaeError(
-            f"--ray {address}: no cluster answers there ({reason}); start one with ray start"
-        ) from error
+        told = (
+            f"--ray: no cluster can be started here ({reason}); give the command again"
+            if address == LOCAL
+            else f"--ray {address}: no cluster answers there ({reason}); start one with ray start"
+        )
+        raise AudiovaeError(told) from error
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, heard)  # ray takes it for itself
@@ -148,7 +151,10 @@ class _Actor(Slot):
             return Outcome(failure=f"took longer than {self._seconds:.0f} s and was stopped")
         future, self.future = self.future, None
         error = future.exception()
-        if isinstance(error, self._ray.exceptions.RayActorError | self._ray.exceptions.OutOfMemoryError):
+        of_ray = self._ray.exceptions
+        if isinstance(error, of_ray.ActorUnschedulableError):  # processes that were to become it died, one by one
+            return Outcome(failure="its process on the cluster does not start (out of memory?)", had_begun=False)
+        if isinstance(error, of_ray.RayActorError | of_ray.OutOfMemoryError):
             return Outcome(failure="its process on the cluster was ended (out of memory?)")
         if error is not None:
             raise error

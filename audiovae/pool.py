@@ -156,18 +156,21 @@ def scheduled(
     plan = _Plan(tasks, len(tasks) if ahead is None else ahead)
     at_work: dict[Slot, tuple[list[_Part], float]] = {}
     false_starts = 0
+
+    def occupy(slot: Slot) -> None:
+        if not slot.is_alive:
+            if plan.waiting:
+                slot.begin()
+        elif parts := plan.take(len(slots)):
+            at_work[slot] = parts, time.monotonic()
+            calls = [(part.items, part.again) for part in parts]
+            slot.call(_each, (function, calls), sum(seconds(part.items) for part in parts))
+
     try:
         while plan.n_left:
             for slot in slots:
-                if slot.future is not None:
-                    continue
-                if not slot.is_alive:
-                    if plan.waiting:
-                        slot.begin()
-                elif parts := plan.take(len(slots)):
-                    at_work[slot] = parts, time.monotonic()
-                    calls = [(part.items, part.again) for part in parts]
-                    slot.call(_each, (function, calls), sum(seconds(part.items) for part in parts))
+                if slot.future is None:
+                    occupy(slot)
             wait([slot.future for slot in slots if slot.future], _ROUNDS_SECONDS, FIRST_COMPLETED)
             if not slots:
                 time.sleep(_ROUNDS_SECONDS)
@@ -179,8 +182,10 @@ def scheduled(
                 parts, since = at_work.pop(slot, ([], 0.0))
                 if outcome.failure is None:
                     plan.measure(time.monotonic() - since, len(parts))
-                    yield from plan.filled(parts, outcome.result or [])
+                    results = list(plan.filled(parts, outcome.result or []))
                     false_starts = 0 if parts else false_starts
+                    occupy(slot)  # first, so that it does not wait for what is made of the results
+                    yield from results
                     continue
                 slot.stop()
                 false_starts += not (parts and outcome.had_begun)

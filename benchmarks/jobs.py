@@ -10,16 +10,20 @@
   one process, and so must all bytes.
 * training: two nodes, each a torchrun of one process, on the loopback. The second one is killed after a checkpoint, and
   both are started again: weights and trace must be those of a run that nothing disturbed.
-* overhead: each way with one worker, `--files` files less one file, which is its start; medians, the ways in turn.
+* overhead: each way with one worker, `--files` files less one file, which is its start; the ways in turn. Medians, and
+  the median of what a way took more than --jobs 1 did in the same turn: by the clock, and in processor time, which
+  other work on the machine changes less (of ray, whose processes are nobody's children, unknown).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import statistics
@@ -125,7 +129,10 @@ class Killer:
 
 
 def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
-    """Run commands to their end, those that die anew with --resume; the number of starts."""
+    """Run commands to their end, those that die anew with --resume; the number of starts.
+
+    So is a command whose ray did not come up, for which ray itself waits 30 seconds, whatever the machine has to do.
+    """
     waiting, n_starts = list(commands), 0
     running: dict[subprocess.Popen[str], list[str]] = {}
     try:
@@ -139,7 +146,7 @@ def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
             killer.perhaps({process.pid for process in running})
             for process in [process for process in running if process.poll() is not None]:
                 command, (_, errors) = running.pop(process), process.communicate()
-                if process.returncode == -signal.SIGKILL:
+                if process.returncode == -signal.SIGKILL or "timed out during startup" in errors:
                     waiting.append(command)
                 elif process.returncode not in (0, 1):  # 1: some of its files, the poisoned ones, failed
                     raise SystemExit(f"{' '.join(command)}: status {process.returncode}\n{errors}")
@@ -152,12 +159,10 @@ def run_through(commands: list[list[str]], killer: Killer, at_once: int) -> int:
 
 def check(out: Path, reference: Path, expected: list[dict[str, Any]], n_poisoned: int) -> str:
     """Whether all rows are there once, and all bytes are equal; how many rows were written twice."""
-    command = [sys.executable, "-m", "audiovae", "gather", str(out), "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = json.loads(done.stdout)
+    status, rows = told_by(["gather", str(out)])
     good = [{**row, "output": Path(row["output"]).name} for row in rows if "error" not in row]
     failed = [row for row in rows if "error" in row]
-    assert done.returncode == 1, done.stderr
+    assert status == 1
     assert good == expected, "rows differ"
     assert len(failed) == n_poisoned
     assert all(Path(row["file"]).name.startswith(POISON) and "was ended" in row["error"] for row in failed), failed
@@ -173,9 +178,8 @@ def kills(folder: Path, options: argparse.Namespace) -> list[list[str]]:
     write_files(folder / "in", options.files, 1.0, options.poisoned)
     reference = folder / "reference"
     good = [str(path) for path in sorted((folder / "in").iterdir()) if not path.name.startswith(POISON)]
-    command = [sys.executable, "-m", "audiovae", "encode", *good, "-o", str(reference), "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    expected = [{**row, "output": Path(row["output"]).name} for row in json.loads(done.stdout)]
+    _, rows = told_by(["encode", *good, "-o", str(reference)])
+    expected = [{**row, "output": Path(row["output"]).name} for row in rows]
     program = [sys.executable, __file__, "encode", str(folder / "in"), "--resume", "--break-lock", "--quiet"]
     ways = {
         "shards, 2 at a time": ([["--shard", f"{i}/{options.shards}"] for i in range(1, options.shards + 1)], 2),
@@ -202,20 +206,23 @@ def kills(folder: Path, options: argparse.Namespace) -> list[list[str]]:
 def overhead(folder: Path, options: argparse.Namespace) -> list[list[str]]:
     write_files(folder / "in", options.files, 10.0)
     ways = {"--jobs 1": [], "--shard 1/1": ["--shard", "1/1"], "--ray, one worker": ["--ray"]}
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    starts: dict[str, list[float]] = {way: [] for way in ways}
+    rests: dict[str, list[np.ndarray]] = {way: [] for way in ways}
     for run in range(options.runs):
         for way, more in ways.items():
-            starts, wholes = (
+            start, whole = (
                 timed([str(folder / "in" / name), "-o", str(folder / f"{run}{way}{i}"), *more])
                 for i, name in enumerate(("0000.wav", ""))
             )
-            times[way].append((starts, wholes - starts))
-    alone = statistics.median(rest for _, rest in times["--jobs 1"])
+            starts[way].append(start[0])
+            rests[way].append(whole - start)
     table = []
-    for way, of_way in times.items():
-        start, rest = (statistics.median(part) for part in zip(*of_way, strict=True))
-        ranges = " to ".join(f"{bound(rest for _, rest in of_way):.2f}" for bound in (min, max))
-        table.append([way, f"{start:.1f}", f"{rest:.2f}", ranges, f"{100 * (rest / alone - 1):+.1f} %"])
+    for way, of_way in rests.items():
+        seconds = [rest for rest, _ in of_way]
+        clock, processor = 100 * np.median(np.divide(of_way, rests["--jobs 1"]) - 1, axis=0)
+        ranges = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        more = [f"{clock:+.1f} %", "" if "ray" in way else f"{processor:+.1f} %"]
+        table.append([way, f"{statistics.median(starts[way]):.1f}", f"{statistics.median(seconds):.2f}", ranges, *more])
     return table
 
 
@@ -264,10 +271,21 @@ def train_over_nodes(packed: Path, model: Path, kill_after: Path | None) -> str:
     return (model / "training" / "trace.csv").read_text().splitlines()[-1].split(",")[0]
 
 
-def timed(arguments: list[str]) -> float:
-    began = time.monotonic()
+def told_by(arguments: list[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and rows of a command line, in this process."""
+    from audiovae.cli.main import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(io.StringIO()):
+        status = main([*arguments, "--json", "--quiet"])
+    return status, json.loads(told.getvalue())
+
+
+def timed(arguments: list[str]) -> np.ndarray:
+    """Seconds of audiovae encode by the clock, and of the processor."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run([sys.executable, "-m", "audiovae", "encode", *arguments, "--quiet"], check=True)
-    return time.monotonic() - began
+    seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime])
 
 
 def main() -> None:
@@ -290,7 +308,7 @@ def main() -> None:
         elif options.what == "training":
             print_table(["what", "at step", "found"], training(Path(place)))
         else:
-            headings = ["way", "start (s)", "the rest (s)", "range", "over --jobs 1"]
+            headings = ["way", "start (s)", "the rest (s)", "range", "over --jobs 1", "in processor time"]
             print_table(headings, overhead(Path(place), options), f"encode, {options.files} files of 10 s, one worker")
 
 

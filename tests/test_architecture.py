@@ -346,3 +346,11 @@ def test_the_commands_of_the_readme_exist() -> None:
     named = set(re.findall(r"`((?:audiovae|recipes|benchmarks|tests)/[\w./-]*)`", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     assert "PLACEHOLDER" not in text
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_shapes_are_of_plain_arrays(path: Path) -> None:
+    """NDArray is no class since NumPy 2.5, and jaxtyping 0.3.11 takes nothing else: Float32[np.ndarray, ...] it is."""
+    source = path.read_text()
+    aliases = re.findall(r"^(\w+) = NDArray\[", source, re.MULTILINE)
+    assert not re.search(rf"\w\[\s*({'|'.join(['NDArray', *aliases])})(\[[^\]]*\])?,\s*\"", source)

@@ -21,7 +21,11 @@ METRICS = ("si_sdr", "pesq", "estoi", "dnsmos")  # known without the libraries t
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="*", metavar="F", help="sound files, folders, or quoted patterns: resynthesise and score them"
+        "inputs",
+        nargs="*",
+        default=[],
+        metavar="F",
+        help="sound files, folders, or quoted patterns: resynthesise and score them",
     )
     parser.add_argument(
         "--clean",

@@ -27,7 +27,9 @@ def run(options: Any) -> int:
     verb: Any = importlib.import_module(f"audiovae.cli.{job.verb}")
     of_job = Namespace(**job.options, json=options.json, quiet=options.quiet)
     if job.verb == "prepare":
-        return int(verb.join(Path(options.output), job, of_job))
+        status = verb.join(Path(options.output), job, of_job)
+        options.rows = getattr(of_job, "rows", [])
+        return int(status)
     for row in gathered.rows:
         if "error" in row:
             print(f"audiovae: {row['error']}", file=sys.stderr)

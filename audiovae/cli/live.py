@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float32
 
 from audiovae.cli.streams import SIGN
 from audiovae.errors import STANDARD_INPUT, AudiovaeError
@@ -103,11 +102,11 @@ class Form:
         length = struct.pack("<I", _UNKNOWN_LENGTH)
         return b"RIFF" + length + b"WAVEfmt " + struct.pack("<I", len(chunk)) + chunk + b"data" + length
 
-    def decoded(self, content: bytes) -> Float[NDArray[np.float32], "channel sample"]:
+    def decoded(self, content: bytes) -> Float32[np.ndarray, "channel sample"]:
         samples = np.frombuffer(content, _TYPES[self.kind]).reshape(-1, self.n_channels).T.astype(np.float32)
         return samples / np.float32(2**15) if self.kind == "s16" else samples
 
-    def encoded(self, wave: Float[NDArray[np.float32], "channel sample"]) -> bytes:
+    def encoded(self, wave: Float32[np.ndarray, "channel sample"]) -> bytes:
         """Samples beyond full scale are cut in 16 bits."""
         if self.kind == "s16":
             wave = np.rint(wave * 2.0**15).clip(-(2**15), 2**15 - 1)

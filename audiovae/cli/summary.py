@@ -31,7 +31,9 @@ def tell_end(options: Any, wall_seconds: float) -> None:
         wall = "" if options.verb == "gather" else f" in {duration(wall_seconds)}"
         parts.append(f"{duration(sound_seconds)} of sound{wall}")
     if sound_seconds and (work_seconds := getattr(options, "work_seconds", 0.0)):
-        parts.append(f"real-time factor {work_seconds / sound_seconds:.2g} without the start")
+        several = options.verb == "gather" or options.jobs > 1 or options.devices > 1 or options.ray is not None
+        of_each = " of each process" if several else ""
+        parts.append(f"real-time factor {work_seconds / sound_seconds:.2g}{of_each} without the start")
     rates = Counter(tuple(row["resampled"]) for row in done if "resampled" in row)
     parts += [f"{n} resampled from {rate} to {model_rate} Hz" for (rate, model_rate), n in rates.most_common()]
     print(f"audiovae: {named(place) + ': ' if place else ''}{', '.join(parts)}", file=sys.stderr)

@@ -71,7 +71,8 @@ def join(target: Path) -> Prepared:
             shutil.rmtree(part.folder)
         (target / JOB).unlink()
     options = job.options
-    return Prepared(options["layout"], options["split_by"], joined, left_out, len(joined), 0.0, 0, None)
+    seconds = sum(u.n_samples for u in joined) / header.sample_rate
+    return Prepared(options["layout"], options["split_by"], joined, left_out, len(joined), seconds, 0, None)
 
 
 def _copy(path: Path, utterance: Utterance, sample_bytes: int, file: BinaryIO) -> None:

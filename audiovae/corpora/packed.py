@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from audiovae.atomic import atomic_path
 from audiovae.errors import CorpusError
 from audiovae.settings import LARGEST_RATE
+from audiovae.shards import JOB
 
 FORMAT_VERSION = 2  # 1: levels and trimming counted DC and rumble
 SAMPLES, INDEX = "samples.int16", "index.jsonl"
@@ -267,6 +268,8 @@ def _check(utterances: list[Utterance]) -> None:
 
 def read_index(folder: Path) -> tuple[Header, list[Utterance], list[LeftOut]]:
     path = folder / INDEX
+    if not os.path.lexists(path) and os.path.lexists(folder / JOB):
+        raise CorpusError(folder, f"holds shards that are not joined yet; join them with: audiovae gather {folder}")
     if not os.path.lexists(path):
         raise CorpusError(folder, f"is not a packed corpus (no {INDEX}); make one with: audiovae prepare FOLDER PACKED")
     try:

@@ -6,14 +6,15 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from audiovae.audio import AudioInfo
 from audiovae.corpora import items, packed
-from audiovae.corpora.adapters import read_table, recordings
+from audiovae.corpora.adapters import Recordings, read_table, recordings
 from audiovae.corpora.items import Item, Origin
 from audiovae.corpora.layouts import assign_splits, at_speeds, split_by
 from audiovae.corpora.packed import Header, LeftOut, Utterance
@@ -39,7 +40,7 @@ class Prepared:
         utterances: all recordings now in the corpus.
         left_out: all files that are not.
         n_new: recordings packed by this run.
-        seconds_new: their duration before trimming.
+        seconds_new: their duration before trimming; of shards that were joined, after it.
         n_resampled: those of them that had another rate.
         lowest_rate: of the files packed by this run; None if there are none.
     """
@@ -99,82 +100,135 @@ def _prepare(
     shard: Shard | None,
 ) -> Prepared:
     there = recordings(source, settings.layout)
-    found = _labelled(_once(there.items), settings.labels)
-    group = split_by(found, settings.group)
-    named = _names(settings.validation_speakers), _names(settings.test_speakers)
-    asked = group if group != "speaker" else settings.group
-    found = at_speeds(assign_splits(found, there.layout, settings.validation, *named, asked), settings.speeds)
+    found, group = _assigned(there, settings)
     header = Header(settings.sample_rate, settings.trim, there.layout, there.name, settings.channels)
     if shard is not None:
         told = str(source) if isinstance(source, (str, Path)) else there.name
         facts = {"source": told, "layout": there.layout, "split_by": group, "settings": asdict(settings)}
-        digest = agree(target.parent, Job("prepare", facts, [source.id for source in found]), overwrite)
+        digest = agree(target.parent, Job("prepare", facts, [item.id for item in found]), overwrite)
         (target / PART_OF).write_text(digest)
         found = shard.share(found)
-    header, utterances, left_out, end = (header, [], [], 0) if overwrite else _existing(target, header, found)
-
-    known = {u.id for u in utterances} | {file.id for file in left_out}
-    new = [source for source in found if source.left_out is None and source.id not in known]
-    left_out += [LeftOut(s.id, s.left_out, False, 0, 0) for s in found if s.left_out is not None and s.id not in known]
+    corpus = _Corpus(header) if overwrite else _existing(target, header, found)
+    known = {u.id for u in corpus.utterances} | {file.id for file in corpus.left_out}
+    unknown = [item for item in found if item.id not in known]
+    new = [item for item in unknown if item.left_out is None]
+    corpus.left_out += [LeftOut(i.id, i.left_out, False, 0, 0) for i in unknown if i.left_out is not None]
     if shard is None or shard.index == 1:
-        left_out += there.left_out
-    n_before = len(utterances)
-    seconds_new, rates = 0.0, []
+        corpus.left_out += there.left_out
+    results = _process_all(new, settings, jobs, target / _SOUNDS, shard is not None)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            (target / packed.INDEX).unlink(missing_ok=True)
-        sounds = target / _SOUNDS
-        shutil.rmtree(sounds, ignore_errors=True)
-        if any(item.path is None for item in new):
-            sounds.mkdir()
-        with open(target / packed.SAMPLES, "r+b" if (target / packed.SAMPLES).exists() else "wb") as file:
-            committed = header.sample_bytes * end
-            file.truncate(committed)
-            file.seek(committed)
-            for done, (item, result, origin) in enumerate(
-                _process_all(new, settings, jobs, sounds, shard is not None), start=1
-            ):
-                start = file.tell()
-                if isinstance(result, Signal) and start > 0 and result.n_channels != header.n_channels:
-                    _forget(result, sounds)
-                    result = f"has {result.n_channels} channels, where the corpus has {header.n_channels}"
-                result, digest = _written(result, file)
-                if isinstance(result, Signal):
-                    _forget(result, sounds)
-                    header = replace(header, n_channels=result.n_channels)
-                    utterances.append(
-                        Utterance(
-                            item.id,
-                            item.speaker,
-                            str(item.split),
-                            start // header.sample_bytes,
-                            result.n_samples,
-                            result.scale,
-                            result.level,
-                            *origin,
-                            digest,
-                            item.labels,
-                        )
-                    )
-                    seconds_new += result.info.seconds
-                    rates.append(result.info.sample_rate)
-                else:
-                    left_out.append(LeftOut(item.id, result, True, *origin))
-                progress(done, len(new))
-                if file.tell() - committed > _COMMIT_BYTES:
-                    committed = _commit(file, target, header, utterances, left_out)
-            _commit(file, target, header, utterances, left_out)
+        infos = _pack(new, results, corpus, target, overwrite, progress)
     except OSError as error:
         raise CorpusError(
             target, f"cannot be written ({error.strerror or error}); check the folder and the free space"
         ) from error
     finally:
         shutil.rmtree(target / _SOUNDS, ignore_errors=True)
-    n_new, n_resampled = len(utterances) - n_before, sum(rate != settings.sample_rate for rate in rates)
+    rates = [info.sample_rate for info in infos]
     return Prepared(
-        there.layout, group, utterances, left_out, n_new, seconds_new, n_resampled, min(rates, default=None)
+        there.layout,
+        group,
+        corpus.utterances,
+        corpus.left_out,
+        len(infos),
+        sum((info.seconds for info in infos), 0.0),
+        sum(rate != settings.sample_rate for rate in rates),
+        min(rates, default=None),
     )
+
+
+def _assigned(there: Recordings, settings: PrepareSettings) -> tuple[list[Item], str]:
+    """All that was found, with labels and splits and at all speeds; and what stands in one split only."""
+    found = _labelled(_once(there.items), settings.labels)
+    group = split_by(found, settings.group)
+    named = _names(settings.validation_speakers), _names(settings.test_speakers)
+    asked = group if group != "speaker" else settings.group
+    found = assign_splits(found, there.layout, settings.validation, *named, asked)
+    return at_speeds(found, settings.speeds), group
+
+
+def _pack(
+    new: list[Item],
+    results: Iterator[tuple[Item, Signal | str, Origin]],
+    corpus: _Corpus,
+    target: Path,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+) -> list[AudioInfo]:
+    """Append what is packed to the samples, and tell the corpus; of what sounds it was."""
+    target.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        (target / packed.INDEX).unlink(missing_ok=True)
+    sounds = target / _SOUNDS
+    shutil.rmtree(sounds, ignore_errors=True)
+    if any(item.path is None for item in new):
+        sounds.mkdir()
+    infos = []
+    with open(target / packed.SAMPLES, "r+b" if (target / packed.SAMPLES).exists() else "wb") as file:
+        committed = corpus.header.sample_bytes * corpus.end
+        file.truncate(committed)
+        file.seek(committed)
+        for done, (item, result, origin) in enumerate(results, start=1):
+            is_packed = corpus.append(item, result, origin, file)
+            if isinstance(result, Signal):
+                _forget(result, sounds)
+                infos += [result.info] if is_packed else []
+            progress(done, len(new))
+            if file.tell() - committed > _COMMIT_BYTES:
+                committed = corpus.commit(file, target)
+        corpus.commit(file, target)
+    return infos
+
+
+@dataclass
+class _Corpus:
+    """What is packed, while it becomes more.
+
+    Attributes:
+        end: of its samples, in samples of all channels.
+    """
+
+    header: Header
+    utterances: list[Utterance] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    end: int = 0
+
+    def append(self, item: Item, result: Signal | str, origin: Origin, file: BinaryIO) -> bool:
+        """Write the samples of a recording to a file; if there are none after all, it is left out.
+
+        Args:
+            result: what is packed, or why nothing is.
+        """
+        start = file.tell()
+        if isinstance(result, Signal) and start > 0 and result.n_channels != self.header.n_channels:
+            result = f"has {result.n_channels} channels, where the corpus has {self.header.n_channels}"
+        result, digest = _written(result, file)
+        if isinstance(result, str):
+            self.left_out.append(LeftOut(item.id, result, True, *origin))
+            return False
+        self.header = replace(self.header, n_channels=result.n_channels)
+        self.utterances.append(
+            Utterance(
+                item.id,
+                item.speaker,
+                str(item.split),
+                start // self.header.sample_bytes,
+                result.n_samples,
+                result.scale,
+                result.level,
+                *origin,
+                digest,
+                item.labels,
+            )
+        )
+        return True
+
+    def commit(self, file: BinaryIO, target: Path) -> int:
+        """Bring all to the disk; the place in the file."""
+        file.flush()
+        os.fsync(file.fileno())
+        packed.write_index(target, self.header, self.utterances, self.left_out)
+        return file.tell()
 
 
 def _once(found: list[Item]) -> list[Item]:
@@ -190,10 +244,10 @@ def _once(found: list[Item]) -> list[Item]:
     return once
 
 
-def _existing(target: Path, header: Header, found: list[Item]) -> tuple[Header, list[Utterance], list[LeftOut], int]:
-    """What of an earlier run still holds, with the new splits, and the end of its samples."""
+def _existing(target: Path, header: Header, found: list[Item]) -> _Corpus:
+    """What of an earlier run still holds, with the new splits."""
     if not (target / packed.INDEX).exists():
-        return header, [], [], 0
+        return _Corpus(header)
     old, utterances, left_out = packed.read_index(target)
     for name in ("source", "sample_rate", "trimmed", "layout", "channels"):
         if getattr(old, name) != getattr(header, name):
@@ -221,7 +275,7 @@ def _existing(target: Path, header: Header, found: list[Item]) -> tuple[Header, 
         if unchanged(u)
     ]
     header = replace(header, n_channels=old.n_channels)
-    return header, kept, [entry for entry in left_out if unchanged(entry)], end
+    return _Corpus(header, kept, [entry for entry in left_out if unchanged(entry)], end)
 
 
 def _origin(item: Item) -> Origin:
@@ -229,13 +283,6 @@ def _origin(item: Item) -> Origin:
         return items.origin(item, items.content(item))
     except AudioError:
         return 0, 0
-
-
-def _commit(file: object, target: Path, header: Header, utterances: list[Utterance], left_out: list[LeftOut]) -> int:
-    file.flush()  # type: ignore[attr-defined]
-    os.fsync(file.fileno())  # type: ignore[attr-defined]
-    packed.write_index(target, header, utterances, left_out)
-    return int(file.tell())  # type: ignore[attr-defined]
 
 
 def _written(result: Signal | str, file: BinaryIO) -> tuple[Signal | str, str]:

@@ -100,7 +100,7 @@ class Signal:
         """Is the file not read again to be packed?"""
         return bool(self._held)
 
-    def packed(self) -> Iterator[Int16[NDArray[np.int16], "sample channel"]]:
+    def packed(self) -> Iterator[Int16[np.ndarray, "sample channel"]]:
         """What is packed, in blocks: multiply it by `scale` to get the wave.
 
         Raises:
@@ -108,7 +108,7 @@ class Signal:
         """
         return iter(self._held) if self._held else self._packed(self._pairs(self._split(audio.blocks(self.info))))
 
-    def _packed(self, pairs: Iterator[_Pair]) -> Iterator[Int16[NDArray[np.int16], "sample channel"]]:
+    def _packed(self, pairs: Iterator[_Pair]) -> Iterator[Int16[np.ndarray, "sample channel"]]:
         for heard, _ in _cut(pairs, self.start, self.end):
             yield np.rint(heard.T / np.float32(self.scale)).astype("<i2", order="C")
 

@@ -81,7 +81,7 @@ def write_enhancement_report(
     activity = plots.over_time(separation.activity, frame_seconds, "share", (-0.03, 1.03))
     gain_db = plots.over_time(10 * torch.log10(gain), frame_seconds, "gain (dB)", (-10.0, 10.0))
     trace = plots.objective(separation.objective)
-    end = "converged" if separation.converged else "not converged, stopped at the limit"
+    end = "converged" if separation.converged else f"stopped at the last of {len(separation.objective)} iterations"
     body = (
         scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of the five pictures")
         + f"<section>{panels(five)}</section>"

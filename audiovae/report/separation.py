@@ -77,7 +77,7 @@ def write_separation_report(
             Panel(name, picture=picture) for name, picture in zip(sounds, pictures[len(sounds) :], strict=True)
         )
         body += f"<h2>The model's variances</h2>{panels(variances)}<h2>Inference</h2>"
-        end = "converged" if separation.converged else "not converged, stopped at the limit"
+        end = "converged" if separation.converged else f"stopped at the last of {len(separation.objective)} iterations"
         trace = plots.objective(separation.objective)
         body += panels([Panel("objective", picture=trace, remark=f"lower is better; {end}")])
         numbers |= {

@@ -32,9 +32,7 @@ class Steered:
     mirrored_deg: int | None
 
 
-def steered(
-    image: Float[Tensor, "channel _"], positions: Float[NDArray[np.floating], "channel 3"], front: Front
-) -> Steered:
+def steered(image: Float[Tensor, "channel _"], positions: Float[np.ndarray, "channel 3"], front: Front) -> Steered:
     """Steered response power with phase transform: the mean over frequencies from 200 Hz to 4 kHz and over pairs of
     microphones of the cosine between the cross spectrum's phase and that of a plane wave from each azimuth, at the
     height of the array.

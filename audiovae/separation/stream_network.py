@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import nn
 
 from audiovae.networks.temporal import TemporalBlock
 
-Numbers = NDArray[np.float32]
-State = tuple[Numbers, ...]
+State = tuple[NDArray[np.float32], ...]
 """What each convolution saw last before a window, `[past, width]`."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    taps: Float[Numbers, "tap width"]
+    taps: Float32[np.ndarray, "tap width"]
     dilation: int
-    weight: Float[Numbers, "width width"]
-    bias: Float[Numbers, " width"]
+    weight: Float32[np.ndarray, "width width"]
+    bias: Float32[np.ndarray, " width"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class Pass:
         slopes: of each silu.
     """
 
-    outputs: Float[Numbers, "frame output"]
+    outputs: Float32[np.ndarray, "frame output"]
     seen: State
-    slopes: tuple[Float[Numbers, "frame width"], ...]
+    slopes: tuple[Float32[np.ndarray, "frame width"], ...]
 
 
 class CausalNetwork:
@@ -60,7 +59,7 @@ class CausalNetwork:
         pasts = [(len(block.taps) - 1) * block.dilation for block in self._blocks]
         return tuple(np.zeros((past, width), np.float32) for past in pasts)
 
-    def forward(self, inputs: Float[Numbers, "frame input"], before: State) -> Pass:
+    def forward(self, inputs: Float32[np.ndarray, "frame input"], before: State) -> Pass:
         """Frames that follow others."""
         n = len(inputs)
         hidden, slope = _silu(inputs @ self._first[0] + self._first[1])
@@ -76,7 +75,9 @@ class CausalNetwork:
             slopes.append(slope)
         return Pass(hidden @ self._last[0] + self._last[1], tuple(seen), tuple(slopes))
 
-    def backward(self, of_outputs: Float[Numbers, "frame output"], made: Pass) -> Float[Numbers, "frame input"]:
+    def backward(
+        self, of_outputs: Float32[np.ndarray, "frame output"], made: Pass
+    ) -> Float32[np.ndarray, "frame input"]:
         """The gradient with respect to the inputs of a pass from that with respect to its outputs."""
         n = len(of_outputs)
         slope = of_outputs @ self._last[0].T
@@ -96,14 +97,16 @@ class CausalNetwork:
         )
 
 
-def _weights(linear: nn.Linear) -> tuple[Float[Numbers, "input output"], Float[Numbers, " output"]]:
+def _weights(linear: nn.Linear) -> tuple[Float32[np.ndarray, "input output"], Float32[np.ndarray, " output"]]:
     weight = linear.weight.detach().float().numpy()
     if linear.bias is None:
         return weight.T, np.zeros(len(weight), np.float32)
     return weight.T, linear.bias.detach().float().numpy()
 
 
-def _silu(x: Float[Numbers, "frame width"]) -> tuple[Float[Numbers, "frame width"], Float[Numbers, "frame width"]]:
+def _silu(
+    x: Float32[np.ndarray, "frame width"],
+) -> tuple[Float32[np.ndarray, "frame width"], Float32[np.ndarray, "frame width"]]:
     """X sigmoid(x) and its derivative."""
     sigmoid = 1 / (1 + np.exp(np.negative(x).clip(max=80)))
     result = x * sigmoid

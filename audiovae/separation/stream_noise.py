@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float32
 from scipy.ndimage import percentile_filter
 
 from audiovae.separation.sources.factors import bands
 
-Spectrum = Float[NDArray[np.float32], " freq"]
+Spectrum = Float32[np.ndarray, " freq"]
 
 _QUANTILE = 0.05
 _QUIET_SECONDS = 4.0

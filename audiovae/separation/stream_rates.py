@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64
 from scipy.signal import firwin
 
 _REACH_SECONDS = 0.0038  # of the filter to both sides
@@ -45,7 +44,7 @@ class StreamingResampler:
         self._first = -self._reach  # the place of what is pending
         self._n_given = 0
 
-    def push(self, block: Float[NDArray[np.floating], "channel _"]) -> Float[NDArray[np.float64], "channel _"]:
+    def push(self, block: Float[np.ndarray, "channel _"]) -> Float64[np.ndarray, "channel _"]:
         """Take the next samples, any number, and return those that are ready."""
         self._pending = np.concatenate([self._pending, block], axis=1)
         known = self._first + self._pending.shape[1] - self._reach  # so many samples have all that comes after them

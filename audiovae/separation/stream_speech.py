@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float32
 
 from audiovae.distributions.complex_normal import VARIANCE_FLOOR
 from audiovae.errors import AudiovaeError
@@ -22,8 +21,6 @@ from audiovae.separation.stream_noise import BandLevels, Spectrum
 _N_BANDS, _STIFFNESS, _COLOUR_SECONDS = 20, 360.0, 1.6
 _OVERSUBTRACTION, _SMALLEST_FIRST_GAIN = 3.0, 0.1  # of the first guess, see `quiet_start`
 _STEP, _MOMENTUM, _TRUST, _MEMORY = 0.5, 0.6, 0.6, 0.5  # see `PointEstimate`
-
-Numbers = NDArray[np.float32]
 
 
 class LiveLevel:
@@ -122,14 +119,14 @@ class LiveSpeech:
         self._latents, self._move, self._curvature = self._latents[1:], self._move[1:], self._curvature[1:]
         self._power = self._power[1:]
 
-    def infer(self, noise: Spectrum, mean_square: float) -> Float[Numbers, "frame freq"]:
+    def infer(self, noise: Spectrum, mean_square: float) -> Float32[np.ndarray, "frame freq"]:
         """The power of the speech in the frames of the window, the last one the newest."""
         scale = self._colour.factor * np.float32(mean_square)
         for step in range(self._n_steps):
             self._descend(noise, scale, with_curvature=step == 0)
         return self._variance(self._decoder.forward(self._latents, self._decoded).outputs) * scale
 
-    def _variance(self, outputs: Float[Numbers, "frame freq"]) -> Float[Numbers, "frame freq"]:
+    def _variance(self, outputs: Float32[np.ndarray, "frame freq"]) -> Float32[np.ndarray, "frame freq"]:
         return np.exp((outputs + self._bias).clip(math.log(VARIANCE_FLOOR), LARGEST_LOG_VARIANCE))
 
     def _descend(self, noise: Spectrum, scale: Spectrum, with_curvature: bool) -> None:

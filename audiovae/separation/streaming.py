@@ -7,8 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Float32
 from scipy.special import exp1
 from torch import Tensor
 
@@ -18,8 +17,6 @@ from audiovae.separation.stream_noise import QuietNoise, Spectrum
 from audiovae.separation.stream_rates import StreamingResampler
 from audiovae.separation.stream_speech import LiveLevel, LiveSpeech
 from audiovae.waves import Array, tensor_of
-
-Numbers = NDArray[np.float32]
 
 StreamMethodName = Literal["fast"]
 MOST_LOOKAHEAD = 8  # frames
@@ -112,7 +109,7 @@ class Stream:
         taken = ready[:, : block.shape[-1]].reshape(block.shape)
         return torch.from_numpy(taken).to(block) if isinstance(block, Tensor) else taken
 
-    def flush(self) -> Float[NDArray[np.float32], "*channel _"]:
+    def flush(self) -> Float32[np.ndarray, "*channel _"]:
         """End the wave: the speech of its last `latency` samples."""
         return self.push(np.zeros((*self._shape, self.latency), np.float32))
 
@@ -154,7 +151,7 @@ class _Frames:
         self._envelope = squares.sum(0)
         self.latency = n_fft + lookahead * hop
 
-    def push(self, block: Float[Numbers, "channel _"]) -> Float[Numbers, "channel _"]:
+    def push(self, block: Float32[np.ndarray, "channel _"]) -> Float32[np.ndarray, "channel _"]:
         """Take the next samples and return the speech of the hops that they complete."""
         hop = self._hop
         pending = np.concatenate([self._pending, block], axis=1)
@@ -164,7 +161,7 @@ class _Frames:
         self._pending, self._n_early = pending[:, n_hops * hop :].copy(), self._n_early - n_early
         return np.concatenate([block[:, :0], *done[n_early:]], axis=1)
 
-    def _step(self, samples: Float[Numbers, "channel hop"]) -> Float[Numbers, "channel hop"]:
+    def _step(self, samples: Float32[np.ndarray, "channel hop"]) -> Float32[np.ndarray, "channel hop"]:
         """One hop of what is heard; the hop of speech that begins a window and the look-ahead before its end."""
         n_kept = len(self._window) - self._hop
         self._heard = np.concatenate([self._heard[:, self._hop :], samples], axis=1)

@@ -1093,6 +1093,8 @@ def test_help_tells_types_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(type: number above 0, default: 5.0)" in text
     assert "of everything random (default: 0)" in text
     assert "PositiveFloat" not in text
+    assert audiovae("evaluate --help") == 0  # which takes files, or folders to compare
+    assert "(required)" not in capsys.readouterr().out
 
 
 def test_the_last_line_says_where_how_many_how_long_and_what_was_resampled(

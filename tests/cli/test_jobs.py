@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def test_shards_are_gathered_to_what_one_process_makes_and_prints(capsys: Told) 
     assert json.loads(told.out) == share
     assert "audiovae: missing: in/a.wav\naudiovae: missing: in/c.wav\n" in told.err
     assert "audiovae: 2 of 4 are missing; the same command with --resume does them\n" in told.err
+    assert re.search(r"real-time factor [0-9.e-]+ of each process without the start$", told.err)
     Path("many/c.npz").write_bytes(b"of a process that died before it told of it")
     assert audiovae(f"{encode} many --shard 1/2 --resume") == 0
     capsys.readouterr()
@@ -129,8 +131,14 @@ def test_shards_of_a_corpus_are_joined_to_the_bytes_of_one(capsys: Told) -> None
     assert "many/job.jsonl: is of another job" in capsys.readouterr().err
     assert audiovae(prepare.format("many") + " --shard 1/2 --resume") == 0
     capsys.readouterr()
-    assert audiovae("gather many --json --quiet") == 1
-    assert capsys.readouterr() == one
+    assert audiovae("train many -o trained") == 2
+    told = "audiovae: many: holds shards that are not joined yet; join them with: audiovae gather many\n"
+    assert capsys.readouterr().err == told
+    assert audiovae("gather many --json") == 1
+    gathered = capsys.readouterr()
+    assert gathered.out == one.out
+    assert set(one.err.splitlines()) < set(gathered.err.splitlines())
+    assert re.fullmatch(r"audiovae: many: 5 files of 7, [1-9]\.\d s of sound", gathered.err.splitlines()[-1])
     assert contents("many") == contents("one")
     assert contents("one").keys() == {"index.jsonl", "samples.int16"}
 

@@ -257,7 +257,7 @@ def test_the_pictures_show_the_separation(alive: AudioVAE, tmp_path: Path, figur
     iterations, values = trace.lines[0].get_data()
     assert list(iterations) == [1, 2, 3]
     assert np.allclose(values, separation.objective.numpy())
-    assert "lower is better; not converged, stopped at the limit" in found.page.text
+    assert "lower is better; stopped at the last of 3 iterations" in found.page.text
 
 
 def test_a_gain_is_drawn_in_decibels(alive: AudioVAE, tmp_path: Path, figures: list[Any]) -> None:

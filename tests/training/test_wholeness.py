@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import results, run, stop_at, uninterrupted  # noqa: F401 - the last is a fixture
+from test_training import results, run, stop_at, undrawn, uninterrupted  # noqa: F401 - the last two are fixtures
 
 from audiovae.corpora.packed import PackedCorpus
 from audiovae.corpora.prepare import prepare
