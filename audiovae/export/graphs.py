@@ -104,7 +104,7 @@ class ShortTime(nn.Module):
         n_frames = 1 + (wave.shape[-1] + hop - 1) // hop
         padded = functional.pad(wave, (n_fft // 2, n_fft + hop))
         places = hop * torch.arange(n_frames).unsqueeze(-1) + torch.arange(n_fft)
-        real, imag = self.dft(padded[:, places] * self.window)
+        real, imag = self.dft(padded.index_select(1, places.flatten()).unflatten(1, (n_frames, n_fft)) * self.window)
         return real, imag
 
     def inverse(self, real: Tensor, imag: Tensor, n_samples: int) -> Float[Tensor, "batch sample"]:
@@ -114,7 +114,7 @@ class ShortTime(nn.Module):
         start = self.n_fft // 2
         return added[..., start : start + n_samples] / envelope[start : start + n_samples]
 
-    def _overlap_add(self, frames: Float[Tensor, "*batch frame sample"]) -> Float[Tensor, "*batch sample"]:
+    def _overlap_add(self, frames: Float[Tensor, "*batch frame n_fft"]) -> Float[Tensor, "*batch sample"]:
         hop = self.hop_length
         n_overlaps = -(-self.n_fft // hop)
         parts = functional.pad(frames, (0, n_overlaps * hop - self.n_fft)).unflatten(-1, (n_overlaps, hop))

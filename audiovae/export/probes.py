@@ -45,17 +45,17 @@ class Probes(nn.Module):
         self.start = torch.tensor(first, dtype=torch.int32)  # limbs, and 1 where the upper 32 bits are still to be used
 
     def forward(
-        self, state: Int[Tensor, " limb"], n: Int[Tensor, ""]
+        self, state: Int[Tensor, " limb"], n: Int[Tensor, "1"]
     ) -> tuple[Float[Tensor, "row column"], Int[Tensor, " limb"]]:
         """Signs of the last `n` rows (those before them mean nothing), and the state after as many were drawn."""
-        limbs, is_half_used = state[:_N_LIMBS].long(), state[_N_LIMBS].long()
+        limbs, is_half_used = state[:_N_LIMBS].long(), state[_N_LIMBS:].long()
         states = self._steps(limbs)
         begin = 2 - is_half_used  # 32-bit words, from the present state on
         rows = (torch.arange(self.n_rows) - (self.n_rows - n)).clamp(min=0)
         places = 4 * begin + rows[:, None] * self.n_columns + torch.arange(self.n_columns)  # bytes
         signs = 2.0 * _uppermost_bits(states).flatten()[places] - 1.0
         last = begin + (n.long() * self.n_columns + 3) // 4 - 1
-        after = torch.cat([states[last // 2], 1 - last[None] % 2])
+        after = torch.cat([states[last // 2].squeeze(0), 1 - last % 2])
         return signs, after.int()
 
     def _steps(self, limbs: Int[Tensor, " limb"]) -> Int[Tensor, "state limb"]:

@@ -29,6 +29,7 @@ from audiovae.separation.sources.factors import bands
 
 State = dict[str, Tensor]
 Spectrum = Float[Tensor, " freq"]
+Number = Int[Tensor, "1"]
 
 
 class StreamStep(nn.Module):
@@ -69,7 +70,7 @@ class StreamStep(nn.Module):
         """Before the first sample."""
         n_kept, n_freqs = self.lookahead + 1, self.dft.n_freqs
         return {
-            "n_frames": torch.zeros((), dtype=torch.int32),
+            "n_frames": torch.zeros(1, dtype=torch.int32),
             "heard": torch.zeros(len(self.window)),
             "made": torch.zeros(len(self.window)),
             **{name: torch.zeros(n_kept, n_freqs) for name in ("real", "imag", "powers")},
@@ -79,33 +80,33 @@ class StreamStep(nn.Module):
         }
 
     def forward(self, samples: Float[Tensor, " sample"], state: State) -> tuple[Float[Tensor, " sample"], State]:
-        hop, n_before = self.hop_length, state["n_frames"]
+        hop, n_before = self.hop_length, state["n_frames"].long()
         heard = torch.cat([state["heard"][hop:], samples])
         real, imag = self.dft(heard * self.window)
         share = self.shares[n_before.clamp(max=len(self.shares) - 1)]
         power = ((real.square() + imag.square()) / share).clamp(max=streaming.LARGEST)
         kept = {"real": real, "imag": imag, "powers": power}
         state = {**state, "heard": heard, **{name: pushed(state[name], row) for name, row in kept.items()}}
-        gain, state = self._gain(state)
+        gain, state = self._gain(n_before, state)
         image = self.dft.inverse(gain * state["real"][0], gain * state["imag"][0]) * self.window
         made = functional.pad(state["made"][hop:], (0, hop)) + image
-        state = {**state, "made": made, "n_frames": n_before + 1}
+        state = {**state, "made": made, "n_frames": state["n_frames"] + 1}
         return made[:hop] / self.envelope, state
 
-    def _gain(self, state: State) -> tuple[Spectrum, State]:
+    def _gain(self, n_before: Number, state: State) -> tuple[Spectrum, State]:
         """Of the frame that has seen its look-ahead."""
         heard, loud = state["powers"][-1], state["powers"][0]
-        state = self.noise(heard, state)
+        state = self.noise(heard, n_before, state)
         noise = self.noise.spectrum(state)
         mean_square, state = self.level(heard, state)
         over_noise = streaming.LEAST_OVER_NOISE * self.level.mean_square(noise)
         mean_square = torch.maximum(mean_square, over_noise).clamp(min=streaming.LEAST)
         floor = VARIANCE_FLOOR * mean_square
         noise = torch.maximum(noise, floor)
-        psds, state = self.speech(heard, noise, mean_square, state)
+        psds, state = self.speech(heard, noise, mean_square, n_before, state)
         speech = psds[-1 - self.lookahead]
         variance = speech + noise
-        is_there = state["n_frames"] >= self.lookahead
+        is_there = n_before >= self.lookahead
         noise_bands = self.noise.levels.update(state["noise_bands"], noise / variance, loud / variance)
         colour_bands = self.speech.colour.update(state["colour_bands"], speech / variance, loud / variance)
         state = {
@@ -209,8 +210,8 @@ class Noise(nn.Module):
     def spectrum(self, state: State) -> Spectrum:
         return state["noise_quiet"] * self.levels.factor(state["noise_bands"])
 
-    def forward(self, power: Spectrum, state: State) -> State:
-        n_rows, n_parts, n = stream_noise.ROWS, stream_noise.PARTS, state["n_frames"]
+    def forward(self, power: Spectrum, n: Number, state: State) -> State:
+        n_rows, n_parts = stream_noise.ROWS, stream_noise.PARTS
         last = pushed(state["noise_last"], power)
         n_averaged = (n + 1).clamp(max=stream_noise.AVERAGED)
         row = n // self.stride
@@ -220,8 +221,8 @@ class Noise(nn.Module):
         n_known = (row + 1).clamp(max=n_rows)
         known = torch.where(torch.arange(n_rows) < n_known, rows, math.inf)
         lowest = known.topk(self.n_lowest, dim=-1, largest=False).values
-        place = (stream_noise.QUANTILE * (n_known - 1)).int()
-        quiet = lowest[:, place] / self.expected[n_averaged - 1, n_known - 1]
+        place = (stream_noise.QUANTILE * (n_known - 1)).long()
+        quiet = lowest[:, place].squeeze(1) / self.expected[n_averaged - 1, n_known - 1]
         part = torch.arange(self.n_freqs) % n_parts
         is_seen = (part == (n + 1) % n_parts) | (n_known < n_rows // n_parts)
         quiet = torch.where(is_seen, quiet, state["noise_quiet"])
@@ -233,7 +234,7 @@ class Noise(nn.Module):
         """A low percentile of the bins on both sides of each."""
         n = stream_noise.VALLEY_BINS
         places = (torch.arange(self.n_freqs)[:, None] + torch.arange(n) - n // 2).clamp(0, self.n_freqs - 1)
-        return quiet[places].topk(self.rank + 1, dim=-1, largest=False).values[:, -1]
+        return quiet.index_select(0, places.flatten()).unflatten(0, places.shape).topk(self.rank + 1, dim=-1, largest=False).values[:, -1]
 
 
 class Level(nn.Module):
@@ -295,7 +296,9 @@ class Network(nn.Module):
         hidden, slopes, seen = exists * hidden, [slope], []
         for block, before in zip(self._blocks(), past.split(self.n_past), strict=True):
             seen.append(torch.cat([before, hidden]))
-            added, slope = silu(block.linear(block.convolution(hidden, before)))
+            taps, dilation = block.convolution.weight, block.convolution.dilation
+            places = torch.arange(len(inputs))[:, None] + dilation * torch.arange(len(taps))
+            added, slope = silu(block.linear((rows_at(seen[-1], places) * taps).sum(1)))
             hidden = hidden + exists * added
             slopes.append(slope)
         return Pass(self.last(hidden), tuple(seen), tuple(slopes))
@@ -306,15 +309,21 @@ class Network(nn.Module):
         slope = of_outputs @ self.last.weight
         for block, of_silu in zip(reversed(self._blocks()), reversed(made.slopes[1:]), strict=True):
             of_mixed = (slope * of_silu) @ block.linear.weight
-            for i, tap in enumerate(block.convolution.weight.flip(0)):
-                distance = i * block.convolution.dilation
-                if distance < n:
-                    slope = slope + functional.pad(of_mixed[distance:] * tap, (0, 0, 0, distance))
+            dilation = block.convolution.dilation
+            taps = block.convolution.weight.flip(0)[: 1 + (n - 1) // dilation]  # others reach beyond the last frame
+            places = torch.arange(n)[:, None] + dilation * torch.arange(len(taps))
+            later = functional.pad(of_mixed, (0, 0, 0, dilation * (len(taps) - 1)))
+            slope = slope + (rows_at(later, places) * taps).sum(1)
         return (slope * made.slopes[0]) @ self.first.weight
 
     def after(self, made: Pass) -> Float[Tensor, "past width"]:
         """What comes before the frames that follow the first one of a pass."""
         return torch.cat([seen[1 : 1 + n] for seen, n in zip(made.seen, self.n_past, strict=True)])
+
+
+def rows_at(table: Float[Tensor, "row width"], places: Int[Tensor, "frame tap"]) -> Float[Tensor, "frame tap width"]:
+    """Indexing, as the one operation that runtimes are fast in."""
+    return table.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
 def silu(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,12 +366,12 @@ class Speech(nn.Module):
         }
 
     def forward(
-        self, power: Spectrum, noise: Spectrum, mean_square: Float[Tensor, ""], state: State
+        self, power: Spectrum, noise: Spectrum, mean_square: Tensor, n_before: Number, state: State
     ) -> tuple[Float[Tensor, "frame freq"], State]:
         """The power of the speech in the frames of the window, the last one the newest."""
-        n = (state["n_frames"] + 1).clamp(max=self.n_frames)
+        n = (n_before + 1).clamp(max=self.n_frames)
         exists = (torch.arange(self.n_frames) >= self.n_frames - n).float()[:, None]
-        state = self._push(power, noise, mean_square, state)
+        state = self._push(power, noise, mean_square, (n_before >= self.n_frames).float()[:, None], state)
         scale = self.colour.factor(state["colour_bands"]) * mean_square
         signs, random = self.probes(state["random"], n)
         for step in range(streaming.STEPS):
@@ -370,9 +379,8 @@ class Speech(nn.Module):
         decoded = self.decoder(state["latents"], state["decoder_past"], exists)
         return self._variance(decoded.outputs) * scale, {**state, "random": random}
 
-    def _push(self, power: Spectrum, noise: Spectrum, mean_square: Float[Tensor, ""], state: State) -> State:
-        """The oldest frame leaves the window, the next one enters."""
-        existed = (state["n_frames"] >= self.n_frames).float().reshape(1, 1)
+    def _push(self, power: Spectrum, noise: Spectrum, mean_square: Tensor, existed: Tensor, state: State) -> State:
+        """The oldest frame leaves the window, if it existed, and the next one enters."""
         oldest, past = state["latents"][:1], state["decoder_past"]
         decoder_past = self.decoder.after(self.decoder(oldest, past, existed))
         moved = self.transition(state["last"], state["transition_past"], existed)
