@@ -28,7 +28,7 @@ from audiovae.export.step import StreamStep
 from audiovae.locks import sweep, temporary_path
 from audiovae.prior import AudioVAE
 
-IO = "io.json"
+IO, STREAM_STEP, RESYNTHESIS = "io.json", "stream_step.onnx", "resynthesis.onnx"
 _LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST_DIFFERENCE = 1e-4  # of what a file computes from what PyTorch does, relative
 _KEPT_FLOAT = ("short_time.", "counts")  # matrices of the DFT and of the level, whose products are not quantised
@@ -36,7 +36,6 @@ _LEVEL = {
     "active": "RMS of the frames whose power above 50 Hz is within 30 dB of that of the loudest",
     "peak": "largest absolute sample",
 }
-_TYPES = {"float32": "float32", "int32": "int32", "int64": "int64"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Exported:
     left_out: dict[str, str]
 
 
-def export(prior: AudioVAE, folder: str | Path, int8: bool = False, name: str = "", lookahead: int = 1) -> Exported:
+def export(prior: AudioVAE, folder: str | Path, int8: bool = False, name: str = "", licence: str = "") -> Exported:
     """Write encoder.onnx, decoder.onnx, resynthesis.onnx, stream_step.onnx where the prior streams, and io.json.
 
     Each file was run, and gives what PyTorch does. All are written before the first of them appears in the folder,
@@ -98,31 +97,51 @@ def export(prior: AudioVAE, folder: str | Path, int8: bool = False, name: str = 
         folder: is made; files of these names are replaced.
         int8: matrices of the networks in 8 bits, but for those of the step, whose gradients need more.
         name: of the model, for `io.json`.
-        lookahead: frames, of the step.
+        licence: of its weights, likewise.
 
     Raises:
         AudiovaeError: a library is missing, or the model has no graph.
         PathError: the folder cannot be written.
     """
     require()
-    graphs = [_encoder(prior), _decoder(prior), _resynthesis(prior)]
-    left_out = {}
-    try:
-        graphs.append(_stream_step(prior, lookahead))
-    except AudiovaeError as error:
-        left_out["stream_step.onnx"] = str(error)
+    graphs, left_out = graphs_of(prior)
     with assembled(folder) as place:
-        files = {}
-        for graph in graphs:
-            path = place / graph.name
-            _write(graph, path, prior.kind)
-            is_int8 = int8 and not graph.state
-            if is_int8:
-                _quantise(path)
-            files[graph.name] = {**_told(path), "int8": is_int8, **_ports(path, graph)}
-        content = {**_facts(prior, name), "files": files, **_stream_facts(graphs)}
-        (place / IO).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return Exported({file: facts["bytes"] for file, facts in files.items()}, left_out)
+        sizes = write(prior, graphs, place, int8, {"name": name, "licence": licence})
+    return Exported(sizes, left_out)
+
+
+def graphs_of(prior: AudioVAE) -> tuple[list[Graph], dict[str, str]]:
+    """What can be exported; and of what cannot, the file and the reason.
+
+    Raises:
+        AudiovaeError: encoder and decoder have no graph.
+    """
+    graphs = [_encoder(prior), _decoder(prior), _resynthesis(prior)]
+    try:
+        return [*graphs, _stream_step(prior)], {}
+    except AudiovaeError as error:
+        return graphs, {STREAM_STEP: str(error)}
+
+
+def write(prior: AudioVAE, graphs: list[Graph], place: Path, int8: bool, told: dict[str, str]) -> dict[str, int]:
+    """Write some graphs and their `io.json` into a folder; returns the bytes of each file.
+
+    Args:
+        told: of the model, for `io.json`.
+    """
+    files: dict[str, Any] = {}
+    for graph in graphs:
+        path = place / graph.name
+        _write(graph, path, prior.kind)
+        is_int8 = int8 and not graph.state
+        if is_int8:
+            _quantise(path)
+        content = path.read_bytes()
+        facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "int8": is_int8}
+        files[graph.name] = {**facts, **_ports(path, graph)}
+    content = {**_facts(prior, told), "files": files, **_stream_facts(graphs)}
+    (place / IO).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return {name: facts["bytes"] for name, facts in files.items()}
 
 
 def require() -> None:
@@ -174,7 +193,9 @@ def _encoder(prior: AudioVAE) -> Graph:
 
 def _decoder(prior: AudioVAE) -> Graph:
     log_psd = Port("log_psd", ("batch", "frame", prior.vae.n_freqs), "natural logarithm of the PSD at level 1")
-    latents = [prior.vae.mean_path(*_condition(prior, (torch.rand(b, n, prior.vae.n_freqs),)))[0] for b, n in _sizes(prior)]
+    latents = [
+        prior.vae.mean_path(*_condition(prior, (torch.rand(b, n, prior.vae.n_freqs),)))[0] for b, n in _sizes(prior)
+    ]
     return _conditioned(prior, "decoder.onnx", Decoder(prior.vae), [_latents(prior)], log_psd, [(z,) for z in latents])
 
 
@@ -186,11 +207,11 @@ def _resynthesis(prior: AudioVAE) -> Graph:
     ]
     made = Port("resynthesis", ("batch", "sample"), "the same sound from its latents, with its own phase")
     examples = [(torch.randn(b, (n - 1) * hop - hop // 3), torch.zeros(b)) for b, n in _sizes(prior)]
-    return _conditioned(prior, "resynthesis.onnx", Resynthesis(prior), ports, made, examples)
+    return _conditioned(prior, RESYNTHESIS, Resynthesis(prior), ports, made, examples)
 
 
-def _stream_step(prior: AudioVAE, lookahead: int) -> Graph:
-    step = StreamStep(prior, lookahead)
+def _stream_step(prior: AudioVAE) -> Graph:
+    step = StreamStep(prior)
     hop = step.hop_length
     heard = Port("samples", (hop,), f"the next hop of sound at {prior.sample_rate} Hz, one channel")
     made = Port("speech", (hop,), f"a hop of its speech, {step.latency - hop} samples before")
@@ -198,7 +219,7 @@ def _stream_step(prior: AudioVAE, lookahead: int) -> Graph:
     with torch.no_grad():
         for samples in sound[1:]:
             _, state = step(samples, state)
-    return Graph("stream_step.onnx", step, (heard,), (made,), (sound[0],), (sound[1],), step.start(), state)
+    return Graph(STREAM_STEP, step, (heard,), (made,), (sound[0],), (sound[1],), step.start(), state)
 
 
 def _latents(prior: AudioVAE) -> Port:
@@ -262,7 +283,9 @@ def _write(graph: Graph, path: Path, kind: str) -> None:
             difference = _difference(graph, path)
     except Exception as error:  # whatever stands in the way of torch's exporter or of the runtime
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise AudiovaeError(f"{graph.name}: this {kind} cannot be exported by torch {torch.__version__} ({reason})") from error
+        raise AudiovaeError(
+            f"{graph.name}: this {kind} cannot be exported by torch {torch.__version__} ({reason})"
+        ) from error
     if not difference < _LARGEST_DIFFERENCE:
         raise AudiovaeError(
             f"{graph.name}: what the file gives is {difference:.1g} off what PyTorch {torch.__version__} does; "
@@ -324,11 +347,6 @@ def _silent() -> Iterator[None]:
 # What io.json says ---------------------------------------------------------------------------------------------------
 
 
-def _told(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
 def _ports(path: Path, graph: Graph) -> dict[str, Any]:
     import onnx
 
@@ -357,12 +375,12 @@ def _ports(path: Path, graph: Graph) -> dict[str, Any]:
     return {"inputs": told(graph.inputs), "outputs": told(graph.outputs), **({"state": state} if state else {})}
 
 
-def _facts(prior: AudioVAE, name: str) -> dict[str, Any]:
+def _facts(prior: AudioVAE, told: dict[str, str]) -> dict[str, Any]:
     stft = prior.stft
     return {
         "format": 1,
         "audiovae": __version__,
-        "model": {"name": name, "kind": prior.kind, "sha256": prior.model_hash()},
+        "model": {**told, "kind": prior.kind, "sha256": prior.model_hash()},
         "sample_rate": prior.sample_rate,
         "stft": {
             "n_fft": stft.n_fft,
@@ -386,7 +404,7 @@ def _stream_facts(graphs: list[Graph]) -> dict[str, Any]:
     steps = [graph.module for graph in graphs if isinstance(graph.module, StreamStep)]
     return {
         "stream": {
-            "file": "stream_step.onnx",
+            "file": STREAM_STEP,
             "hop_length": step.hop_length,
             "lookahead_frames": step.lookahead,
             "latency_samples": step.latency,

@@ -190,9 +190,7 @@ class Noise(nn.Module):
         self.n_lowest = int(quantile * (n_rows - 1)) + 1
         self.rank = int(stream_noise.VALLEY_BINS * stream_noise.VALLEY_PERCENTILE / 100)
         forgetting = 1 - seconds_per_frame / stream_noise.MEMORY_SECONDS
-        self.levels = Bands(
-            n_freqs, stream_noise.N_BANDS, stream_noise.DEVIATION, stream_noise.STIFFNESS, forgetting
-        )
+        self.levels = Bands(n_freqs, stream_noise.N_BANDS, stream_noise.DEVIATION, stream_noise.STIFFNESS, forgetting)
         expected = [
             [stream_noise.expected_quantile(max(quantile, 0.5 / n), averaged) for n in range(1, n_rows + 1)]
             for averaged in range(1, stream_noise.AVERAGED + 1)
@@ -234,7 +232,12 @@ class Noise(nn.Module):
         """A low percentile of the bins on both sides of each."""
         n = stream_noise.VALLEY_BINS
         places = (torch.arange(self.n_freqs)[:, None] + torch.arange(n) - n // 2).clamp(0, self.n_freqs - 1)
-        return quiet.index_select(0, places.flatten()).unflatten(0, places.shape).topk(self.rank + 1, dim=-1, largest=False).values[:, -1]
+        return (
+            quiet.index_select(0, places.flatten())
+            .unflatten(0, places.shape)
+            .topk(self.rank + 1, dim=-1, largest=False)
+            .values[:, -1]
+        )
 
 
 class Level(nn.Module):
@@ -388,9 +391,7 @@ class Speech(nn.Module):
         excess = 1 - stream_speech.OVERSUBTRACTION * noise / torch.maximum(power, noise)
         gain = excess.clamp(min=stream_speech.SMALLEST_FIRST_GAIN)
         guess = torch.log(power * gain.square() / mean_square + VARIANCE_FLOOR)
-        encoded = self.encoder(
-            ((guess - self.mean) / self.std)[None], state["encoder_past"], torch.ones_like(existed)
-        )
+        encoded = self.encoder(((guess - self.mean) / self.std)[None], state["encoder_past"], torch.ones_like(existed))
         latents = encoded.outputs[0, : self.dim]
         zeros = torch.zeros_like(latents)
         return {
