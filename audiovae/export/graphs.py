@@ -1,4 +1,4 @@
-"""Torch modules whose `forward` is what an exported file computes: no complex numbers, all sizes but the STFT's free."""
+"""Torch modules whose `forward` is what an exported file computes: no complex numbers, and lengths are free."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ShortTime(nn.Module):
         real, imag = self.dft(padded.index_select(1, places.flatten()).unflatten(1, (n_frames, n_fft)) * self.window)
         return real, imag
 
-    def inverse(self, real: Tensor, imag: Tensor, n_samples: int) -> Float[Tensor, "batch sample"]:
+    def inverse(self, real: Tensor, imag: Tensor, n_samples: int | torch.SymInt) -> Float[Tensor, "batch _"]:
         """The wave whose STFT is nearest."""
         added = self._overlap_add(self.dft.inverse(real, imag) * self.window)
         envelope = self._overlap_add(self.window.square().expand(real.shape[-2], self.n_fft))
@@ -169,7 +169,7 @@ class Resynthesis(nn.Module):
         wave: Float[Tensor, "batch sample"],
         level: Float[Tensor, " batch"],
         labels: Float[Tensor, "batch label"] | None = None,
-    ) -> Float[Tensor, "batch sample"]:
+    ) -> Float[Tensor, "batch _"]:
         real, imag = self.short_time(wave)
         heard = real.square() + imag.square()
         measured = wave.abs().amax(-1) if self.rule == "peak" else self._active_level(heard)

@@ -393,7 +393,7 @@ def _facts(prior: AudioVAE, told: dict[str, str]) -> dict[str, Any]:
         "level": {
             "rule": prior.level_rule,
             "meaning": _LEVEL[prior.level_rule],
-            "rumble": "what lies below 50 Hz is not turned down, as audiovae does: take it away before where it is loud",
+            "rumble": "what lies below 50 Hz is not turned down, as audiovae does: where it is loud, filter it out",
         },
         "floors": {"power": VARIANCE_FLOOR, "psd": getattr(prior.vae.settings, "variance_floor", VARIANCE_FLOOR)},
         "labels": {label: list(classes) for label, classes in prior.vae.conditions.labels.items()},
@@ -401,16 +401,16 @@ def _facts(prior: AudioVAE, told: dict[str, str]) -> dict[str, Any]:
 
 
 def _stream_facts(graphs: list[Graph]) -> dict[str, Any]:
-    steps = [graph.module for graph in graphs if isinstance(graph.module, StreamStep)]
-    return {
-        "stream": {
-            "file": STREAM_STEP,
-            "hop_length": step.hop_length,
-            "lookahead_frames": step.lookahead,
-            "latency_samples": step.latency,
-            "n_early": step.n_early,
-            "use": "feed the initial state first and each step's next_NAME as NAME to the next step; the first n_early "
-            "hops that come out stand before the wave; n_early hops of zeros at the end bring the rest of it",
-        }
-        for step in steps
-    }
+    for graph in graphs:
+        if isinstance(step := graph.module, StreamStep):
+            facts = {
+                "file": graph.name,
+                "hop_length": step.hop_length,
+                "lookahead_frames": step.lookahead,
+                "latency_samples": step.latency,
+                "n_early": step.n_early,
+                "use": "feed the initial state first, and each step's next_NAME as NAME to the next step; the first "
+                "n_early hops that come out stand before the wave; n_early hops of zeros at the end bring its rest",
+            }
+            return {"stream": facts}
+    return {}

@@ -1,4 +1,4 @@
-"""Random signs inside a graph: those that NumPy's default generator gives, so that a graph does what the library does."""
+"""Random signs inside a graph: those of NumPy's default generator, so that a graph does what the library does."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Probes(nn.Module):
         self.start = torch.tensor(first, dtype=torch.int32)  # limbs, and 1 where the upper 32 bits are still to be used
 
     def forward(
-        self, state: Int[Tensor, " limb"], n: Int[Tensor, "1"]
+        self, state: Int[Tensor, " limb"], n: Int[Tensor, " number"]
     ) -> tuple[Float[Tensor, "row column"], Int[Tensor, " limb"]]:
         """Signs of the last `n` rows (those before them mean nothing), and the state after as many were drawn."""
         limbs, is_half_used = state[:_N_LIMBS].long(), state[_N_LIMBS:].long()

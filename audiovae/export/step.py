@@ -29,7 +29,7 @@ from audiovae.separation.sources.factors import bands
 
 State = dict[str, Tensor]
 Spectrum = Float[Tensor, " freq"]
-Number = Int[Tensor, "1"]
+Number = Int[Tensor, " number"]
 
 
 class StreamStep(nn.Module):
@@ -241,7 +241,7 @@ class Noise(nn.Module):
 
 
 class Level(nn.Module):
-    """`stream_speech.LiveLevel`, whose state is the loudest mean square, the sum of the active ones and their number."""
+    """`stream_speech.LiveLevel`; its state: the loudest mean square, the sum of the active ones, their number."""
 
     counts: Tensor
 

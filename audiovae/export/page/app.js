@@ -10,6 +10,7 @@ const pause = () => new Promise((done) => setTimeout(done));
 let io, step, resynthesis, recording = null;
 
 async function load() {
+  ort.env.logLevel = "error"; // else it tells of processors that it does not know
   ort.env.wasm.numThreads = 1; // more threads would ask for headers that a plain server does not send
   ort.env.wasm.wasmPaths = new URL("runtime/", location.href).href;
   io = await (await fetch("model/io.json")).json();
