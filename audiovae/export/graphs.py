@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audiovae.level import ACTIVE_RANGE_DB, LOWEST_HZ
+from audiovae.level import ACTIVE_RANGE_DB, LOWEST_HZ, RUMBLE_DB
 from audiovae.models import VAE
 from audiovae.prior import AudioVAE
 from audiovae.stft import STFT
@@ -149,9 +149,15 @@ class Decoder(nn.Module):
 
 
 class Resynthesis(nn.Module):
-    """A wave through encoder and decoder, with its own phase: `AudioVAE.resynthesize`."""
+    """A wave through encoder and decoder, with its own phase: `AudioVAE.resynthesize`.
 
+    Rumble is what stands in the bins below 50 Hz. Where it is too loud it is turned down before, and put back
+    afterwards, unless the level is given: see `audiovae.level`, which tells it by a sharper filter.
+    """
+
+    is_low: Tensor
     counts: Tensor
+    low_counts: Tensor
 
     def __init__(self, prior: AudioVAE) -> None:
         super().__init__()
@@ -160,9 +166,12 @@ class Resynthesis(nn.Module):
         counts = torch.full((stft.n_freqs,), 2.0)
         if stft.n_fft % 2 == 0:
             counts[-1] = 1.0
-        counts[: max(1, math.ceil(LOWEST_HZ * stft.n_fft / prior.sample_rate))] = 0.0
         counts /= stft.n_fft * stft.window.square().sum()
-        self.register_buffer("counts", counts, persistent=False)
+        n_low = max(1, math.ceil(LOWEST_HZ * stft.n_fft / prior.sample_rate))
+        is_low = (torch.arange(stft.n_freqs) < n_low).float()
+        self.register_buffer("is_low", is_low, persistent=False)
+        self.register_buffer("counts", counts * (1 - is_low), persistent=False)
+        self.register_buffer("low_counts", counts * is_low, persistent=False)
 
     def forward(
         self,
@@ -172,16 +181,24 @@ class Resynthesis(nn.Module):
     ) -> Float[Tensor, "batch _"]:
         real, imag = self.short_time(wave)
         heard = real.square() + imag.square()
-        measured = wave.abs().amax(-1) if self.rule == "peak" else self._active_level(heard)
+        active = self._active_level(heard)
+        measured = wave.abs().amax(-1) if self.rule == "peak" else active
+        away = torch.where(level > 0, 0.0, self._rumble_share(heard, active))[:, None, None] * self.is_low
         level = torch.where(level > 0, level, measured)
-        power = heard / torch.where(level > 0, level, 1.0).square()[:, None, None]
+        power = heard * (1 - away).square() / torch.where(level > 0, level, 1.0).square()[:, None, None]
         log_psd = self.vae.log_psd(self.vae.mean_path(power, labels)[0], labels)
         # magnitude of the PSD, phase of what was heard: x sqrt(psd / |x|^2)
         gain = torch.where(heard > 0, torch.exp(0.5 * log_psd) * heard.clamp(min=1e-37).rsqrt(), 0.0)
-        return self.short_time.inverse(gain * real, gain * imag, wave.shape[-1]) * level[:, None]
+        gain = gain * level[:, None, None] + away
+        return self.short_time.inverse(gain * real, gain * imag, wave.shape[-1])
 
     def _active_level(self, power: Float[Tensor, "batch frame freq"]) -> Float[Tensor, " batch"]:
         """See `spectrogram_level`."""
         frame_power = power @ self.counts
         is_active = (frame_power >= frame_power.amax(-1, keepdim=True) * 10 ** (-ACTIVE_RANGE_DB / 10)).float()
         return ((frame_power * is_active).sum(-1) / is_active.sum(-1)).sqrt()
+
+    def _rumble_share(self, power: Float[Tensor, "batch frame freq"], level: Float[Tensor, " batch"]) -> Tensor:
+        """See `rumble_share`."""
+        rumble = (power @ self.low_counts).mean(-1).sqrt()
+        return (1 - level * 10 ** (RUMBLE_DB / 20) / rumble.clamp(min=1e-30)).clamp(min=0.0)

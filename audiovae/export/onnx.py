@@ -31,7 +31,7 @@ from audiovae.prior import AudioVAE
 IO, STREAM_STEP, RESYNTHESIS = "io.json", "stream_step.onnx", "resynthesis.onnx"
 _LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST_DIFFERENCE = 1e-4  # of what a file computes from what PyTorch does, relative
-_KEPT_FLOAT = ("short_time.", "counts")  # matrices of the DFT and of the level, whose products are not quantised
+_KEPT_FLOAT = ("short_time.", "counts", "low_counts")  # of the DFT and of the level: their products stay as they are
 _LEVEL = {
     "active": "RMS of the frames whose power above 50 Hz is within 30 dB of that of the loudest",
     "peak": "largest absolute sample",
@@ -393,7 +393,8 @@ def _facts(prior: AudioVAE, told: dict[str, str]) -> dict[str, Any]:
         "level": {
             "rule": prior.level_rule,
             "meaning": _LEVEL[prior.level_rule],
-            "rumble": "what lies below 50 Hz is not turned down, as audiovae does: where it is loud, filter it out",
+            "rumble": "resynthesis.onnx turns down the bins below 50 Hz where they are louder than 15 dB below the level, and "
+            "puts them back; the other files take what they are given",
         },
         "floors": {"power": VARIANCE_FLOOR, "psd": getattr(prior.vae.settings, "variance_floor", VARIANCE_FLOOR)},
         "labels": {label: list(classes) for label, classes in prior.vae.conditions.labels.items()},
