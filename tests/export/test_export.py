@@ -1,4 +1,4 @@
-"""ONNX files in their runtime, the page in Chromium, and what the verb says. About 80 seconds, most of them torch's
+"""ONNX files in their runtime, the page in Chromium, and what the verb says. About 90 seconds, most of them torch's
 exporter at work.
 """
 
@@ -193,7 +193,7 @@ def test_int8_is_a_third_of_the_size_and_as_good(page: Path, speech: torch.Tenso
     assert small.stat().st_size < 0.4 * (page / "model/resynthesis.onnx").stat().st_size
     feeds = {"wave": speech[None].numpy(), "level": np.zeros(1, np.float32)}
     plain, rough = (
-        float(si_sdr(speech, torch.from_numpy(session(path).run(None, feeds)[0][0])))
+        float(si_sdr(speech.numpy(), session(path).run(None, feeds)[0][0]))
         for path in (page / "model/resynthesis.onnx", small)
     )
     assert abs(plain - rough) < 0.3
@@ -250,7 +250,7 @@ def test_a_page_asks_for_no_labels(labelled: AudioVAE, tmp_path: Path) -> None:
         ("export MODEL -o there/file --overwrite", "audiovae: there/file: is a file; name a folder"),
         ("export speech-16k-liv -o out", "audiovae: speech-16k-liv: no such model; did you mean 'speech-16k-live'?"),
         ("export there -o out", "audiovae: there: is not a model folder: it has no config.json"),
-        ("export MODEL -o out --int9", "did you mean --int8?"),
+        ("export MODEL -o out --int9", "did you mean '--int8'?"),
     ],
 )
 def test_what_is_wrong_is_one_line(
