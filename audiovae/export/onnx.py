@@ -393,8 +393,8 @@ def _facts(prior: AudioVAE, told: dict[str, str]) -> dict[str, Any]:
         "level": {
             "rule": prior.level_rule,
             "meaning": _LEVEL[prior.level_rule],
-            "rumble": "resynthesis.onnx turns bins below 50 Hz down to 15 dB below the level, and puts them back; the other "
-            "files take what they are given",
+            "rumble": "resynthesis.onnx turns bins below 50 Hz down to 15 dB below the level, and puts them back; the "
+            "other files take what they are given",
         },
         "floors": {"power": VARIANCE_FLOOR, "psd": getattr(prior.vae.settings, "variance_floor", VARIANCE_FLOOR)},
         "labels": {label: list(classes) for label, classes in prior.vae.conditions.labels.items()},
