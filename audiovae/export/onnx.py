@@ -161,7 +161,7 @@ def assembled(folder: str | Path) -> Iterator[Path]:
         PathError: the folder cannot be written. Nothing is left behind.
     """
     folder = Path(folder)
-    place = temporary_path(folder / "export")
+    place, is_new = temporary_path(folder / "export"), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -176,6 +176,8 @@ def assembled(folder: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 # The graphs ----------------------------------------------------------------------------------------------------------

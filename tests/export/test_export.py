@@ -225,7 +225,7 @@ def test_nothing_is_left_of_an_export_that_fails(frame: AudioVAE, tmp_path: Path
         export_page(frame, tmp_path / "page", runtime=tmp_path)
     with pytest.raises(PathError, match=r"is missing; give the folder of onnxruntime-web"):
         export_page(frame, tmp_path / "page", runtime=tmp_path / "nowhere")
-    assert list((tmp_path / "page").iterdir()) == []
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_page_asks_for_no_labels(labelled: AudioVAE, tmp_path: Path) -> None:
