@@ -139,8 +139,8 @@ def write(prior: AudioVAE, graphs: list[Graph], place: Path, int8: bool, told: d
         content = path.read_bytes()
         facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "int8": is_int8}
         files[graph.name] = {**facts, **_ports(path, graph)}
-    content = {**_facts(prior, told), "files": files, **_stream_facts(graphs)}
-    (place / IO).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    told_all = {**_facts(prior, told), "files": files, **_stream_facts(graphs)}
+    (place / IO).write_text(json.dumps(told_all, indent=1) + "\n", encoding="utf-8")
     return {name: facts["bytes"] for name, facts in files.items()}
 
 
@@ -208,7 +208,9 @@ def _resynthesis(prior: AudioVAE) -> Graph:
         Port("level", ("batch",), "what the wave is divided by; 0: measured, see level"),
     ]
     made = Port("resynthesis", ("batch", "sample"), "the same sound from its latents, with its own phase")
-    examples = [(torch.randn(b, (n - 1) * hop - hop // 3), torch.zeros(b)) for b, n in _sizes(prior)]
+    examples: list[tuple[Tensor, ...]] = [
+        (torch.randn(b, (n - 1) * hop - hop // 3), torch.zeros(b)) for b, n in _sizes(prior)
+    ]
     return _conditioned(prior, RESYNTHESIS, Resynthesis(prior), ports, made, examples)
 
 

@@ -19,6 +19,7 @@ from audiovae.distributions.complex_normal import EULER_GAMMA, VARIANCE_FLOOR
 from audiovae.export.graphs import DFT
 from audiovae.export.probes import Probes
 from audiovae.level import ACTIVE_RANGE_DB
+from audiovae.models import DynamicVAE
 from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE
 from audiovae.networks.temporal import TemporalBlock
 from audiovae.prior import AudioVAE
@@ -344,7 +345,7 @@ class Speech(nn.Module):
 
     def __init__(self, prior: AudioVAE, n_frames: int) -> None:
         super().__init__()
-        vae = prior.vae
+        vae = cast(DynamicVAE, prior.vae)
         self.n_frames, self.dim, self.n_freqs = n_frames, vae.latent_dim, vae.n_freqs
         self.encoder, self.decoder = Network(vae.encoder), Network(vae.decoder)
         self.transition = Network(vae.transition)
