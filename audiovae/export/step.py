@@ -20,6 +20,7 @@ from audiovae.export.graphs import DFT
 from audiovae.export.probes import Probes
 from audiovae.level import ACTIVE_RANGE_DB
 from audiovae.models import DynamicVAE
+from audiovae.networks.log_power import LogPower
 from audiovae.networks.recurrence import LARGEST_SCALE, SMALLEST_SCALE
 from audiovae.networks.temporal import TemporalBlock
 from audiovae.prior import AudioVAE
@@ -346,11 +347,12 @@ class Speech(nn.Module):
     def __init__(self, prior: AudioVAE, n_frames: int) -> None:
         super().__init__()
         vae = cast(DynamicVAE, prior.vae)
+        log_power = cast(LogPower, vae.log_power)
         self.n_frames, self.dim, self.n_freqs = n_frames, vae.latent_dim, vae.n_freqs
         self.encoder, self.decoder = Network(vae.encoder), Network(vae.decoder)
         self.transition = Network(vae.transition)
         self.probes = Probes(n_frames, vae.n_freqs)
-        tensors = {"mean": vae.log_power.mean, "std": vae.log_power.std, "bias": vae.observation.bias.detach()}
+        tensors = {"mean": log_power.mean, "std": log_power.std, "bias": vae.observation.bias.detach()}
         for name, values in tensors.items():
             self.register_buffer(name, values, persistent=False)
         forgetting = math.exp(-prior.stft.hop_length / prior.sample_rate / stream_speech.COLOUR_SECONDS)
