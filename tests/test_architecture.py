@@ -30,6 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("training",),
     ("evaluation",),
     ("report",),
+    ("export",),
     ("separation",),
     ("files",),
     ("batch", "dvae"),

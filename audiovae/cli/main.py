@@ -38,6 +38,7 @@ VERBS = {
     "prepare": "pack recordings for training: a folder, a table, or a data set of another library",
     "train": "train a prior on a packed corpus",
     "import": "a published checkpoint to a model",
+    "export": "a model to ONNX files, or to a page, which run without Python",
     "encode": "sound files to latents (.npz)",
     "decode": "latents (.npz) to sound files, the phase by Griffin-Lim",
     "resynthesize": "sound files through encoder and decoder and back to sound",

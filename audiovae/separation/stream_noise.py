@@ -11,13 +11,13 @@ from audiovae.separation.sources.factors import bands
 
 Spectrum = Float32[np.ndarray, " freq"]
 
-_QUANTILE = 0.05
-_QUIET_SECONDS = 4.0
-_ROWS = 128  # averages of a few frames that are kept of them
-_AVERAGED = 3  # frames
-_PARTS = 4  # of the frequencies, one of which is looked through with every frame
-_FIRST_SECONDS, _VALLEY_BINS, _VALLEY_PERCENTILE, _VALLEY_FACTOR = 0.5, 25, 25, 3.0
-_N_BANDS, _DEVIATION, _STIFFNESS, _MEMORY_SECONDS = 16, 2.0, 12.0, 0.08
+QUANTILE = 0.05
+QUIET_SECONDS = 4.0
+ROWS = 128  # averages of a few frames that are kept of them
+AVERAGED = 3  # frames
+PARTS = 4  # of the frequencies, one of which is looked through with every frame
+FIRST_SECONDS, VALLEY_BINS, VALLEY_PERCENTILE, VALLEY_FACTOR = 0.5, 25, 25, 3.0
+N_BANDS, DEVIATION, STIFFNESS, MEMORY_SECONDS = 16, 2.0, 12.0, 0.08
 
 
 class BandLevels:
@@ -69,14 +69,14 @@ class QuietNoise:
     """
 
     def __init__(self, n_freqs: int, seconds_per_frame: float) -> None:
-        self._stride = max(1, round(_QUIET_SECONDS / seconds_per_frame / _ROWS))
-        self._last = np.zeros((_AVERAGED, n_freqs), np.float32)
-        self._heard = np.zeros((_ROWS, n_freqs), np.float32)
+        self._stride = max(1, round(QUIET_SECONDS / seconds_per_frame / ROWS))
+        self._last = np.zeros((AVERAGED, n_freqs), np.float32)
+        self._heard = np.zeros((ROWS, n_freqs), np.float32)
         self._n_frames = 0
         self._quiet = np.zeros(n_freqs, np.float32)
-        forgetting = 1 - seconds_per_frame / _MEMORY_SECONDS
-        self._n_first = round(_FIRST_SECONDS / seconds_per_frame)
-        self._levels = BandLevels(n_freqs, _N_BANDS, _DEVIATION, _STIFFNESS, forgetting)
+        forgetting = 1 - seconds_per_frame / MEMORY_SECONDS
+        self._n_first = round(FIRST_SECONDS / seconds_per_frame)
+        self._levels = BandLevels(n_freqs, N_BANDS, DEVIATION, STIFFNESS, forgetting)
         self.update = self._levels.update
 
     @property
@@ -86,24 +86,24 @@ class QuietNoise:
 
     def push(self, power: Spectrum) -> None:
         """Hear the next frame."""
-        self._last[self._n_frames % _AVERAGED] = power
-        n_averaged = min(self._n_frames + 1, _AVERAGED)
+        self._last[self._n_frames % AVERAGED] = power
+        n_averaged = min(self._n_frames + 1, AVERAGED)
         row, rest = divmod(self._n_frames, self._stride)
         if rest == 0:
-            self._heard[row % _ROWS] = self._last[:n_averaged].mean(0)
+            self._heard[row % ROWS] = self._last[:n_averaged].mean(0)
         self._n_frames += 1
-        n_rows = min(row + 1, _ROWS)
-        parts = 1 if n_rows < _ROWS // _PARTS else _PARTS
+        n_rows = min(row + 1, ROWS)
+        parts = 1 if n_rows < ROWS // PARTS else PARTS
         of_part = slice(self._n_frames % parts, None, parts)
-        place = int(_QUANTILE * (n_rows - 1))
+        place = int(QUANTILE * (n_rows - 1))
         lowest = np.partition(self._heard[:n_rows, of_part], place, axis=0)[place]
-        self._quiet[of_part] = lowest / _expected(max(_QUANTILE, 0.5 / n_rows), n_averaged)
+        self._quiet[of_part] = lowest / expected_quantile(max(QUANTILE, 0.5 / n_rows), n_averaged)
         if self._n_frames <= self._n_first:
-            around = percentile_filter(self._quiet, _VALLEY_PERCENTILE, _VALLEY_BINS, mode="nearest")
-            self._quiet = np.minimum(self._quiet, _VALLEY_FACTOR * around)
+            around = percentile_filter(self._quiet, VALLEY_PERCENTILE, VALLEY_BINS, mode="nearest")
+            self._quiet = np.minimum(self._quiet, VALLEY_FACTOR * around)
 
 
-def _expected(quantile: float, n: int) -> float:
+def expected_quantile(quantile: float, n: int) -> float:
     """The quantile of the mean of n overlapping |x|^2 of variance 1: see `quiet_spectrum`."""
     from scipy.special import gammaincinv
 

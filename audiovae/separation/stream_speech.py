@@ -18,9 +18,9 @@ from audiovae.separation.methods import COLOUR_DEVIATION, PRIOR_WEIGHT
 from audiovae.separation.stream_network import CausalNetwork
 from audiovae.separation.stream_noise import BandLevels, Spectrum
 
-_N_BANDS, _STIFFNESS, _COLOUR_SECONDS = 20, 360.0, 1.6
-_OVERSUBTRACTION, _SMALLEST_FIRST_GAIN = 3.0, 0.1  # of the first guess, see `quiet_start`
-_STEP, _MOMENTUM, _TRUST, _MEMORY = 0.5, 0.6, 0.6, 0.5  # see `PointEstimate`
+N_BANDS, STIFFNESS, COLOUR_SECONDS = 20, 360.0, 1.6
+OVERSUBTRACTION, SMALLEST_FIRST_GAIN = 3.0, 0.1  # of the first guess, see `quiet_start`
+STEP, MOMENTUM, TRUST, MEMORY = 0.5, 0.6, 0.6, 0.5  # see `PointEstimate`
 
 
 class LiveLevel:
@@ -34,23 +34,23 @@ class LiveLevel:
     def __init__(self, prior: AudioVAE, forgetting_seconds: float = 16.0) -> None:
         stft, rate = prior.stft, prior.sample_rate
         weight = 2.0 / (stft.n_fft * float(stft.window.square().sum()))
-        self._counts = np.full(stft.n_freqs, weight, np.float32)
-        self._counts[: max(1, math.ceil(LOWEST_HZ * stft.n_fft / rate))] = 0.0
-        self._forgetting = math.exp(-stft.hop_length / rate / forgetting_seconds)
+        self.counts = np.full(stft.n_freqs, weight, np.float32)
+        self.counts[: max(1, math.ceil(LOWEST_HZ * stft.n_fft / rate))] = 0.0
+        self.forgetting = math.exp(-stft.hop_length / rate / forgetting_seconds)
         self._loudest = self._sum = self._n = 0.0
 
     def mean_square(self, power: Spectrum) -> float:
         """Of the wave under a frame."""
-        return float(power @ self._counts)
+        return float(power @ self.counts)
 
     def push(self, power: Spectrum) -> float:
         """The mean square of the active frames so far, after one more."""
         value, least = self.mean_square(power), 10 ** (-ACTIVE_RANGE_DB / 10)
-        self._loudest = max(self._forgetting * self._loudest, value)
+        self._loudest = max(self.forgetting * self._loudest, value)
         if self._sum < least * self._loudest * self._n:  # all before was silence beside this
             self._sum = self._n = 0.0
         if value >= least * self._loudest:
-            self._sum, self._n = self._forgetting * self._sum + value, self._forgetting * self._n + 1
+            self._sum, self._n = self.forgetting * self._sum + value, self.forgetting * self._n + 1
         return self._sum / self._n
 
 
@@ -87,8 +87,8 @@ class LiveSpeech:
         self._moved, self._last = self._transition.start(), np.zeros((1, vae.latent_dim), np.float32)
         self._latents, self._move, self._curvature = np.zeros((3, 0, vae.latent_dim), np.float32)
         self._power = np.zeros((0, vae.n_freqs), np.float32)
-        forgetting = math.exp(-prior.stft.hop_length / prior.sample_rate / _COLOUR_SECONDS)
-        self._colour = BandLevels(vae.n_freqs, _N_BANDS, COLOUR_DEVIATION, _STIFFNESS, forgetting)
+        forgetting = math.exp(-prior.stft.hop_length / prior.sample_rate / COLOUR_SECONDS)
+        self._colour = BandLevels(vae.n_freqs, N_BANDS, COLOUR_DEVIATION, STIFFNESS, forgetting)
         self.update = self._colour.update
 
     def push(self, power: Spectrum, noise: Spectrum, mean_square: float) -> None:
@@ -100,7 +100,7 @@ class LiveSpeech:
         """
         if len(self._latents) == self._n_frames:
             self._leave()
-        gain = (1 - _OVERSUBTRACTION * noise / np.maximum(power, noise)).clip(min=_SMALLEST_FIRST_GAIN)
+        gain = (1 - OVERSUBTRACTION * noise / np.maximum(power, noise)).clip(min=SMALLEST_FIRST_GAIN)
         guess = np.log(power * np.square(gain) / np.float32(mean_square) + VARIANCE_FLOOR)
         made = self._encoder.forward((guess[None] - self._mean) / self._std, self._encoded)
         self._encoded = self._encoder.after(made, 1)
@@ -142,7 +142,7 @@ class LiveSpeech:
         if with_curvature:
             signs = self._random.integers(0, 2, share.shape, np.int8) * np.float32(2) - np.float32(1)
             found = np.square(self._decoder.backward(share * signs, decoded)) + weight / np.square(deviation)
-            known = _MEMORY * self._curvature + (1 - _MEMORY) * found
+            known = MEMORY * self._curvature + (1 - MEMORY) * found
             self._curvature = np.where(self._curvature > 0, known, found)
 
         slope = self._decoder.backward(share * (1 - self._power / (variance + noise)), decoded)
@@ -151,5 +151,5 @@ class LiveSpeech:
         of_spread = (1 - np.square(away)) / deviation * (np.float32(LARGEST_SCALE) * sigmoid * (1 - sigmoid))
         of_moves = weight * np.concatenate([-away / deviation, of_spread], axis=1)
         slope[:-1] += self._transition.backward(of_moves, moved)[1:]
-        self._move = _MOMENTUM * self._move - (slope / self._curvature).clip(-_TRUST, _TRUST)
-        self._latents = z + _STEP * self._move
+        self._move = MOMENTUM * self._move - (slope / self._curvature).clip(-TRUST, TRUST)
+        self._latents = z + STEP * self._move

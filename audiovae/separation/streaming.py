@@ -21,11 +21,11 @@ from audiovae.waves import Array, tensor_of
 StreamMethodName = Literal["fast"]
 MOST_LOOKAHEAD = 8  # frames
 
-_WINDOW_FRAMES = 4  # in which latents still move, at least
-_STEPS = 3  # of theirs with every frame
-_LEAST_OVER_NOISE = 4.0  # of the level over the noise, as powers: at first, noise may be all that was heard
-_ABSENT, _LEAST_GAIN = 0.3, 0.05
-_LEAST, _LARGEST = 1e-24, 1e30  # powers
+WINDOW_FRAMES = 4  # in which latents still move, at least
+STEPS = 3  # of theirs with every frame
+LEAST_OVER_NOISE = 4.0  # of the level over the noise, as powers: at first, noise may be all that was heard
+ABSENT, LEAST_GAIN = 0.3, 0.05
+LEAST, LARGEST = 1e-24, 1e30  # powers
 
 
 def stream(
@@ -137,7 +137,7 @@ class _Frames:
         self._window, self._hop = stft.window.numpy(), hop
         if n_fft % hop:
             raise ValueError(f"a stream needs a window of whole hops, got n_fft {n_fft} and hop_length {hop}")
-        self._speech = LiveSpeech(prior, max(_WINDOW_FRAMES, lookahead + 1), _STEPS)
+        self._speech = LiveSpeech(prior, max(WINDOW_FRAMES, lookahead + 1), STEPS)
         self._noise = QuietNoise(stft.n_freqs, hop / prior.sample_rate)
         self._level, self._given = LiveLevel(prior), level
         self._heard, self._made = np.zeros((2, n_channels, n_fft), np.float32)
@@ -169,7 +169,7 @@ class _Frames:
         self._n_heard = min(self._n_heard + 1, len(self._shares))
         heard = (np.square(spectrum.real) + np.square(spectrum.imag)).mean(0) / self._shares[self._n_heard - 1]
         self._spectra = np.concatenate([self._spectra[1:], spectrum[None]])
-        self._powers = np.concatenate([self._powers[1:], heard.clip(max=_LARGEST)[None]])
+        self._powers = np.concatenate([self._powers[1:], heard.clip(max=LARGEST)[None]])
         image = np.fft.irfft(self._gain(self._powers[-1]) * self._spectra[0], len(self._window)) * self._window
         self._made = np.concatenate([self._made[:, self._hop :] + image[:, :n_kept], image[:, n_kept:]], axis=1)
         return self._made[:, : self._hop] / self._envelope
@@ -179,7 +179,7 @@ class _Frames:
         self._noise.push(heard)
         noise = self._noise.spectrum
         level = self._level.push(heard) if self._given is None else self._given**2
-        level = max(level, _LEAST_OVER_NOISE * self._level.mean_square(noise), _LEAST)
+        level = max(level, LEAST_OVER_NOISE * self._level.mean_square(noise), LEAST)
         noise = np.maximum(noise, np.float32(VARIANCE_FLOOR * level))
         self._speech.push(heard, noise, level)
         psds = self._speech.infer(noise, level)
@@ -203,5 +203,5 @@ def gain(speech: Spectrum, noise: Spectrum, heard: Spectrum) -> Spectrum:
     wiener = speech / (speech + noise)
     v = (wiener * (heard / noise)).clip(1e-6, 500.0)
     log_amplitude = (wiener * np.exp(exp1(v) / 2)).clip(max=1.0)
-    presence = 1 / (1 + _ABSENT / (1 - _ABSENT) * (1 + prior_snr) * np.exp(-v))
-    return (wiener + log_amplitude**presence * _LEAST_GAIN ** (1 - presence)) / 2
+    presence = 1 / (1 + ABSENT / (1 - ABSENT) * (1 + prior_snr) * np.exp(-v))
+    return (wiener + log_amplitude**presence * LEAST_GAIN ** (1 - presence)) / 2

@@ -39,6 +39,7 @@ COMMON = {
     "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
     "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "", "gather": "",
+    "export": "",
 }  # fmt: skip
 
 
@@ -985,6 +986,7 @@ EVERY_VERB = {
     "evaluate": "evaluate good.wav --model model",
     "info": "info model",
     "push": "push model owner/name",
+    "export": "export model -o out",
     "gather": "gather kept",
 }
 
