@@ -26,7 +26,7 @@ PACKAGE = ROOT / "audiovae"
 FLOORS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
-    ("notebook",),
+    ("app", "notebook"),
     ("training",),
     ("evaluation",),
     ("report",),
