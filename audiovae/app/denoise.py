@@ -6,6 +6,7 @@ import math
 import shlex
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,7 +33,7 @@ from audiovae.settings import MethodName
 NoiseKind = Literal["none", "white", "pink", "a file"]
 
 EXAMPLES = Path(__file__).with_name("examples")
-OF_THE_METHOD = "that of the method"  # the choice of a prior that is none
+OF_THE_METHOD = "the method's own"  # the choice of a prior that is none
 _AT_ONCE_SECONDS = 60.0  # of sound: longer ones in blocks, in constant memory
 
 
@@ -54,7 +55,7 @@ def fitted(noise: Sound, sample_rate: int, n_samples: int) -> Wave:
 
 
 def with_noise(wave: Wave, noise: Wave, snr_db: float) -> Wave:
-    """wave + a noise, with a such that 10 log10(|wave|^2 / |a noise|^2) is the SNR.
+    """A wave with a noise beside it, as loud as the SNR says: 10 log10(|wave|^2 / |noise|^2).
 
     Args:
         wave: `[channel, sample]`.
@@ -161,7 +162,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
         model: str,
         progress: Any = gr.Progress(),
     ) -> list[Any]:
-        with one_line(gr.Error):
+        with one_line():
             sound = read_sound(path)
             chosen = None if model == OF_THE_METHOD else model
             noisy, shape = sound.wave, sound.wave.shape
@@ -189,12 +190,16 @@ def add_tab(folder: Path, models: list[str]) -> None:
             )  # fmt: skip
             with gr.Row(elem_classes="buttons"):
                 for path in sorted(EXAMPLES.glob("*.ogg")):
-                    example = gr.Button(path.stem.replace("-", " "), size="sm", min_width=90)
-                    example.click(lambda path=str(path): path, outputs=sound, show_progress="hidden")
+                    example = gr.Button(path.stem.replace("-", " "), size="sm", min_width=140)
+                    example.click(partial(str, path), outputs=sound, show_progress="hidden")
         with gr.Column(min_width=300):
             with gr.Row():
-                method = gr.Dropdown(list(METHODS), value="peem", label="Method", info="fast is the fastest")
-                model = gr.Dropdown([OF_THE_METHOD, *models], value=OF_THE_METHOD, label="Prior", info="of clean speech")
+                method = gr.Dropdown(
+                    list(METHODS), value="peem", label="Method", info="fast is the fastest", min_width=200
+                )
+                model = gr.Dropdown(
+                    [OF_THE_METHOD, *models], value=OF_THE_METHOD, label="Prior", info="of clean speech", min_width=200
+                )
             with gr.Row():
                 kind = gr.Radio(list(get_args(NoiseKind)), value="none", label="Add a noise")
                 snr_db = gr.Slider(-10, 30, 5, step=1, label="SNR (dB)", info="of what was loaded over that noise")
@@ -206,7 +211,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
             start = gr.Button("Denoise", variant="primary", elem_id="denoise-start")
     told = gr.Markdown(elem_id="denoise-told")
     with gr.Column(visible=False) as results:
-        gr.HTML(scale_line(3))
+        gr.HTML(scale_line())
         with gr.Row():
             heard, seen = [], []
             for part in ("noisy", "speech", "residual"):
@@ -215,7 +220,9 @@ def add_tab(folder: Path, models: list[str]) -> None:
                         gr.Audio(label=part, interactive=False, buttons=["download"], elem_id=f"denoise-{part}")
                     )
                     seen.append(gr.HTML(elem_classes="picture"))
-        command = gr.Code(label="The command line that does this", language="shell", interactive=False, lines=1)
+        command = gr.Code(
+            label="The command line that does this", language="shell", interactive=False, lines=1, wrap_lines=True
+        )
     start.click(
         denoise,
         [sound, kind, noise, snr_db, method, model],

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from audiovae import saved
-from audiovae.app import denoise
+from audiovae.app import compare, denoise, inside, live, separate
 
 TITLE = "audiovae"
 _SECONDS_KEPT = 3600  # of sounds that were made or dropped, while the page runs
-_TABS = {"Denoise": denoise.add_tab}
+_TABS = {
+    "Denoise": denoise.add_tab,
+    "Look inside": inside.add_tab,
+    "Separate": separate.add_tab,
+    "Compare": compare.add_tab,
+    "Live": live.add_tab,
+}
 
 # The colours of the reports, whose pictures name them by these variables.
 CSS = """
@@ -20,6 +26,12 @@ CSS = """
 .scale { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .5rem; font-size: .9rem; margin: .3rem 0 }
 .scale span { white-space: nowrap } .scale i { flex: none; width: 8rem; height: .8rem }
 .magma { background: linear-gradient(90deg, #000004, #3b0f70, #8c2981, #de4968, #fe9f6d, #fcfdbf) }
+.live { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: center }
+.live button { border-radius: 6px; padding: .5rem 1.6rem; font-weight: 600; cursor: pointer }
+.live #live-start { background: var(--button-primary-background-fill); color: var(--button-primary-text-color) }
+.live #live-stop { background: var(--button-secondary-background-fill) } .live button:disabled { opacity: .4 }
+.live select { padding: .4rem; border: 1px solid var(--border-color-primary); border-radius: 6px;
+background: var(--input-background-fill); color: inherit } .live p { flex-basis: 100%; margin: 0 }
 .click svg { cursor: crosshair } .buttons { gap: .4rem }
 """
 

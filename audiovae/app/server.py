@@ -75,7 +75,9 @@ def listening(port: int) -> Iterator[socket.socket]:
             listener.listen(128)
         except OSError as error:
             reason = error.strerror or "it cannot be used"
-            raise AudiovaeError(f"app: port {port} is not free ({reason}); choose another --port, or 0 for any") from error
+            raise AudiovaeError(
+                f"app: port {port} is not free ({reason}); choose another --port, or 0 for any"
+            ) from error
         yield listener
 
 
@@ -99,15 +101,17 @@ def web(folder: Path, model: str | None = None) -> Any:
     from fastapi import FastAPI
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.routing import BaseRoute, WebSocketRoute
 
-    from audiovae.app import page
+    from audiovae.app import live, page
     from audiovae.app.denoise import EXAMPLES
     from audiovae.app.sounds import LARGEST_MEGABYTES, load_prior
 
     if model is not None:
         load_prior(model)
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False), Middleware(OwnPages)]
-    app = FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None)
+    routes: list[BaseRoute] = [WebSocketRoute(live.PATH, live.CONVERSATIONS.serve)]
+    app = FastAPI(routes=routes, middleware=guards, docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
         app,
         page.build(folder, model),

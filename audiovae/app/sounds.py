@@ -99,14 +99,15 @@ def load_prior(name: str) -> AudioVAE:
 
 
 @contextmanager
-def one_line(failure: type[Exception]) -> Iterator[None]:
-    """Whatever fails within is raised anew as this exception of the page, with one line that a reader understands."""
+def one_line() -> Iterator[None]:
+    """Whatever fails within is told on the page, in one line that a reader understands."""
+    import gradio as gr
+
     try:
         yield
-    except (AudiovaeError, ValueError) as error:
-        raise failure(_told(str(error))) from error
     except Exception as error:
-        raise failure(_told(str(unexpected(error)))) from error
+        known = isinstance(error, (AudiovaeError, ValueError))
+        raise gr.Error(_told(str(error if known else unexpected(error))), print_exception=False) from error
 
 
 def _told(line: str) -> str:
@@ -115,7 +116,7 @@ def _told(line: str) -> str:
 
 
 def spectrograms(waves: Mapping[str, Wave], sample_rate: int) -> dict[str, str]:
-    """Pictures of sounds beside each other, on one scale: see `SCALE`.
+    """Pictures of sounds beside each other, on one scale: see `scale_line`.
 
     Args:
         waves: `[channel, sample]` each; the mean power of the channels is shown.
@@ -129,7 +130,7 @@ def spectrograms(waves: Mapping[str, Wave], sample_rate: int) -> dict[str, str]:
 def pictures(
     powers: Mapping[str, Float[torch.Tensor, "frame freq"]], frame_seconds: float, sample_rate: int
 ) -> dict[str, str]:
-    """Pictures of powers or power spectral densities, on one scale: see `SCALE`."""
+    """Pictures of powers or power spectral densities, on one scale: see `scale_line`."""
     n_together = -(-max(len(values) for values in powers.values()) // _MOST_COLUMNS)
     shown = plots.decibels([_together(values, n_together) for values in powers.values()])
     drawn = (plots.spectrogram(values, n_together * frame_seconds, sample_rate) for values in shown)
@@ -141,9 +142,9 @@ def _together(values: torch.Tensor, n: int) -> torch.Tensor:
     return torch.stack([part.mean(0) for part in values.split(n)]) if n > 1 else values
 
 
-def scale_line(n: int) -> str:
-    """What the colours of so many pictures beside each other mean."""
-    return scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", f"re the loudest bin of the {n} pictures")
+def scale_line() -> str:
+    """What the colours of pictures beside each other mean."""
+    return scale("magma", f"{-plots.RANGE_DB:.0f} dB", "0 dB", "re the loudest bin of these pictures")
 
 
 def level_db(wave: Wave | NDArray[np.float32]) -> float:

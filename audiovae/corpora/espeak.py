@@ -40,9 +40,7 @@ TIMBRES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5
 _SYNCHRONOUS, _NO_EXIT, _UTF8, _RATE, _PITCH = 2, 1 << 15, 1, 1, 3
 
 
-def speak_corpus(
-    folder: str | Path, sentences_per_voice: int = 8, sentences: Sequence[str] = SENTENCES
-) -> list[str]:
+def speak_corpus(folder: str | Path, sentences_per_voice: int = 8, sentences: Sequence[str] = SENTENCES) -> list[str]:
     """Write `folder/VOICE/NN.wav` for every accent, timbre and a pitch of its own; returns the names of the voices.
 
     Args:

@@ -69,7 +69,9 @@ def rain(random: np.random.Generator) -> Wave:
     seconds = np.arange(round(0.02 * RATE)) / RATE
     for start in random.integers(0, n - len(seconds), 400):
         pitch_hz, loudness = random.uniform(800, 5000), random.exponential()
-        drops[start : start + len(seconds)] += loudness * np.sin(2 * np.pi * pitch_hz * seconds) * np.exp(-300 * seconds)
+        drops[start : start + len(seconds)] += (
+            loudness * np.sin(2 * np.pi * pitch_hz * seconds) * np.exp(-300 * seconds)
+        )
     return hiss / rms(hiss) + drops / rms(drops)
 
 
