@@ -236,17 +236,16 @@ def add_tab(folder: Path, models: list[str]) -> None:
                 frame_text = gr.Markdown(elem_id="inside-frame-told")
                 frame_seen = gr.HTML(elem_classes="picture", elem_id="inside-frame-picture")
             with gr.Column(min_width=280):
-                gr.Markdown(f"**Move a latent** in every frame, by up to {FARTHEST:g} standard deviations")
-                with gr.Row():
-                    sliders = [
-                        gr.Slider(-FARTHEST, FARTHEST, 0, step=0.1, label="latent", min_width=130)
-                        for _ in range(N_MOVED)
-                    ]
-            with gr.Column(min_width=280):
                 again = gr.Audio(
                     label="resynthesis", interactive=False, buttons=["download"], elem_id="inside-resynthesis"
                 )
                 again_seen = gr.HTML(elem_classes="picture")
+        gr.Markdown(f"**Move a latent** in every frame, by up to {FARTHEST:g}, and hear and see the resynthesis above")
+        with gr.Row():
+            sliders = [
+                gr.Slider(-FARTHEST, FARTHEST, 0, step=0.1, label="latent", min_width=240, elem_id=f"inside-latent-{n}")
+                for n in range(N_MOVED)
+            ]
     start.click(
         look,
         [sound, model, choice],

@@ -4,6 +4,8 @@
 const BLOCK_SECONDS = 0.02
 const AHEAD_SECONDS = 0.04 // of answers that wait before they are played, so that a late one leaves no gap
 const LATE_SECONDS = 0.4 // of them, of which all but those above are left out
+const MOST_AT_ONCE = 10 // blocks in a request
+const MOST_WAITING = 250 // blocks that are not sent yet
 
 // Runs beside the page. Every sample that is heard is answered by one: their difference is the time on the way.
 const WORKLET = `
@@ -53,14 +55,20 @@ const part = name => element.querySelector("#live-" + name)
 const tell = text => { part("told").textContent = text }
 let running = null
 
+async function ask(path, body) {
+  const answer = await fetch("/live" + path, {method: "POST", body})
+  if (!answer.ok) throw new Error(await answer.text())
+  return answer
+}
+
 async function start() {
   part("start").disabled = true
   tell("Asking for the microphone.")
+  const now = running = {blocks: [], busy: false, ended: false, latency: 0}
   try {
     const raw = {echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1}
-    const microphone = await navigator.mediaDevices.getUserMedia({audio: raw})
-    const context = new AudioContext({latencyHint: "interactive"})
-    running = {microphone, context}
+    now.microphone = await navigator.mediaDevices.getUserMedia({audio: raw})
+    const context = now.context = new AudioContext({latencyHint: "interactive"})
     const samples = seconds => Math.round(seconds * context.sampleRate)
     const source = URL.createObjectURL(new Blob([WORKLET], {type: "text/javascript"}))
     await context.audioWorklet.addModule(source)
@@ -68,61 +76,62 @@ async function start() {
     const processorOptions = {
       block: samples(BLOCK_SECONDS), ahead: samples(AHEAD_SECONDS), late: samples(LATE_SECONDS)
     }
-    const way = new AudioWorkletNode(context, "way", {processorOptions, outputChannelCount: [1]})
-    const socket = new WebSocket(`ws://${location.host}/live`)
-    Object.assign(running, {socket, way, name: null, latency: 0, ended: false, waiting: 0})
-    socket.binaryType = "arraybuffer"
-    socket.onopen = () =>
-      socket.send(JSON.stringify({sample_rate: context.sampleRate, lookahead: Number(part("lookahead").value)}))
-    socket.onmessage = ({data}) => {
-      if (data instanceof ArrayBuffer) {
-        running.waiting -= 1
-        way.port.postMessage(new Float32Array(data))
-        if (running.ended && !running.waiting) finish()
-        return
-      }
-      const answer = JSON.parse(data)
-      if (answer.error) { finish(`${answer.error}.`); return }
-      running.name = answer.name
-      running.latency = answer.latency_ms
-      context.createMediaStreamSource(microphone).connect(way).connect(context.destination)
-      part("stop").disabled = false
-    }
-    socket.onclose = () => { if (running) finish("The server has ended.") }
-    way.port.onmessage = ({data}) => {
-      if (running.ended || !running.name) return
-      socket.send(data.block)
-      running.waiting += 1
+    now.way = new AudioWorkletNode(context, "way", {processorOptions, outputChannelCount: [1]})
+    now.way.port.postMessage({hear: part("hear").value})
+    now.way.port.onmessage = ({data}) => {
+      if (now.ended) return
+      now.blocks.push(data.block)
+      now.ended = now.tooSlow = now.blocks.length > MOST_WAITING
+      send(now)
       const device = 1000 * (context.baseLatency + (context.outputLatency || 0))
-      const onTheWay = 1000 * data.behind / context.sampleRate + device
-      tell(`Latency ${Math.round(running.latency + onTheWay)} ms: ${running.latency.toFixed(1)} ms of the method, ` +
-        `${Math.round(onTheWay)} ms of blocks, buffers and the sound card.`)
+      const onTheWay = Math.round(1000 * data.behind / context.sampleRate + device)
+      tell(`Latency ${Math.round(now.latency) + onTheWay} ms: ${now.latency.toFixed(1)} ms of the method, ` +
+        `${onTheWay} ms of blocks, buffers and the sound card.`)
     }
-    way.port.postMessage({hear: part("hear").value})
+    const asked = {sample_rate: context.sampleRate, lookahead: Number(part("lookahead").value)}
+    const answer = await (await ask("", JSON.stringify(asked))).json()
+    now.name = answer.name
+    now.latency = answer.latency_ms
+    context.createMediaStreamSource(now.microphone).connect(now.way).connect(context.destination)
+    part("stop").disabled = false
   } catch (error) {
-    finish(`No microphone: ${error.message}.`)
+    finish(now, `This does not work: ${error.message}.`)
   }
 }
 
-function stop() {
-  running.ended = true
-  part("stop").disabled = true
-  if (!running.waiting) finish()
+// One request at a time, with what was heard since the one before.
+async function send(now) {
+  if (now.busy) return
+  now.busy = true
+  try {
+    while (now.blocks.length) {
+      const answer = await ask("/" + now.name, new Blob(now.blocks.splice(0, MOST_AT_ONCE)))
+      now.way.port.postMessage(new Float32Array(await answer.arrayBuffer()))
+    }
+  } catch (error) {
+    finish(now, `The microphone is off: ${error.message}.`)
+  }
+  now.busy = false
+  if (now.ended) finish(now)
 }
 
-function finish(failure) {
-  if (!running && !failure) return
-  const {microphone, context, socket, name} = running || {}
+function finish(now, failure) {
+  if (running !== now) return
   running = null
-  microphone?.getTracks().forEach(track => track.stop())
-  context?.close()
-  if (socket) { socket.onclose = null; socket.close() }
+  now.ended = true
+  now.microphone?.getTracks().forEach(track => track.stop())
+  now.context?.close()
   part("start").disabled = false
   part("stop").disabled = true
-  tell(failure || "Stopped; the last minute of it is below.")
-  if (!failure && name) trigger("submit", {name})
+  const why = now.tooSlow ? "This machine is too busy to keep up, so it stopped" : "Stopped"
+  tell(failure || `${why}; the last minute is below.`)
+  if (!failure) trigger("submit", {name: now.name})
 }
 
 part("start").addEventListener("click", start)
-part("stop").addEventListener("click", stop)
+part("stop").addEventListener("click", () => {
+  part("stop").disabled = true
+  running.ended = true
+  if (!running.busy) finish(running)
+})
 part("hear").addEventListener("change", event => running?.way?.port.postMessage({hear: event.target.value}))

@@ -1,8 +1,10 @@
-"""A microphone cleaned while one speaks: the page sends blocks of samples and gets their speech back."""
+"""A microphone cleaned while one speaks: the page sends blocks of samples, and gets back their speech.
+
+Not by gradio's own streaming, whose sound comes compressed and whole seconds later.
+"""
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import OrderedDict
 from pathlib import Path
@@ -20,9 +22,9 @@ from audiovae.prior import AudioVAE
 from audiovae.separation import stream
 
 PRIOR = "speech-16k-live"
-PATH = "/live"  # of the web socket
+PATH = "/live"
 KEPT_SECONDS = 60.0  # of what was heard last, to listen to again
-LONGEST_BLOCK_SECONDS = 1.0
+LARGEST_BLOCK_BYTES = 4 * 192000
 RATES = (8000, 192000)
 LOOKAHEADS = (0, 1, 2)
 _MOST_KEPT = 4  # conversations
@@ -52,10 +54,8 @@ class Conversation:
         """Take the next samples; the speech of those `latency_seconds` before, as many.
 
         Raises:
-            AudiovaeError: too many at a time, or some are NaN or infinite.
+            AudiovaeError: some are NaN or infinite.
         """
-        if len(block) > LONGEST_BLOCK_SECONDS * self.sample_rate:
-            raise AudiovaeError(f"a block is longer than {LONGEST_BLOCK_SECONDS:g} s")
         try:
             speech = self._stream.push(block)
         except ValueError as error:
@@ -98,30 +98,38 @@ class Conversations:
             raise AudiovaeError("this recording is gone; start again")
         return self._kept[name]
 
-    async def serve(self, socket: Any) -> None:
-        """Talk with a page: its rate and look-ahead, and an answer in kind; then a block for each block.
-
-        Blocks are 32-bit floats, little-endian, of one channel. What is wrong is told in one line before the end.
-        """
+    async def answer_begin(self, request: Any) -> Any:
+        """A page's rate and look-ahead, as JSON, are answered with the name of the conversation and its latency."""
         from starlette.concurrency import run_in_threadpool
-        from starlette.websockets import WebSocketDisconnect
+        from starlette.responses import JSONResponse, PlainTextResponse
 
-        await socket.accept()
         try:
-            asked = json.loads(await socket.receive_text())
-            name, conversation = await run_in_threadpool(self.begin, asked.get("sample_rate"), asked.get("lookahead"))
-            await socket.send_json({"name": name, "latency_ms": 1000 * conversation.latency_seconds})
-            while True:
-                block = np.frombuffer(await socket.receive_bytes(), "<f4").astype(np.float32)
-                speech = await run_in_threadpool(conversation.push, block)
-                await socket.send_bytes(speech.astype("<f4").tobytes())
-        except WebSocketDisconnect:
-            pass
+            asked = await request.json()
+            name, conversation = await run_in_threadpool(self.begin, asked["sample_rate"], asked["lookahead"])
         except AudiovaeError as error:
-            await socket.send_json({"error": str(error)})
-            await socket.close()
-        except (ValueError, KeyError, AttributeError):  # no text, no JSON, no floats: no page of ours
-            await socket.close(1003)
+            return PlainTextResponse(str(error), 400)
+        except (ValueError, KeyError, TypeError):
+            return PlainTextResponse("the page asks for no conversation", 400)
+        return JSONResponse({"name": name, "latency_ms": 1000 * conversation.latency_seconds})
+
+    async def answer_block(self, request: Any) -> Any:
+        """Samples are answered with as many: 32-bit floats, little-endian, of one channel."""
+        from starlette.concurrency import run_in_threadpool
+        from starlette.responses import PlainTextResponse, Response
+
+        content = bytearray()
+        async for part in request.stream():
+            content += part
+            if len(content) > LARGEST_BLOCK_BYTES:
+                return PlainTextResponse("a block is too long", 413)
+        try:
+            block = np.frombuffer(content, "<f4").astype(np.float32)
+            speech = await run_in_threadpool(self.of(request.path_params["name"]).push, block)
+        except AudiovaeError as error:
+            return PlainTextResponse(str(error), 400)
+        except ValueError:
+            return PlainTextResponse("a block holds half a sample", 400)
+        return Response(speech.astype("<f4").tobytes(), media_type="application/octet-stream")
 
 
 CONVERSATIONS = Conversations()

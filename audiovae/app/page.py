@@ -32,6 +32,7 @@ CSS = """
 .live #live-stop { background: var(--button-secondary-background-fill) } .live button:disabled { opacity: .4 }
 .live select { padding: .4rem; border: 1px solid var(--border-color-primary); border-radius: 6px;
 background: var(--input-background-fill); color: inherit } .live p { flex-basis: 100%; margin: 0 }
+@media (max-width: 500px) { .tab-container button { padding: 0 .45rem; font-size: .82rem } }
 .click svg { cursor: crosshair } .buttons { gap: .4rem }
 """
 

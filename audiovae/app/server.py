@@ -101,7 +101,7 @@ def web(folder: Path, model: str | None = None) -> Any:
     from fastapi import FastAPI
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.routing import BaseRoute, WebSocketRoute
+    from starlette.routing import BaseRoute, Route
 
     from audiovae.app import live, page
     from audiovae.app.denoise import EXAMPLES
@@ -110,7 +110,10 @@ def web(folder: Path, model: str | None = None) -> Any:
     if model is not None:
         load_prior(model)
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False), Middleware(OwnPages)]
-    routes: list[BaseRoute] = [WebSocketRoute(live.PATH, live.CONVERSATIONS.serve)]
+    routes: list[BaseRoute] = [
+        Route(live.PATH, live.CONVERSATIONS.answer_begin, methods=["POST"]),
+        Route(live.PATH + "/{name}", live.CONVERSATIONS.answer_block, methods=["POST"]),
+    ]
     app = FastAPI(routes=routes, middleware=guards, docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
         app,
@@ -140,8 +143,6 @@ class OwnPages:
         origins = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"origin"]
         if all(urlsplit(origin).hostname in HOSTS for origin in origins):
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         else:
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"Not from another page"})
