@@ -202,7 +202,15 @@ def add_tab(folder: Path, models: list[str]) -> None:
                 )
             with gr.Row():
                 kind = gr.Radio(list(get_args(NoiseKind)), value="none", label="Add a noise")
-                snr_db = gr.Slider(-10, 30, 5, step=1, label="SNR (dB)", info="of what was loaded over that noise")
+                snr_db = gr.Slider(
+                    -10,
+                    30,
+                    5,
+                    step=1,
+                    label="SNR (dB)",
+                    info="of what was loaded over that noise",
+                    elem_id="denoise-snr",
+                )
             noise = gr.Audio(
                 label="Noise", sources=["upload", "microphone"], type="filepath", editable=False, visible=False,
                 buttons=[], elem_id="denoise-noise",
@@ -221,7 +229,12 @@ def add_tab(folder: Path, models: list[str]) -> None:
                     )
                     seen.append(gr.HTML(elem_classes="picture"))
         command = gr.Code(
-            label="The command line that does this", language="shell", interactive=False, lines=1, wrap_lines=True
+            elem_id="denoise-command",
+            label="The command line that does this",
+            language="shell",
+            interactive=False,
+            lines=1,
+            wrap_lines=True,
         )
     start.click(
         denoise,

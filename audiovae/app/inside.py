@@ -197,7 +197,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
         return [frame_told(prior, inside, at), frame_picture(prior, inside, at)]
 
     def click(looked: Looked, event) -> int:  # type: ignore[no-untyped-def]  # gradio reads the annotation below
-        return frame_at(looked[1], event.share)
+        return frame_at(looked[1], float(event.share))
 
     click.__annotations__ = {"event": gr.EventData}
     state = gr.State(None, time_to_live=3600)

@@ -103,7 +103,15 @@ def add_tab(folder: Path, models: list[str]) -> None:
             made = gr.Button("two voices, two microphones, made up", size="sm", elem_id="separate-example")
             made.click(example, outputs=sound, show_progress="hidden")
         with gr.Column(min_width=300):
-            n_sources = gr.Slider(1, MOST_SOURCES, 2, step=1, label="Speakers", info="the noise is beside them")
+            n_sources = gr.Slider(
+                1,
+                MOST_SOURCES,
+                2,
+                step=1,
+                label="Speakers",
+                info="the noise is beside them",
+                elem_id="separate-sources",
+            )
             method = gr.Dropdown(
                 list(get_args(RoomMethodName)),
                 value="deep",
