@@ -21,6 +21,7 @@ from audiovae.app.sounds import (
     read_sound,
     scale_line,
     spectrograms,
+    told_by,
     write_sound,
 )
 from audiovae.audio import Wave, resample
@@ -173,7 +174,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
             elif kind != "none":
                 noisy = with_noise(noisy, made_noise(kind, shape), snr_db)
             prior = None if chosen is None else load_prior(chosen)
-            speech = speech_of(noisy, sound.sample_rate, method, prior, lambda done: progress(done, "denoising"))
+            speech = speech_of(noisy, sound.sample_rate, method, prior, told_by(progress, "denoising"))
             parts = {"noisy": noisy, "speech": speech, "residual": noisy - speech}
             stem = Path(sound.name).stem
             heard = [write_sound(folder, f"{stem}-{part}", wave, sound.sample_rate) for part, wave in parts.items()]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from audiovae.app.denoise import EXAMPLES
-from audiovae.app.sounds import level_db, one_line, read_sound, scale_line, spectrograms, write_sound
+from audiovae.app.sounds import level_db, one_line, read_sound, scale_line, spectrograms, told_by, write_sound
 from audiovae.audio import Wave, read
 from audiovae.separation import separate
 from audiovae.settings import RoomMethodName
@@ -74,7 +74,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
         with one_line():
             sound = read_sound(path, _LONGEST_SECONDS)
             parts = parts_of(
-                sound.wave, sound.sample_rate, int(n_sources), method, lambda done: progress(done, "taking it apart")
+                sound.wave, sound.sample_rate, int(n_sources), method, told_by(progress, "taking it apart")
             )
             shown = {"microphone 1": sound.wave[:1], **parts}
             stem = Path(sound.name).stem

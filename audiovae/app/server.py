@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,13 +41,19 @@ def serve(port: int = 7860, model: str | None = None, ready: Callable[[str], Non
         app = web(folder, model)
         import uvicorn
 
+        from audiovae.app.sounds import ENDED
+
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 ready(f"http://{ADDRESS}:{listener.getsockname()[1]}/")
 
         config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS)
-        Server(config).run(sockets=[listener])
+        sys.addaudithook(_loopback_alone)
+        try:
+            Server(config).run(sockets=[listener])
+        finally:
+            ENDED.set()
 
 
 @contextmanager
@@ -81,6 +88,17 @@ def listening(port: int) -> Iterator[socket.socket]:
         yield listener
 
 
+def _loopback_alone(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuses whatever a library of this process asks of the network, such as a file by its address."""
+    if event in ("socket.connect", "socket.sendto"):
+        host = arguments[1][0] if isinstance(arguments[1], tuple) else None
+    else:
+        host = arguments[0] if event in ("socket.getaddrinfo", "socket.gethostbyname") else None
+    host = host.decode(errors="replace") if isinstance(host, bytes) else host
+    if isinstance(host, str) and host not in HOSTS:
+        raise PermissionError(f"the page asks nobody but this machine, not {host}")
+
+
 def web(folder: Path, model: str | None = None) -> Any:
     """The page as an ASGI application that answers this machine's own pages alone.
 
@@ -91,6 +109,10 @@ def web(folder: Path, model: str | None = None) -> Any:
         AudiovaeError: no gradio.
         ModelError: no such model.
     """
+    from audiovae.app.sounds import LARGEST_MEGABYTES, load_prior
+
+    if model is not None:
+        load_prior(model)  # before nobody is asked any more: it may come from the hub
     os.environ.update(_SETTINGS, GRADIO_TEMP_DIR=str(folder))
     try:
         with warnings.catch_warnings():  # of its libraries, which users can do nothing about
@@ -105,10 +127,7 @@ def web(folder: Path, model: str | None = None) -> Any:
 
     from audiovae.app import live, page
     from audiovae.app.denoise import EXAMPLES
-    from audiovae.app.sounds import LARGEST_MEGABYTES, load_prior
 
-    if model is not None:
-        load_prior(model)
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False), Middleware(OwnPages)]
     routes: list[BaseRoute] = [
         Route(live.PATH, live.CONVERSATIONS.answer_begin, methods=["POST"]),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -30,6 +32,7 @@ LONGEST_SECONDS = 300.0
 MOST_CHANNELS = 32
 _HOP_SECONDS, _HOPS_A_WINDOW = 0.016, 4  # of pictures: the front end of the shipped priors, at any rate
 _MOST_COLUMNS = 1000  # of a picture; of a longer sound a column is the mean of several frames
+ENDED = threading.Event()  # of the page, for what still works on something
 _NOTHING_YET = "no sound yet: record one, drop a file, or take an example"
 
 
@@ -88,7 +91,7 @@ def write_sound(folder: Path, name: str, wave: Wave, sample_rate: int) -> str:
     return str(path)
 
 
-@lru_cache(maxsize=4)
+@cache
 def load_prior(name: str) -> AudioVAE:
     """A shipped prior by its name, or one's own.
 
@@ -96,6 +99,17 @@ def load_prior(name: str) -> AudioVAE:
         ModelError: it cannot be loaded.
     """
     return AudioVAE.from_pretrained(name)
+
+
+def told_by(progress: Callable[..., Any], what: str) -> Callable[[float], None]:
+    """A callback that shows the share that is done, and ends the work when the page does."""
+
+    def tell(done: float) -> None:
+        if ENDED.is_set():
+            raise AudiovaeError("the page has ended")
+        progress(done, what)
+
+    return tell
 
 
 @contextmanager

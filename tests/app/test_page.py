@@ -128,9 +128,9 @@ def test_the_page_answers_this_machine_alone(server: Server) -> None:
         assert server.ask(path, Origin="http://evil.example") == (403, b"Not from another page")
         assert server.ask(path, Origin="null")[0] == 403
     assert server.ask("/", Origin=server.address.rstrip("/"))[0] == 200
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.2", port, timeout=5)) as other:
-        with pytest.raises(OSError, match="refused"):
-            other.request("GET", "/")
+    other = http.client.HTTPConnection("127.0.0.2", port, timeout=5)
+    with pytest.raises(OSError, match="refused"):
+        other.request("GET", "/")
 
 
 def test_what_the_page_keeps_is_seen_by_its_user_alone(server: Server) -> None:
