@@ -38,7 +38,8 @@ COMMON = {
     "decode": "--model --device --seed --jobs", "resynthesize": "--model --device --seed --jobs",
     "enhance": "--model --device --seed --jobs", "separate": "--model --device --seed --jobs",
     "sample": "--model --device --seed", "score": "--model --device --seed --jobs",
-    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "", "gather": "", "app": "--model",
+    "evaluate": "--model --device --seed --jobs", "info": "--model", "import": "", "push": "", "gather": "",
+    "app": "--model",
 }  # fmt: skip
 
 
