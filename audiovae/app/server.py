@@ -19,7 +19,7 @@ ADDRESS = "127.0.0.1"
 HOSTS = (ADDRESS, "local" + "host")
 _GRACE_SECONDS = 1  # in which open connections may end
 # What gradio reads when it is loaded or builds a page: it asks nobody for anything, and keeps nothing of its own.
-_SETTINGS = {
+SETTINGS = {
     "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_SHARE": "False", "GRADIO_MCP_SERVER": "False", "GRADIO_RUN_HISTORY": "False",
 }  # fmt: skip
@@ -113,7 +113,7 @@ def web(folder: Path, model: str | None = None) -> Any:
 
     if model is not None:
         load_prior(model)  # before nobody is asked any more: it may come from the hub
-    os.environ.update(_SETTINGS, GRADIO_TEMP_DIR=str(folder))
+    os.environ.update(SETTINGS, GRADIO_TEMP_DIR=str(folder))
     try:
         with warnings.catch_warnings():  # of its libraries, which users can do nothing about
             warnings.simplefilter("ignore")
