@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from audiovae.app.inside import Inside, look_inside
-from audiovae.app.sounds import load_prior, one_line, pictures, read_sound, scale_line, write_sound
+from audiovae.app.sounds import load_prior, one_line, pictures, read_sound, scale_line, still_there, write_sound
 from audiovae.audio import Wave
 from audiovae.errors import AudiovaeError
 from audiovae.phase import griffin_lim
@@ -102,9 +102,9 @@ def add_tab(folder: Path, models: list[str]) -> None:
         seen = pictures(powers, prior.stft.hop_length / prior.sample_rate, prior.sample_rate)
         return [*seen.values(), write_sound(folder, "between", middle.wave, prior.sample_rate)]
 
-    def go(compared: Compared, share: float) -> list[Any]:
+    def go(compared: Compared | None, share: float) -> list[Any]:
         with one_line():
-            return shown(compared, share)
+            return shown(still_there(compared), share)
 
     state = gr.State(None, time_to_live=3600)
     with gr.Row():

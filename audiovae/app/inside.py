@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from audiovae.app.sounds import Sound, load_prior, one_line, pictures, read_sound, scale_line, write_sound
+from audiovae.app.sounds import Sound, load_prior, one_line, pictures, read_sound, scale_line, still_there, write_sound
 from audiovae.audio import Wave
 from audiovae.errors import AudiovaeError
 from audiovae.objectives import kl_by_dimension, sounding
@@ -173,7 +173,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
             inside = look_inside(prior, read_sound(path, _LONGEST_SECONDS), choice)
             frame = int(inside.power.sum(1).argmax())
             n = len(inside.ranked)
-            sliders = [gr.Slider(value=0, label=slider_label(inside, rank)) for rank in range(n)]
+            sliders = [gr.Slider(value=0, label=slider_label(inside, rank), visible=True) for rank in range(n)]
             sliders += [gr.Slider(visible=False)] * (N_MOVED - n)
             return [
                 (model, inside), told(prior, inside), *drawn(prior, inside), frame_told(prior, inside, frame),
@@ -187,19 +187,21 @@ def add_tab(folder: Path, models: list[str]) -> None:
         name = f"{Path(inside.sound.name).stem}-resynthesis"
         return [write_sound(folder, name, wave, inside.sound.sample_rate), again_drawn(prior, psd)]
 
-    def move(looked: Looked, *offsets: float) -> list[str]:
+    def move(looked: Looked | None, *offsets: float) -> list[str]:
         with one_line():
-            return moved(looked, *offsets)
+            return moved(still_there(looked), *offsets)
 
-    def pick(looked: Looked, frame: float) -> list[str]:
-        prior, inside = load_prior(looked[0]), looked[1]
-        at = min(int(frame), len(inside.latents) - 1)
-        return [frame_told(prior, inside, at), frame_picture(prior, inside, at)]
+    def pick(looked: Looked | None, frame: float) -> list[str]:
+        with one_line():
+            name, inside = still_there(looked)
+            prior, at = load_prior(name), min(int(frame), len(inside.latents) - 1)
+            return [frame_told(prior, inside, at), frame_picture(prior, inside, at)]
 
-    def click(looked: Looked, event) -> int:  # type: ignore[no-untyped-def]  # gradio reads the annotation below
-        return frame_at(looked[1], float(event.share))
+    def click(looked: Looked | None, event) -> int:  # type: ignore[no-untyped-def]  # see the annotation below
+        with one_line():
+            return frame_at(still_there(looked)[1], float(event.share))
 
-    click.__annotations__ = {"event": gr.EventData}
+    click.__annotations__ = {"event": gr.EventData}  # gradio evaluates no text
     state = gr.State(None, time_to_live=3600)
     with gr.Row():
         sound = gr.Audio(

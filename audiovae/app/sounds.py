@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -32,6 +32,7 @@ LONGEST_SECONDS = 300.0
 MOST_CHANNELS = 32
 _HOP_SECONDS, _HOPS_A_WINDOW = 0.016, 4  # of pictures: the front end of the shipped priors, at any rate
 _MOST_COLUMNS = 1000  # of a picture; of a longer sound a column is the mean of several frames
+Found = TypeVar("Found")
 ENDED = threading.Event()  # of the page, for what still works on something
 _NOTHING_YET = "no sound yet: record one, drop a file, or take an example"
 
@@ -99,6 +100,17 @@ def load_prior(name: str) -> AudioVAE:
         ModelError: it cannot be loaded.
     """
     return AudioVAE.from_pretrained(name)
+
+
+def still_there(found: Found | None) -> Found:
+    """What a page found before, which it keeps for an hour.
+
+    Raises:
+        AudiovaeError: it is gone.
+    """
+    if found is None:
+        raise AudiovaeError("what was found an hour ago is gone; press the button again")
+    return found
 
 
 def told_by(progress: Callable[..., Any], what: str) -> Callable[[float], None]:

@@ -28,6 +28,7 @@ import soundfile
 
 from audiovae import enhance
 from audiovae.app import compare, denoise, inside, live, separate
+from audiovae.app.server import SETTINGS
 from audiovae.app.sounds import load_prior, read_sound
 from audiovae.audio import Wave, read, resample
 from audiovae.cli.main import main
