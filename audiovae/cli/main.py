@@ -47,6 +47,7 @@ VERBS = {
     "sample": "draw sound from the prior",
     "score": "how likely is each sound: bounds in nats per frame",
     "evaluate": "resynthesise and score; or compare two folders of sound files",
+    "app": "a page on this machine: denoise, look inside, separate, compare, speak live",
     "gather": "join what the processes of --shard or --ray have done, and name what is missing",
     "push": "share a model folder on the Hugging Face hub",
     "info": "what is in a model; without one, what is shipped",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,11 @@ TIMBRES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5
 _SYNCHRONOUS, _NO_EXIT, _UTF8, _RATE, _PITCH = 2, 1 << 15, 1, 1, 3
 
 
-def speak_corpus(folder: str | Path, sentences_per_voice: int = 8) -> list[str]:
+def speak_corpus(folder: str | Path, sentences_per_voice: int = 8, sentences: Sequence[str] = SENTENCES) -> list[str]:
     """Write `folder/VOICE/NN.wav` for every accent, timbre and a pitch of its own; returns the names of the voices.
+
+    Args:
+        sentences: English, of which each voice says its own in turn.
 
     Raises:
         AudiovaeError: espeak-ng is not installed or does not start.
@@ -55,7 +58,7 @@ def speak_corpus(folder: str | Path, sentences_per_voice: int = 8) -> list[str]:
             first = 5 * len(voices)
             for i in range(sentences_per_voice):
                 wave = engine.speak(
-                    SENTENCES[(first + i) % len(SENTENCES)],
+                    sentences[(first + i) % len(sentences)],
                     f"{accent}+{timbre}",
                     pitch=30 + (17 * a + 7 * t) % 40,
                     rate=140 + 9 * (t % 5),

@@ -92,6 +92,19 @@ def over_time(values: Float[Tensor, " frame"], frame_seconds: float, label: str,
     return _svg(figure)
 
 
+def psd_over_power(power: Float[Tensor, " freq"], psd: Float[Tensor, " freq"], sample_rate: int) -> str:
+    """One frame: the PSD of a decoder over the power that it stands for, in dB; what is far below both is cut."""
+    figure, axis = _figure()
+    loudest = max(float(power.max()), float(psd.max())) or 1.0
+    khz = np.linspace(0, sample_rate / 2000, len(power))
+    for values, name, colour, width in ((power, "power", _IDLE, 0.8), (psd, "PSD", _FIRST, 1.6)):
+        values_db = 10 * torch.log10((values / loudest).clamp(min=10 ** (-RANGE_DB / 10)))
+        axis.plot(khz, values_db.double().numpy(force=True), label=name, color=colour, linewidth=width)
+    axis.set(xlabel="frequency (kHz)", ylabel="dB re its peak", xlim=(0, khz[-1]), ylim=(-RANGE_DB, 3))
+    axis.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)
+    return _svg(figure)
+
+
 def directions(responses: Float[Tensor, "source azimuth"], names: list[str]) -> str:
     """How much of every source comes from each azimuth, and where most of it does."""
     figure, axis = _figure()

@@ -5,6 +5,7 @@ page, and say what to do next.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import shutil
 import sys
@@ -93,6 +94,7 @@ def main(folder: Path) -> None:
     print(f"\nNext, open {folder / 'report.html'}")
     for why, commands in next_steps(folder).items():
         print("\n".join([f"\n{why}:", *(f"  {command}" for command in commands)]))
+    print(f"\nAnd a page, for your own voice (Ctrl-C ends it):\n  {page_command()}")
 
 
 def steps_that_fit(corpus: PackedCorpus, folder: Path) -> int:
@@ -120,9 +122,7 @@ def write_noisy(clean: Path, target: Path) -> None:
 
 def next_steps(folder: Path) -> dict[str, list[str]]:
     """Commands to go on with, each as it can be typed here, by what they are good for."""
-    script = Path(sys.executable).with_name("audiovae")
-    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-    program = shlex.quote(str(script)) if script.exists() else "python -m audiovae"
+    program = this_program()
 
     def at(name: str) -> str:
         return shlex.quote(str(folder / name))
@@ -139,6 +139,19 @@ def next_steps(folder: Path) -> dict[str, list[str]]:
         ],
         "All that there is": [f"{program} help"],
     }
+
+
+def page_command() -> str:
+    """The page's, behind how its library is installed where it is not."""
+    missing = importlib.util.find_spec("gradio") is None
+    return ("pip install 'audiovae[app]' && " if missing else "") + f"{this_program()} app"
+
+
+def this_program() -> str:
+    """The command line, as it can be typed here."""
+    script = Path(sys.executable).with_name("audiovae")
+    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return shlex.quote(str(script)) if script.exists() else "python -m audiovae"
 
 
 def folder_of_a_demo(text: str) -> Path:
