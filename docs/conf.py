@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -70,15 +69,3 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 doctest_global_setup = "import audiovae, torch, numpy as np"
-
-
-def without_absent_pages(app: Any, name: str, source: list[str]) -> None:
-    """The pages of parts that are not part of this tree leave the table of contents."""
-    if name == "index":
-        for page in ("app", "export"):
-            if not (DOCS / f"{page}.md").exists():
-                source[0] = source[0].replace(f"\n{page}\n", "\n")
-
-
-def setup(app: Any) -> None:
-    app.connect("source-read", without_absent_pages)
