@@ -98,6 +98,13 @@ def _by_frequency(
     return torch.stack([psd.mT for psd in torch.broadcast_tensors(*psds)], dim=-4)
 
 
+def _side_by_side_sum(one: Tensor, other: Tensor) -> Tensor:
+    """Their sum, the frames of a frequency next to each other."""
+    if one.requires_grad:
+        return (one + other).contiguous()
+    return torch.add(one, other, out=one.new_empty(one.shape))
+
+
 def _mixed(
     gains: Float[Tensor, "source recording _ row"], psds: Float[Tensor, "*draw source recording freq frame"]
 ) -> Float[Tensor, "*draw row recording freq frame"]:
@@ -197,10 +204,11 @@ class JointDiagonal(Spatial):
         real, imaginary = (of_parts @ self._parts).square_().movedim(2, 0).chunk(2)
         norms = (re.square() + im.square()).sum(-1)
         dither = (norms * self._dither.unsqueeze(-1)).movedim(-1, 0).unsqueeze(-1)
-        self.power = torch.add(real, imaginary, out=real.new_empty(real.shape)).add_(dither)
+        self.power = _side_by_side_sum(real, imaginary).add_(dither)
         self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(norms.dtype)
         self._fall = None
         if self._white:
+            self.gains = self.gains.clone()  # that of the state before is still needed for a gradient
             self.gains[sorted(self._white)] = norms
             self._inverse = None
 
