@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from audiovae import saved
@@ -148,10 +148,13 @@ class NeuralSeparator(Trainable, ABC):
         levels = self._levels(start)
         hidden = network.begin(network.of_microphones(mixture.spectrogram, mixture.power), n_sources)
         powers = start / levels.square()[..., None, None]
+        first = self.prior.vae.infer(powers, mean=True).factors[0].posterior if self.settings.encoder == "prior" else None
+        changes: list[Tensor] = []
         space: Spatial | None = None
         for stage in range(self.settings.stages):
             hidden, outputs = network(stage, hidden, powers)
-            posterior = self._posterior(powers, outputs)
+            changes.append(outputs)
+            posterior = _posterior(first, changes)
             is_last = stage == self.settings.stages - 1
             z = posterior.mean if mean or not is_last else posterior.rsample()
             psds = [psd.unsqueeze(0) for psd in clamped_variance(self.prior.vae.likelihood(z))] + [floor]
@@ -165,16 +168,6 @@ class NeuralSeparator(Trainable, ABC):
         assert space is not None
         posteriors = [normal(*pair) for pair in zip(posterior.mean, posterior.stddev, strict=True)]
         return Encoded(posteriors, list(z), psds, space)
-
-    def _posterior(self, powers: Tensor, outputs: Tensor) -> Independent:
-        """q(z_n | x) of all sources side by side."""
-        if self.settings.encoder == "own":
-            found = normal_from_outputs(outputs)
-            return normal(found.mean.clamp(-_FARTHEST, _FARTHEST), found.stddev)
-        first = self.prior.vae.infer(powers, mean=True).factors[0].posterior
-        change, spread = outputs.chunk(2, dim=-1)
-        mean = (first.mean + change).clamp(-_FARTHEST, _FARTHEST)
-        return normal(mean, first.stddev * spread.clamp(-_WIDEST, _WIDEST).exp())
 
     @torch.no_grad()
     def _levels(self, start: Float[Tensor, "source recording frame freq"]) -> Float[Tensor, "source recording"]:
@@ -402,6 +395,22 @@ class NeuralFCA(NeuralSeparator):
     def state(self, space: Spatial) -> Any:
         assert isinstance(space, FullRank)
         return space.h
+
+
+def _posterior(first: Distribution | None, changes: Sequence[Tensor]) -> Independent:
+    """q(z_n | x) of all sources side by side.
+
+    Args:
+        first: what the prior's encoder says; None: the network says all.
+        changes: what each stage adds to that.
+    """
+    together = torch.stack(list(changes)).sum(0)
+    if first is None:
+        found = normal_from_outputs(together)
+        return normal(found.mean.clamp(-_FARTHEST, _FARTHEST), found.stddev)
+    change, spread = together.chunk(2, dim=-1)
+    mean = (first.mean + change).clamp(-_FARTHEST, _FARTHEST)
+    return normal(mean, first.stddev * spread.clamp(-_WIDEST, _WIDEST).exp())
 
 
 def build_separator(prior: AudioVAE, settings: NeuralSettings) -> NeuralSeparator:
