@@ -38,7 +38,7 @@ from audiovae.trainable import Equaliser, Illustration, Trainable
 
 _START_SECONDS = 0.512  # window of independent vector analysis, as of `separator`
 _FARTHEST, _WIDEST = 8.0, 3.0  # of a latent's mean, in deviations of its prior; of what is added to a log deviation
-_COLLAPSED_DB, _ALIKE = -15.0, 0.95  # of a source's image below the loudest; correlation of two sources' log powers
+_COLLAPSED_DB, _ALIKE = -15.0, 0.95  # of a source's image below the loudest; correlation of two sources' log PSDs
 
 
 @dataclass(frozen=True)
@@ -282,11 +282,11 @@ class NeuralSeparator(Trainable, ABC):
         powers = found.space.powers(found.psds, range(len(observed)))[:-1]
         if len(powers) < 2:
             return None
-        energy = powers.sum((-2, -1))  # [source, segment]
-        faint = 10 * (energy.amin(0) / energy.amax(0).clamp(min=1e-30)).clamp(min=1e-30).log10() < _COLLAPSED_DB
-        logs = (powers + 1e-10).log().flatten(2)
-        logs = logs - logs.mean(-1, keepdim=True)
-        unit = logs / logs.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        energy = powers.sum((-2, -1)).clamp(min=1e-30)  # [source, segment]
+        faint = 10 * (energy.amin(0) / energy.amax(0)).log10() < _COLLAPSED_DB
+        logs = torch.stack([psd[0] for psd in found.psds[:-1]]).log()
+        unit = (logs - logs.mean(2, keepdim=True)).flatten(2)  # less what is the same in all frames
+        unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         alike = torch.einsum("irk,jrk->rij", unit, unit)
         i, j = torch.triu_indices(len(powers), len(powers), 1)
         same = (alike[:, i, j] > _ALIKE).any(-1)
