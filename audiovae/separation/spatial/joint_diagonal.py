@@ -159,6 +159,7 @@ class JointDiagonal(Spatial):
         self._inverse: Tensor | None = None
         self._fall: Tensor | None = None
         self.told = mixture.told.mT.contiguous()
+        self._is_full = bool(mixture.inside.all())  # no frame is padding
         self._sweep = _SWEEPS[update]
         x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = x.shape
@@ -251,7 +252,7 @@ class JointDiagonal(Spatial):
     def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
         parts = self.parts(psds)
-        inside = self._together * self._mixture.inside.unsqueeze(1)
+        inside = self._together if self._is_full else self._together * self._mixture.inside.unsqueeze(1)
         fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in parts)
         if not self._per_frequency:
             fall, rise = fall.sum(2, keepdim=True), rise.sum(2, keepdim=True)
