@@ -558,7 +558,11 @@ class NeuralSettings:
                 raise ValueError(f"{name} must be from 1 to {LARGEST_SIZE}, got {getattr(self, name)}")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be positive, got {self.dilations}")
-        for name, known in (("type", NeuralName), ("start", Literal["iva", "none"]), ("encoder", Literal["prior", "own"])):
+        for name, known in (
+            ("type", NeuralName),
+            ("start", Literal["iva", "none"]),
+            ("encoder", Literal["prior", "own"]),
+        ):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
 

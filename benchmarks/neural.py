@@ -1,4 +1,4 @@
-"""What a training step of neural FCA costs: speed and memory, and from these the published budget on GPUs of any number.
+"""What a training step of neural FCA costs, speed and memory, and from these the published budget on many devices.
 
     OMP_NUM_THREADS=1 python benchmarks/neural.py [--n_fft 1024] [--n_channels 4] [--batch 4] [--steps 5]
 

@@ -233,7 +233,9 @@ def _check_rooms(options: Any) -> None:
         group = {**asdict(plain), **_group(options, name)}
         for setting, value in asdict(plain).items():
             if group[setting] != value:
-                raise AudiovaeError(f"train: --{name}.{setting} is of a separator: give its --rooms too, or leave it out")
+                raise AudiovaeError(
+                    f"train: --{name}.{setting} is of a separator: give its --rooms too, or leave it out"
+                )
 
 
 def _separator(options: Any, prior: AudioVAE) -> NeuralSeparator:

@@ -98,7 +98,7 @@ class SegmentSampler:
             waves = waves.masked_fill(outside.to(self._device), 0.0)
         return waves, [self.utterances[i] for i in which]
 
-    def example(self, n_samples: int | None) -> Float[Tensor, "..."]:
+    def example(self, n_samples: int | None) -> Float[Tensor, ...]:
         """The beginning of the first recording, to listen to."""
         return torch.from_numpy(self._corpus.wave(self.utterances[0])[..., :n_samples])
 

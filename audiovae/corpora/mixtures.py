@@ -43,7 +43,8 @@ class RoomBank:
             self.sample_rate = int(made["sample_rate"])
         except FileNotFoundError as error:
             raise CorpusError(
-                self.folder, f"is no finished bank of rooms ({error.filename} is missing); run recipes/neural_fca/bank.py"
+                self.folder,
+                f"is no finished bank of rooms ({error.filename} is missing); run recipes/neural_fca/bank.py",
             ) from error
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorpusError(self.folder, "is damaged; make the bank again with recipes/neural_fca/bank.py") from error
@@ -83,14 +84,15 @@ class MixtureCorpus:
             raise CorpusError(speech.folder, "has several channels, and speakers in rooms need one each")
         if speech.sample_rate != bank.sample_rate:
             raise CorpusError(
-                bank.folder, f"has {bank.sample_rate} Hz, and {speech.folder} {speech.sample_rate}; make both at one rate"
+                bank.folder,
+                f"has {bank.sample_rate} Hz, and {speech.folder} {speech.sample_rate}; make both at one rate",
             )
         _, n_places, n_mics, _ = bank.responses.shape
         if settings.n_sources > n_places or settings.n_channels > n_mics:
             raise CorpusError(
                 bank.folder,
-                f"has {n_places} places and {n_mics} microphones a room, and mixtures of {settings.n_sources} sources at "
-                f"{settings.n_channels} are asked for",
+                f"has {n_places} places and {n_mics} microphones a room, and mixtures of {settings.n_sources} sources "
+                f"at {settings.n_channels} are asked for",
             )
         self.speech, self.bank, self.settings, self.folder = speech, bank, settings, speech.folder
 
@@ -204,4 +206,3 @@ def _fast_length(n: int) -> int:
     from scipy.fft import next_fast_len
 
     return int(next_fast_len(n, real=True))
-

@@ -34,6 +34,7 @@ from audiovae.stft import STFT, Front
 from audiovae.waves import Array, at_rate, like, recording_of
 
 ROOM_RANK, ROOM_ITERATIONS = 8, 100
+_AMORTISED_UPDATES, _REFINING_UPDATES = 20, 6  # of space, after a learnt separator's encoder and in each iteration
 
 
 def fast_mnmf2(front: Front, n_sources: int, rank: int = ROOM_RANK, n_iterations: int = ROOM_ITERATIONS) -> Separator:
@@ -124,7 +125,7 @@ ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
     ),
     "neural": RoomMethod(
         None,
-        settings=EMSettings(1, 2.0, spatial_steps=2),
+        settings=EMSettings(4, 2.0),
         filters=((0.256, 3),),
         e_step=partial(PointEstimate, step=0.5, momentum=0.6, refresh=8),
         prior_weight=6.0,
@@ -204,7 +205,10 @@ def _learnt(model: NeuralSeparator, n_sources: int, refine: int) -> Separator:
     chosen, deep = ROOM_METHODS["neural"], DeepSettings(ROOM_METHODS["neural"].prior_weight, GAIN_DEVIATION)
     source = DeepSource.of(model.prior, chosen.e_step if refine else Amortised, deep)
     settings = replace(
-        chosen.settings, n_iterations=max(1, refine), padding=min(model.lookahead, LONGEST_PADDING)
+        chosen.settings,
+        n_iterations=max(1, refine),
+        spatial_steps=_REFINING_UPDATES if refine else _AMORTISED_UPDATES,
+        padding=min(model.lookahead, LONGEST_PADDING),
     )
     filters = [least_squares(_samples(seconds, model.sample_rate), n_taps) for seconds, n_taps in chosen.filters]
     return Separator(

@@ -19,7 +19,7 @@ import jsonargparse
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rooms"))
-from rooms import Mixture, RoomSettings, impulse_responses, place, write_text  # noqa: E402
+from rooms import Mixture, RoomSettings, impulse_responses, place, write_text
 
 SECONDS = 0.4  # of a response
 RESPONSES, BANK, PART = "responses.npy", "bank.json", "responses.part"

@@ -279,7 +279,9 @@ def test_the_amortised_pass_is_what_the_separator_makes_of_the_same_latents(kind
         partial(model.space, n_sources=3),
         settings,
     )
-    (found,) = run([model.front.stft(wave).movedim(0, -1)], [0], levels=[float(wave.square().mean().sqrt())], waves=[wave])
+    (found,) = run(
+        [model.front.stft(wave).movedim(0, -1)], [0], levels=[float(wave.square().mean().sqrt())], waves=[wave]
+    )
     mixture = mixture_of(model, wave)
     with torch.no_grad():
         own = model.infer(mixture, model.start(mixture, 2), mean=True)
@@ -334,7 +336,7 @@ def test_sources_that_collapse_are_told() -> None:
     with torch.no_grad():
         model.network.slots.zero_()  # nothing tells them apart
         observed = torch.cat([model.observe(sound(3).unsqueeze(0))] * 2)
-        assert "in 2 of 2 mixtures a source has next to nothing or the same as another one" in str(
+        assert "in 2 of 2 mixtures a source has next to nothing, or the same as another one" in str(
             model.warning(observed, None)
         )
     alive = model_of()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
@@ -102,6 +104,11 @@ class MixtureNetwork(nn.Module):
         self.slots = nn.Parameter(torch.randn(n_slots, width)) if n_slots else None
         self.stages = nn.ModuleList(Stage(width, n_outputs, kernel_size, dilations) for _ in range(n_stages))
         self.lookahead = n_stages * reach(kernel_size, dilations)
+
+    def add_nothing(self) -> None:
+        """All outputs are zeros until it is trained."""
+        for stage in self.stages:
+            nn.init.zeros_(cast(Stage, stage).head.weight)
 
     def of_microphones(
         self, x: Complex[Tensor, "recording frame freq channel"], power: Float[Tensor, "recording frame freq"]

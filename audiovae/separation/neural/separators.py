@@ -100,8 +100,7 @@ class NeuralSeparator(Trainable, ABC):
             settings.stages,
         )
         if settings.encoder == "prior":
-            for stage in self.network.stages:
-                torch.nn.init.zeros_(stage.head.weight)
+            self.network.add_nothing()
         self.lookahead = self.network.lookahead + prior.vae.lookahead
 
     @abstractmethod
@@ -148,7 +147,9 @@ class NeuralSeparator(Trainable, ABC):
         levels = self._levels(start)
         hidden = network.begin(network.of_microphones(mixture.spectrogram, mixture.power), n_sources)
         powers = start / levels.square()[..., None, None]
-        first = self.prior.vae.infer(powers, mean=True).factors[0].posterior if self.settings.encoder == "prior" else None
+        first = (
+            self.prior.vae.infer(powers, mean=True).factors[0].posterior if self.settings.encoder == "prior" else None
+        )
         changes: list[Tensor] = []
         space: Spatial | None = None
         for stage in range(self.settings.stages):
@@ -221,7 +222,7 @@ class NeuralSeparator(Trainable, ABC):
     def observe(
         self, waves: Float[Tensor, "segment channel sample"], equaliser: Equaliser | None = None
     ) -> Complex[Tensor, "segment frame freq both"]:
-        """The spectrogram of the microphones at unit level, and after these the amplitude at which each source begins."""
+        """The spectrogram of the microphones at unit level, and beyond these the amplitude of each source at first."""
         stft = self.prior.stft
         x = stft(waves).movedim(1, -1)
         window = stft.window
@@ -252,9 +253,7 @@ class NeuralSeparator(Trainable, ABC):
         mixture, start = self._read(observed)
         found = self.infer(mixture, start)
         nll = found.space.nll(found.psds) + math.log(math.pi) * mixture.spectrogram[0, 0].numel()
-        kl = [
-            kl_divergence(q, self.prior.vae.prior(z)) for q, z in zip(found.posteriors, found.latents, strict=True)
-        ]
+        kl = [kl_divergence(q, self.prior.vae.prior(z)) for q, z in zip(found.posteriors, found.latents, strict=True)]
         return nll, torch.stack(kl).sum(0)
 
     def loss(self, observed: Tensor, condition: Tensor | None, objective: Objective) -> Float[Tensor, 2]:
@@ -293,8 +292,9 @@ class NeuralSeparator(Trainable, ABC):
         if float((faint | same).double().mean()) <= 0.5:
             return None
         return (
-            f"in {int((faint | same).sum())} of {len(energy)} mixtures a source has next to nothing or the same as another "
-            "one: sources have collapsed into one; train for longer, with more training.beta_cycles or from another seed"
+            f"in {int((faint | same).sum())} of {len(energy)} mixtures a source has next to nothing, or the same as "
+            "another one: sources have collapsed into one; train for longer, with more training.beta_cycles, or from "
+            "another seed"
         )
 
     def config(self) -> dict[str, Any]:
