@@ -44,10 +44,11 @@ class PairFeatures(nn.Module):
         between = (0.5 * (log_power[..., i, :, :] + log_power[..., j, :, :])).exp()
         real, imaginary = self._bands(products.real) / between, self._bands(products.imag) / between
         ratio = torch.tanh((log_power[..., i, :, :] - log_power[..., j, :, :]) / _SCALE)
-        ordered = torch.cat(
-            [torch.cat([ratio, real, imaginary], -1), torch.cat([-ratio, real, -imaginary], -1)], dim=-3
-        )
-        return self.out(functional.silu(self.of_pair(ordered)).mean(-3))
+        of_ratio, of_real, of_imaginary = self.of_pair.weight.chunk(3, dim=1)
+        same = functional.linear(real, of_real, self.of_pair.bias)  # of either order
+        turned = functional.linear(ratio, of_ratio) + functional.linear(imaginary, of_imaginary)
+        both = functional.silu(same + turned) + functional.silu(same - turned)
+        return self.out(0.5 * both.mean(-3))
 
     def _bands(self, values: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch band"]:
         missing = self.n_bands * self.band - values.shape[-1]
