@@ -18,10 +18,11 @@ import sys
 import time
 
 BUDGET_HOURS, CHUNK_SECONDS, RATE = 200 * 20_000 * 4 / 3600, 4.0, 16000
+ALONE = {"start": "none", "encoder": "own", "train_prior": True}
 ROWS = {
-    "NeuralFastFCA, from scratch": {"type": "NeuralFastFCA", "start": "none", "encoder": "own", "train_prior": True},
-    "NeuralFastFCA, from independent vector analysis": {"type": "NeuralFastFCA"},
-    "NeuralFCA, from scratch": {"type": "NeuralFCA", "start": "none", "encoder": "own", "train_prior": True},
+    "NeuralFastFCA, one stage of five updates": {"type": "NeuralFastFCA", "stages": 1, "updates": 5, **ALONE},
+    "NeuralFastFCA, two stages of three": {"type": "NeuralFastFCA", **ALONE},
+    "NeuralFCA, one stage of five updates": {"type": "NeuralFCA", "stages": 1, "updates": 5, **ALONE},
 }
 
 
@@ -59,7 +60,9 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     from audiovae.objectives import Objective
     from audiovae.separation import build_separator
     from audiovae.settings import MODEL_SETTINGS, NeuralSettings
+    from audiovae.training.memory import keep_freed_memory
 
+    keep_freed_memory()  # as `fit` does
     torch.set_num_threads(1)
     torch.manual_seed(0)
     stft = STFT(options.n_fft, options.n_fft // 4)

@@ -172,7 +172,7 @@ def test_checkpointed_updates_have_the_gradient_of_plain_ones(monkeypatch: pytes
 
     monkeypatch.setattr(separators, "checkpoint", plain)
     kept = gradients()
-    assert len(calls) == 4  # two stages of two updates
+    assert len(calls) == 6  # two stages of two updates, the filter between them, the bound
     assert kept.keys() == checkpointed.keys()
     for name, gradient in kept.items():
         assert torch.allclose(gradient, checkpointed[name], rtol=1e-5, atol=1e-7), name

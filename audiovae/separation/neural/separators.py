@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ class NeuralSeparator(Trainable, ABC):
         """One update of it, through which gradients pass."""
 
     @abstractmethod
+    def through(self, space: Spatial, what: Callable[[Sequence[Tensor]], Tensor], psds: list[Tensor]) -> Tensor:
+        """What space, as it is, says of PSDs; a gradient passes."""
+
+    @abstractmethod
     def state(self, space: Spatial) -> Any:
         """With which another one begins."""
 
@@ -164,7 +169,7 @@ class NeuralSeparator(Trainable, ABC):
             for _ in range(self.settings.updates):
                 self.update(space, psds)
             if not is_last:
-                images = space.images(psds, range(len(mixture.power)))[:n_sources]
+                images = self.through(space, partial(space.images, chosen=range(len(mixture.power))), psds)[:n_sources]
                 powers = power(images).mean(-1) / levels.square()[..., None, None]
         assert space is not None
         posteriors = [normal(*pair) for pair in zip(posterior.mean, posterior.stddev, strict=True)]
@@ -252,7 +257,10 @@ class NeuralSeparator(Trainable, ABC):
         """-log p(x_t | z) and the KL, `[segment, frame]`."""
         mixture, start = self._read(observed)
         found = self.infer(mixture, start)
-        nll = found.space.nll(found.psds) + math.log(math.pi) * mixture.spectrogram[0, 0].numel()
+        nll = (
+            self.through(found.space, found.space.nll, found.psds)
+            + math.log(math.pi) * mixture.spectrogram[0, 0].numel()
+        )
         kl = [kl_divergence(q, self.prior.vae.prior(z)) for q, z in zip(found.posteriors, found.latents, strict=True)]
         return nll, torch.stack(kl).sum(0)
 
@@ -366,14 +374,17 @@ class NeuralFastFCA(NeuralSeparator):
     def update(self, space: Spatial, psds: list[Tensor]) -> None:
         space.update(psds)
 
+    def through(self, space: Spatial, what: Callable[[Sequence[Tensor]], Tensor], psds: list[Tensor]) -> Tensor:
+        return what(psds)
+
     def state(self, space: Spatial) -> Any:
         assert isinstance(space, JointDiagonal)
         return space.q, space.gains
 
 
 class NeuralFCA(NeuralSeparator):
-    """Any covariances, see `FullRank`, by expectation maximisation; in training each update is done again for its
-    gradient, instead of keeping what it needs.
+    """Any covariances, see `FullRank`, by expectation maximisation; in training all that has matrices of every bin is
+    done again for its gradient, update by update, instead of keeping what that needs.
     """
 
     def space(self, mixture: Mixture, covariances: Covariances | None, n_sources: int) -> FullRank:
@@ -381,16 +392,24 @@ class NeuralFCA(NeuralSeparator):
 
     def update(self, space: Spatial, psds: list[Tensor]) -> None:
         assert isinstance(space, FullRank)
-        if not any(psd.requires_grad for psd in psds):
-            space.update(psds)
-            return
 
-        def updated(h: Tensor, *psds: Tensor) -> Tensor:
-            space.h = h
+        def updated(psds: Sequence[Tensor]) -> Tensor:
             space.update(psds)
             return space.h
 
-        space.h = checkpoint(updated, space.h, *psds, use_reentrant=False)
+        space.h = self.through(space, updated, psds)
+
+    def through(self, space: Spatial, what: Callable[[Sequence[Tensor]], Tensor], psds: list[Tensor]) -> Tensor:
+        assert isinstance(space, FullRank)
+        if not any(psd.requires_grad for psd in psds):
+            return what(psds)
+
+        def again(h: Tensor, *psds: Tensor) -> Tensor:
+            space.h = h
+            return what(psds)
+
+        found: Tensor = checkpoint(again, space.h, *psds, use_reentrant=False)
+        return found
 
     def state(self, space: Spatial) -> Any:
         assert isinstance(space, FullRank)
