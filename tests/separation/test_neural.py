@@ -369,13 +369,15 @@ def test_sizes_out_of_range_are_refused(settings: dict[str, Any], message: str) 
 
 
 def test_a_saved_separator_is_loaded_as_it_was(tmp_path: Path) -> None:
-    model, wave = model_of(), sound(3)
+    dynamic_prior().save_pretrained(tmp_path / "prior")
+    model, wave = model_of(prior=AudioVAE.from_pretrained(tmp_path / "prior")), sound(3)
     model.save_pretrained(tmp_path / "model")
     loaded = NeuralSeparator.from_pretrained(tmp_path / "model")
+    assert loaded.config() == model.config()
+    assert loaded.config()["prior_origin"]["name"] == "prior"
     assert type(loaded) is type(model)
     assert torch.equal(images_of(loaded, wave), images_of(model, wave))
     assert not any(weight.requires_grad for weight in loaded.parameters())
-    dynamic_prior().save_pretrained(tmp_path / "prior")
     with pytest.raises(ModelError, match="does not describe a model that this version can build"):
         NeuralSeparator.from_pretrained(tmp_path / "prior")
     with pytest.raises(ModelError, match="no such model"):

@@ -106,6 +106,7 @@ def test_training_raises_the_bound_and_leaves_a_separator_that_loads(packed: Pat
     assert {f"validation/{name}" for name in ("mixture", "source 1", "source 2", "noise")} <= {*board.Tags()["audio"]}
     card = (tmp_path / "model" / "README.md").read_text()
     assert "mixtures of 2 speakers at 2 microphones in 9 simulated rooms" in card
+    assert "# A 16000 Hz separator\n" in card
 
 
 def test_a_run_in_other_rooms_is_not_continued(packed: Path, rooms: Path, tmp_path: Path) -> None:

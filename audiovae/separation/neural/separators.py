@@ -80,6 +80,7 @@ class NeuralSeparator(Trainable, ABC):
     """
 
     n_channels = None
+    purpose = "separator"
 
     def __init__(self, prior: AudioVAE, settings: NeuralSettings = NeuralSettings()) -> None:
         super().__init__()
@@ -307,7 +308,9 @@ class NeuralSeparator(Trainable, ABC):
 
     def config(self) -> dict[str, Any]:
         sizes = asdict(self.settings)
-        return {"separator": {**sizes, "dilations": list(sizes["dilations"])}, "prior": self.prior.config()}
+        origin = self.prior.origin
+        begun = {} if origin is None else {"prior_origin": {"name": origin.name, "sha256": origin.sha256}}
+        return {"separator": {**sizes, "dilations": list(sizes["dilations"])}, "prior": self.prior.config(), **begun}
 
     @torch.no_grad()
     def illustrate(self, wave: Float[Tensor, "channel sample"], condition: Tensor | None) -> Illustration:
@@ -349,7 +352,10 @@ class NeuralSeparator(Trainable, ABC):
         try:
             sizes = dict(config["separator"])
             settings = NeuralSettings(**{**sizes, "dilations": tuple(sizes["dilations"])})
-            model = build_separator(AudioVAE.from_config(config["prior"]), settings)
+            prior = AudioVAE.from_config(config["prior"])
+            if "prior_origin" in config:
+                prior.origin = saved.Origin(**config["prior_origin"], card=None)
+            model = build_separator(prior, settings)
             model.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError, AudiovaeError) as error:
             raise saved.misfit(folder, error) from error
