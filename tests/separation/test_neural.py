@@ -21,6 +21,7 @@ from torch import Tensor
 from audiovae import AudioError, AudioVAE, AudiovaeError, ModelError
 from audiovae.cli.main import main
 from audiovae.objectives import Objective
+from audiovae.saved import shipped_names
 from audiovae.separation import (
     Amortised,
     DeepSettings,
@@ -33,6 +34,7 @@ from audiovae.separation import (
     RoomFile,
     Separator,
     build_separator,
+    separate,
     separate_files,
     separator,
 )
@@ -409,3 +411,15 @@ def test_the_command_line_takes_files_apart_and_refuses_what_does_not_fit(
     capsys.readouterr()
     assert run("-o other --method fast --refine 2") != 0
     assert "--refine is of --method neural, not of fast; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", shipped_names("separators"))
+def test_a_shipped_separator_takes_a_wave_apart(name: str) -> None:
+    model = NeuralSeparator.from_pretrained(name)
+    assert model.settings.type == "NeuralFastFCA"
+    assert f"# {name}\n" in str(model.origin and model.origin.card)
+    wave = 0.1 * sound(3, 2.0)
+    parts = separate(wave, RATE, 2, "neural")
+    assert parts.shape == (3, 3, 2 * RATE)
+    assert relative(parts.sum(0), wave) < 1e-4
+    assert parts[0].square().sum() >= parts[1].square().sum() > 0
