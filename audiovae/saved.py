@@ -141,11 +141,12 @@ def misfit(folder: Path, error: Exception) -> ModelError:
     return ModelError(folder / CONFIG, f"does not describe a model that this version can build ({reason})")
 
 
-def find(name_or_path: str | Path, revision: str | None = None) -> Path:
+def find(name_or_path: str | Path, revision: str | None = None, shelf: str = "") -> Path:
     """The folder of a model: a path first, then a shipped name, then the hub.
 
     Args:
         revision: of a repository of the hub, which "owner/name@revision" names as well.
+        shelf: where shipped ones stand: priors if empty, or "separators".
 
     Raises:
         ModelError: there is none; the shipped names are listed.
@@ -153,23 +154,26 @@ def find(name_or_path: str | Path, revision: str | None = None) -> Path:
     folder = Path(name_or_path)
     if os.path.exists(folder / CONFIG):
         return folder
-    shipped = Path(str(resources.files("audiovae") / "pretrained"))
-    if str(name_or_path) in shipped_names():
+    shipped, names = _shipped(shelf), shipped_names(shelf)
+    if str(name_or_path) in names:
         return shipped / str(name_or_path)
     if os.path.isdir(folder):
         raise ModelError(folder, f"is not a model folder: it has no {CONFIG}")
     if str(name_or_path).count("/") == 1 and not os.path.isdir(folder.parent):
         name, _, at = str(name_or_path).partition("@")
         return hub.download(name, revision or at or None, list(FILES))
-    near = difflib.get_close_matches(str(name_or_path), shipped_names(), 1)
-    hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(shipped_names())
+    near = difflib.get_close_matches(str(name_or_path), names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(names)
     raise ModelError(name_or_path, f"no such model; {hint}")
 
 
-def shipped_names() -> list[str]:
-    """Names of the models that are part of the package."""
-    shipped = Path(str(resources.files("audiovae") / "pretrained"))
-    return sorted(path.parent.name for path in shipped.glob(f"*/{CONFIG}"))
+def shipped_names(shelf: str = "") -> list[str]:
+    """Names of the models of a shelf, see `find`, that are part of the package."""
+    return sorted(path.parent.name for path in _shipped(shelf).glob(f"*/{CONFIG}"))
+
+
+def _shipped(shelf: str) -> Path:
+    return Path(str(resources.files("audiovae") / "pretrained")) / shelf
 
 
 def model_hash(config: Mapping[str, Any], tensors: Tensors) -> str:

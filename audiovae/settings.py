@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, get_args
 LatentName = Literal["gaussian", "von-mises-fisher", "power-spherical", "dirichlet"]
 MethodName = Literal["peem", "vem", "mcem", "langevin", "mala", "fast"]
 NoiseName = Literal["slow", "nmf", "stationary"]
-RoomMethodName = Literal["deep", "fast", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "fca", "fca-dp", "mvae"]
+RoomMethodName = Literal["deep", "fast", "neural", "iva", "ilrma", "fastmnmf2", "fastmnmf2-dp", "fca", "fca-dp", "mvae"]
+NeuralName = Literal["NeuralFastFCA", "NeuralFCA"]
 LikelihoodName = Literal[
     "complex-gaussian", "complex-student-t", "bernoulli", "squared-error", "gaussian", "categorical"
 ]
@@ -493,6 +494,77 @@ class PrepareSettings:
         for speed in self.speeds:
             if not 0.1 <= speed <= 10:
                 raise ValueError(f"speeds must be from 0.1 to 10, got {speed}")
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """How mixtures are drawn for a separator that is learnt from them.
+
+    Attributes:
+        n_sources: speakers, all different.
+        n_channels: microphones of a room that are heard, in random order.
+        level_db: how far a source may be louder or quieter than another, plus or minus.
+        snr_db: of the noise of the microphones, white and independent at each: drawn between the two.
+    """
+
+    n_sources: int = 2
+    n_channels: int = 3
+    level_db: float = 2.5
+    snr_db: tuple[float, float] = (20.0, 40.0)
+
+    def __post_init__(self) -> None:
+        if self.n_sources < 1:
+            raise ValueError(f"n_sources must be at least 1, got {self.n_sources}")
+        if self.n_channels < 2:
+            raise ValueError(f"n_channels must be at least 2, got {self.n_channels}")
+        if not 0 <= self.level_db <= 100:
+            raise ValueError(f"level_db must be from 0 to 100, got {self.level_db}")
+        if len(self.snr_db) != 2 or not -100 <= self.snr_db[0] <= self.snr_db[1] <= 100:
+            raise ValueError(f"snr_db must be two numbers from -100 to 100, the smaller first, got {self.snr_db}")
+
+
+@dataclass(frozen=True)
+class NeuralSettings:
+    """Sizes of a separator that is learnt from mixtures (neural FCA).
+
+    Attributes:
+        type: NeuralFastFCA, whose covariances one matrix diagonalises, or NeuralFCA, any covariances.
+        n_sources: speakers, at most, where they begin alike.
+        start: what is known of the sources at first: "iva", what independent vector analysis finds; "none".
+        encoder: "prior", the prior's own and what the network adds; "own", the network alone.
+        train_prior: is the prior trained too? Else it stays as it was given.
+        width: of the network.
+        kernel_size: of its convolutions over time.
+        dilations: of those of each stage.
+        stages: how often latents are inferred: after the first, from what the filter of the stage before leaves of each
+            source.
+        updates: of the spatial model in each stage.
+    """
+
+    type: NeuralName = "NeuralFastFCA"
+    n_sources: int = 2
+    start: Literal["iva", "none"] = "iva"
+    encoder: Literal["prior", "own"] = "prior"
+    train_prior: bool = False
+    width: int = 256
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4)
+    stages: int = 2
+    updates: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("n_sources", "width", "kernel_size", "stages", "updates"):
+            if not 1 <= getattr(self, name) <= LARGEST_SIZE:
+                raise ValueError(f"{name} must be from 1 to {LARGEST_SIZE}, got {getattr(self, name)}")
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations must be positive, got {self.dilations}")
+        for name, known in (
+            ("type", NeuralName),
+            ("start", Literal["iva", "none"]),
+            ("encoder", Literal["prior", "own"]),
+        ):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Trainable(nn.Module, ABC):
         n_channels: of its waves; None: any number.
         labels: names and classes of the labels that condition it; empty for most.
         kind: what it is called in the card of a saved model.
+        purpose: what it is for, in a word or two of that card.
         unit: of its ELBO, as in "nats per frame".
         level_rule: of what recordings are divided by, see `audiovae.level`.
         origin: the saved model that its weights are from, if any.
@@ -65,6 +66,7 @@ class Trainable(nn.Module, ABC):
     sample_rate: int
     level_rule: LevelName = "active"
     n_channels: int | None = 1
+    purpose: str = "audio prior"
     origin: Origin | None = None
 
     @property

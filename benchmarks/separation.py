@@ -1,6 +1,6 @@
 """Separation of mixtures in rooms by every method, beside other libraries: quality against real-time factor.
 
-    OMP_NUM_THREADS=1 python benchmarks/separation.py MIXTURES [--methods deep iva] [--seeds 0 1 2] [--out DIR]
+    OMP_NUM_THREADS=1 python benchmarks/separation.py MIXTURES [--methods deep iva] [--bare] [--out DIR]
 
 MIXTURES is a folder as recipes/rooms writes it: mix_NN.flac, the image of source K at all microphones in
 image_NN_K.flac, and, where it is there, the dry source in dry_NN_K.flac. Scores are of microphone 0, sources assigned
@@ -52,6 +52,7 @@ from audiovae.separation import (
     iva,
     least_squares,
     separator,
+    shipped_model,
     wiener,
 )
 from audiovae.stft import Front
@@ -89,6 +90,8 @@ def main() -> None:
     parser.add_argument("mixtures", type=Path)
     parser.add_argument("--methods", nargs="*", choices=ROOM_METHODS, default=list(ROOM_METHODS))
     parser.add_argument("--model", help="instead of the methods' own priors")
+    parser.add_argument("--refine", nargs="*", type=int, default=[0, 4], help="iterations after the method neural")
+    parser.add_argument("--bare", action="store_true", help="each method without its filters, too")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--no-references", action="store_true", help="our methods alone")
     parser.add_argument("--first", type=int, help="only so many of the mixtures")
@@ -100,7 +103,11 @@ def main() -> None:
     algorithms: dict[str, Callable[[], Algorithm]] = {"mixture": lambda: mixture_itself}
     if n_sources == 1:
         algorithms["one microphone"] = one_microphone
-    algorithms |= {name: partial(by_method, name, options.model, n_sources, rate) for name in options.methods}
+    for name in options.methods:
+        for refine in options.refine if name == "neural" else [0]:
+            for bare in (False, True)[: 1 + options.bare]:
+                row = name + (f" + {refine}" if refine else "") + (" without filters" if bare else "")
+                algorithms[row] = partial(by_method, name, options.model, n_sources, rate, refine, bare)
     if not options.no_references:
         algorithms |= references(rate)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -154,12 +161,15 @@ def one_microphone() -> Algorithm:
     return run
 
 
-def by_method(name: Any, model: str | None, n_sources: int, rate: int) -> Algorithm:
-    of_method = ROOM_METHODS[name].prior
-    prior = None if of_method is None else AudioVAE.from_pretrained(model or of_method)
+def by_method(
+    name: Any, model: str | None, n_sources: int, rate: int, refine: int = 0, bare: bool = False
+) -> Algorithm:
+    prior = shipped_model(name, "cpu", model)
     if prior is not None and prior.sample_rate != rate:
         raise AudiovaeError(f"the prior hears {prior.sample_rate} Hz, and the mixtures have {rate} Hz")
-    separates = separator(n_sources, name, prior, rate)
+    separates = separator(n_sources, name, prior, rate, refine=refine)
+    if bare:
+        separates.finish = None
     stft = separates.front.stft
 
     def run(case: Case, seed: int) -> Wave:
@@ -390,7 +400,7 @@ def picture(rows: dict[str, Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, files in best_windows(rows).items():
         if name != "mixture":
-            ours = name in ROOM_METHODS or name.startswith("iva")
+            ours = name.split(",")[0].split(" ")[0] in ROOM_METHODS
             place = real_time_factor(files), mean(files, "si_sdr")
             axes.plot(*place, "o" if ours else "s", color="C0" if ours else "C7")
             axes.annotate(name, place, xytext=(6, 3), textcoords="offset points", fontsize=8)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from conftest import RATE, build_prior, speech_like
 from torch import Tensor
 
 from audiovae import STFT, AudioVAE
+from audiovae.corpora.mixtures import RoomBank
 from audiovae.models import MODELS, DynamicVAE
 from audiovae.separation import (
     NMF,
@@ -73,6 +76,17 @@ def reverberant(seconds: float, n_channels: int = 4, n_sources: int = 2, seed: i
         for channel in mixture:
             channel += np.convolve(voice, decay * generator.standard_normal(800))[:n_samples]
     return torch.from_numpy(mixture)
+
+
+def bank_of(folder: Path, responses: np.ndarray | None = None, rate: int = RATE, seed: int = 0) -> RoomBank:
+    """A bank of rooms of decaying noise, ten of them with two places and three microphones, or of given responses."""
+    if responses is None:
+        decay = np.exp(-np.arange(200) / 40)
+        responses = (decay * np.random.default_rng(seed).standard_normal((10, 2, 3, 200))).astype(np.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "responses.npy", responses)
+    (folder / "bank.json").write_text(json.dumps({"sample_rate": rate}))
+    return RoomBank(folder)
 
 
 # Priors --------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mixtures import bank_of
 
 import audiovae
 from audiovae.cli.main import VERBS, main
+from audiovae.separation import NeuralSeparator
 from audiovae.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -304,6 +306,7 @@ def test_a_recipe_trains_for_two_steps(
 ) -> None:
     monkeypatch.setattr(loop, "CALIBRATION_FRAMES", 500)
     monkeypatch.setattr(loop, "VALIDATION_FRAMES", 500)
+    monkeypatch.setattr(loop, "MIXTURE_FRAMES", 64)
     config = yaml.safe_load(path.read_text())
     segment = config["training"].get("segment_frames", 16)
     shorter = [
@@ -313,7 +316,15 @@ def test_a_recipe_trains_for_two_steps(
         "--training.precision=32-true",
     ]
     corpus = digits if config.get("labels") else packed
+    if "separator" in config:
+        shorter += ["--rooms", str(bank_of(tmp_path / "rooms").folder)]
     assert main(["train", str(corpus), "-o", str(tmp_path / "model"), "--config", str(path), *shorter, "--quiet"]) == 0
+    if "separator" in config:
+        separator = NeuralSeparator.from_pretrained(tmp_path / "model")
+        assert {name: getattr(separator.settings, name) for name in config["separator"]} == {
+            name: tuple(value) if isinstance(value, list) else value for name, value in config["separator"].items()
+        }
+        return
     loaded = audiovae.AudioVAE.from_pretrained(tmp_path / "model")
     assert type(loaded.vae).__name__ == config.get("type", "FrameVAE")
     for name, value in config.get("vae", {}).items():

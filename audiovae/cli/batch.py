@@ -42,14 +42,17 @@ def run_batch(
     return _run(items, [[i] for i in range(len(items))], together, options, options.model if load_model else None)
 
 
-def run_groups(items: list[Item], groups: list[list[int]], work: Any, options: Any) -> tuple[list[Row], int]:
+def run_groups(
+    items: list[Item], groups: list[list[int]], work: Any, options: Any, load_model: bool = True
+) -> tuple[list[Row], int]:
     """The same for groups of items that are worked on together.
 
     Args:
         groups: their places among the items.
         work: (prior, items, options=...) -> the result of each.
+        load_model: is it a prior, which every process loads first?
     """
-    return _run(items, groups, partial(work, options=options), options, options.model)
+    return _run(items, groups, partial(work, options=options), options, options.model if load_model else None)
 
 
 def print_json(result: Any) -> None:

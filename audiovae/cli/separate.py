@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,7 +28,7 @@ from audiovae.errors import AudiovaeError, PathError, named
 from audiovae.settings import RoomMethodName
 
 if TYPE_CHECKING:  # torch takes long to load, and help needs none
-    from audiovae.separation import RoomFile, Separator, TakenApart
+    from audiovae.separation import NeuralSeparator, RoomFile, Separator, TakenApart
 
 _MADE_BY = "audiovae separate"
 _GPU_BATCH = 8
@@ -65,7 +66,15 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--method",
         choices=get_args(RoomMethodName),
         default="deep",
-        help="deep is the best; iva, ilrma and fastmnmf2 need no prior, and hear any rate",
+        help="deep is the best; neural infers all sources in one pass; iva, ilrma and fastmnmf2 need no prior, and "
+        "hear any rate",
+    )
+    parser.add_argument(
+        "--refine",
+        type=jsonargparse.typing.NonNegativeInt,
+        default=0,
+        metavar="N",
+        help="with --method neural: go on from there with N iterations",
     )
     arguments.add_report(parser)
     parser.add_argument(
@@ -92,7 +101,13 @@ def run(options: Any) -> int:
     if method.source is not None and (options.model or options.label):
         given = "--model" if options.model else "--label"
         raise AudiovaeError(f"separate: --method {options.method} has no prior; leave {given} out")
+    is_learnt = method.spatial is None
+    if options.refine and not is_learnt:
+        raise AudiovaeError(f"separate: --refine is of --method neural, not of {options.method}; leave it out")
+    if options.label and is_learnt:
+        raise AudiovaeError("separate: --method neural knows no labels; leave --label out")
     options.model = options.model or method.prior
+    options.learnt_sha256 = _hash(options) if is_learnt else ""
     kept = arguments.kept_rows(options)
     options.made = _made_by(options)
     items = _find(options)
@@ -107,7 +122,7 @@ def run(options: Any) -> int:
     options.anew = check_same_options(targets, options, _MADE_BY) if options.resume and not kept else set()
     groups = _groups(items, options)
     options.alone = len(groups) == 1
-    rows, status = run_groups(items, groups, separate, options)
+    rows, status = run_groups(items, groups, separate, options, load_model=not is_learnt)
     tell(rows, options)
     return status
 
@@ -241,13 +256,29 @@ def _counted(item: Item, options: Any) -> int:
 
 def _made_by(options: Any) -> str:
     """What the tags of an output say of how it was made: all that decides on its sound but the input."""
-    from audiovae import saved
-
     words = [f"--sources {options.sources} --method {options.method} --seed {options.seed}"]
+    words[0] += f" --refine {options.refine}" if options.refine else ""
     words += [f"--label {' '.join(options.label)}"] if options.label else []
     if options.model:
-        words[-1] += f", model {saved.read_config(saved.find(options.model))['config_sha256'][:16]}"
+        words[-1] += f", model {_hash(options)[:16]}"
     return f"{_MADE_BY} {' '.join(words)}"
+
+
+def _hash(options: Any) -> str:
+    """That of the prior, or of the learnt separator."""
+    from audiovae import saved
+    from audiovae.separation import ROOM_METHODS
+
+    shelf = "separators" if ROOM_METHODS[options.method].spatial is None else ""
+    return str(saved.read_config(saved.find(options.model, shelf=shelf))["config_sha256"])
+
+
+@cache
+def _loaded(name: str, device: str) -> NeuralSeparator:
+    """A learnt separator, once in a process."""
+    from audiovae.separation import NeuralSeparator
+
+    return NeuralSeparator.from_pretrained(name, device)
 
 
 def _groups(items: list[Item], options: Any) -> list[list[int]]:
@@ -312,7 +343,9 @@ def _separate(prior: Any, items: list[Item], results: dict[Item, Result], option
         rate = infos[0].sample_rate if infos else 16000
         condition = arguments.condition(prior, options) if options.label else None
         n_sources = _sources_of(items[0], options)
-        run = separator(n_sources, options.method, prior, rate, condition)
+        if ROOM_METHODS[options.method].spatial is None:
+            prior = _loaded(options.model, arguments.resolve_device(options.device))
+        run = separator(n_sources, options.method, prior, rate, condition, options.refine)
         run.front.stft.to(arguments.resolve_device(options.device))  # of a method without a prior, which has a device
         files = [_file(item, options, _targets(item, options) if item in missing else None) for item in items]
         seconds = sum(info.seconds for info in infos)

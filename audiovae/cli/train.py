@@ -14,11 +14,21 @@ import jsonargparse
 from audiovae.cli import arguments
 from audiovae.errors import AudiovaeError
 from audiovae.locks import break_lock
-from audiovae.settings import MODEL_SETTINGS, LevelName, STFTSettings, TrainingSettings, settings_from_config
+from audiovae.settings import (
+    MODEL_SETTINGS,
+    LevelName,
+    MixtureSettings,
+    NeuralSettings,
+    STFTSettings,
+    TrainingSettings,
+    settings_from_config,
+)
 
 if TYPE_CHECKING:
+    from audiovae.corpora.mixtures import MixtureCorpus
     from audiovae.corpora.packed import PackedCorpus
     from audiovae.prior import AudioVAE
+    from audiovae.separation.neural.separators import NeuralSeparator
     from audiovae.training.loop import Progress
 
 _PLAIN_SECONDS, _PLAIN_SECONDS_OF_VALIDATIONS = 10.0, 1.0  # between two lines in a log
@@ -76,6 +86,14 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="what recordings are divided by: the RMS of their active frames, or their peak",
     )
     parser.set_defaults({name: value for name, value in sizes.items() if name != "labels"})
+    parser.add_argument(
+        "--rooms",
+        metavar="BANK",
+        help="train a separator on mixtures of the corpus in these rooms, see recipes/neural_fca: with the prior of "
+        "--init, or a new one of the options above",
+    )
+    parser.add_class_arguments(MixtureSettings, "mixtures", help="mixtures, with --rooms")
+    parser.add_class_arguments(NeuralSettings, "separator", help="the separator, with --rooms")
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
     parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
@@ -207,6 +225,48 @@ def _prior(options: Any, corpus: PackedCorpus) -> AudioVAE:
         raise AudiovaeError(f"train: {error}") from error
 
 
+def _check_rooms(options: Any) -> None:
+    """Raises AudiovaeError for options of separators without the rooms that one is learnt in."""
+    if options.rooms is not None:
+        return
+    for name, plain in (("mixtures", MixtureSettings()), ("separator", NeuralSettings())):
+        group = {**asdict(plain), **_group(options, name)}
+        for setting, value in asdict(plain).items():
+            if group[setting] != value:
+                raise AudiovaeError(
+                    f"train: --{name}.{setting} is of a separator: give its --rooms too, or leave it out"
+                )
+
+
+def _separator(options: Any, prior: AudioVAE) -> NeuralSeparator:
+    """The separator to train, as it begins."""
+    from audiovae.separation.neural.separators import build_separator
+
+    try:
+        settings = NeuralSettings(**_group(options, "separator"))
+        if options.init is None and not settings.train_prior:
+            raise ValueError("a new prior knows nothing yet: give --init, or --separator.train_prior true")
+        return build_separator(prior, settings)
+    except ValueError as error:
+        raise AudiovaeError(f"train: {error}") from error
+
+
+def _mixed(options: Any, corpus: PackedCorpus) -> MixtureCorpus:
+    """Mixtures of a corpus."""
+    from audiovae.corpora.mixtures import MixtureCorpus, RoomBank
+
+    try:
+        settings = MixtureSettings(**_group(options, "mixtures"))
+    except ValueError as error:
+        raise AudiovaeError(f"train: {error}") from error
+    if settings.n_sources != options.separator.n_sources:
+        raise AudiovaeError(
+            f"train: --mixtures.n_sources is {settings.n_sources} and --separator.n_sources "
+            f"{options.separator.n_sources}: give both the same number"
+        )
+    return MixtureCorpus(corpus, RoomBank(options.rooms), settings)
+
+
 def _bar(advance: Callable[..., None]) -> Callable[[Progress], None]:
     """What `fit` tells, beside the bar, with the validation before."""
     bound, step = "", 0
@@ -250,6 +310,7 @@ def run(options: Any) -> int:
     elif options.labels and not _takes_labels(options.type):
         takers = ", ".join(filter(_takes_labels, MODEL_SETTINGS))
         raise AudiovaeError(f"train: {options.type} takes no labels: its structure has no place for them; {takers} do")
+    _check_rooms(options)
     try:
         settings = TrainingSettings(**{**_group(options, "training"), **shorts})
     except ValueError as error:
@@ -268,6 +329,8 @@ def run(options: Any) -> int:
     device = arguments.resolve_device(options.device).replace("cpu:0", "cpu")
     torch.manual_seed(settings.seed)
     prior = _prior(options, corpus)
+    model = prior if options.rooms is None else _separator(options, prior)
+    heard = [one if options.rooms is None else _mixed(options, one) for one in (corpus, validation)]
     if options.break_lock:
         break_lock(output)
     if options.verify:
@@ -276,7 +339,7 @@ def run(options: Any) -> int:
     is_plain = not sys.stderr.isatty()  # a log file
     with bar(settings.steps, hidden=options.quiet or is_plain, what="steps") as advance:
         progress = _log() if is_plain and not options.quiet else _bar(advance)
-        fitted = fit(prior, corpus, validation, output, settings, device, options.overwrite, progress)
+        fitted = fit(model, heard[0], heard[1], output, settings, device, options.overwrite, progress)
     options.rows = [{"seconds": u.n_samples / corpus.sample_rate} for u in corpus.split("train")]
     if fitted.warning:
         print(f"audiovae: warning: {fitted.warning}", file=sys.stderr)

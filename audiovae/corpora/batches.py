@@ -72,7 +72,7 @@ class SegmentSampler:
         levels = [u.level if level_rule == "active" else u.peak for u in self.utterances]
         self._gains = np.array([u.scale / level for u, level in zip(self.utterances, levels, strict=True)], np.float32)
         self._lengths = lengths
-        self._device = device
+        self._device, self._corpus = device, corpus
         samples = _place(corpus.samples, device)
         missing = max(0, self.segment_samples - len(samples))
         self._samples = functional.pad(samples, (*[0] * (2 * samples.ndim - 1), missing)) if missing else samples
@@ -97,6 +97,10 @@ class SegmentSampler:
             outside = outside.reshape(len(waves), *[1] * (waves.ndim - 2), -1)
             waves = waves.masked_fill(outside.to(self._device), 0.0)
         return waves, [self.utterances[i] for i in which]
+
+    def example(self, n_samples: int | None) -> Float[Tensor, ...]:
+        """The beginning of the first recording, to listen to."""
+        return torch.from_numpy(self._corpus.wave(self.utterances[0])[..., :n_samples])
 
     def _gather(self, starts: NDArray[np.int64]) -> Tensor:
         within = np.clip(starts, 0, len(self._samples) - self.segment_samples)

@@ -12,6 +12,7 @@ from audiovae.separation.files import (
     groups_by_length,
 )
 from audiovae.separation.filters import Filters, least_squares, wiener
+from audiovae.separation.inference.amortised import Amortised
 from audiovae.separation.inference.e_step import Draws, EStep
 from audiovae.separation.inference.energy import Energy, LatentEnergy, LatentPrior
 from audiovae.separation.inference.markov_chain import MarkovChain
@@ -20,8 +21,9 @@ from audiovae.separation.inference.variational import FreePosterior
 from audiovae.separation.iva import image_start, iva, told_by
 from audiovae.separation.methods import METHODS, enhance, enhancer
 from audiovae.separation.mixture import Mixture
+from audiovae.separation.neural.separators import NeuralFastFCA, NeuralFCA, NeuralSeparator, build_separator
 from audiovae.separation.room_files import FirstRoomBlock, RoomFile, TakenApart, separate_file, separate_files
-from audiovae.separation.rooms import ROOM_METHODS, fast_mnmf2, separate, separator
+from audiovae.separation.rooms import ROOM_METHODS, fast_mnmf2, separate, separator, shipped_model
 from audiovae.separation.separation import Separation
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
 from audiovae.separation.sources.envelope import Envelope
@@ -42,6 +44,7 @@ __all__ = [
     "METHODS",
     "NMF",
     "ROOM_METHODS",
+    "Amortised",
     "Beginning",
     "DeepSettings",
     "DeepSource",
@@ -65,6 +68,9 @@ __all__ = [
     "LatentPrior",
     "MarkovChain",
     "Mixture",
+    "NeuralFCA",
+    "NeuralFastFCA",
+    "NeuralSeparator",
     "NoisyFile",
     "PointEstimate",
     "RoomFile",
@@ -79,6 +85,7 @@ __all__ = [
     "Stream",
     "TakenApart",
     "View",
+    "build_separator",
     "count_sources",
     "enhance",
     "enhance_file",
@@ -97,6 +104,7 @@ __all__ = [
     "separate_file",
     "separate_files",
     "separator",
+    "shipped_model",
     "stream",
     "told_by",
     "wiener",

@@ -283,6 +283,9 @@ class Separator:
         def made(chosen: dict[int, Tensor]) -> list[Source]:
             again = mixture.again()
             sources = [make(again, psd) for make, psd in zip(self.sources, beginning.psds, strict=True)]
+            for source, latents in zip(sources, beginning.latents, strict=False):
+                assert isinstance(source, DeepSource)
+                source.begin(latents)
             for n, condition in chosen.items():
                 source = sources[n]
                 assert isinstance(source, DeepSource)

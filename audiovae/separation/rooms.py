@@ -14,10 +14,12 @@ from audiovae.errors import AudiovaeError
 from audiovae.prior import AudioVAE
 from audiovae.separation.em import EMSettings, MakeSpatial, Separator
 from audiovae.separation.filters import Filters, least_squares
+from audiovae.separation.inference.amortised import Amortised
 from audiovae.separation.inference.e_step import EStep
 from audiovae.separation.inference.point_estimate import PointEstimate
 from audiovae.separation.iva import HIGHEST_HZ, Images, bins_below, image_start, iva, told_by
 from audiovae.separation.methods import GAIN_DEVIATION, LONGEST_PADDING, METHODS, enhancer, multiplies_bfloat16
+from audiovae.separation.neural.separators import NeuralSeparator
 from audiovae.separation.sources.deep import DeepSettings, DeepSource
 from audiovae.separation.sources.envelope import Envelope
 from audiovae.separation.sources.floor import Floor
@@ -32,6 +34,7 @@ from audiovae.stft import STFT, Front
 from audiovae.waves import Array, at_rate, like, recording_of
 
 ROOM_RANK, ROOM_ITERATIONS = 8, 100
+_AMORTISED_UPDATES, _REFINING_UPDATES = 20, 6  # of space, after a learnt separator's encoder and in each iteration
 
 
 def fast_mnmf2(front: Front, n_sources: int, rank: int = ROOM_RANK, n_iterations: int = ROOM_ITERATIONS) -> Separator:
@@ -53,17 +56,18 @@ class RoomMethod:
     """Sources out of a room by name: a pair of a source and a spatial model, and what begins and ends it.
 
     Attributes:
-        spatial: makes the spatial model of so many sources, the last of which is the noise.
+        spatial: makes the spatial model of so many sources, the last of which is the noise; None: that of a separator
+            which is learnt from mixtures.
         source: makes each source without a prior, for its front; None: a deep one.
         settings: how long.
         starts: windows of independent vector analysis in seconds, each a start; none: sources that do not differ yet.
         filters: windows in seconds, and taps, of the least squares at the end.
         window: of the STFT of sources without a prior, in seconds.
         e_step, prior_weight: of a deep source.
-        prior: the shipped one that it is best with.
+        prior: the shipped one that it is best with; of a learnt separator the separator itself.
     """
 
-    spatial: Callable[[int], MakeSpatial]
+    spatial: Callable[[int], MakeSpatial] | None
     source: Callable[[Front], MakeSource] | None = None
     settings: EMSettings = EMSettings(12, 2.0, spatial_steps=2, warm_up=5)
     starts: tuple[float, ...] = (0.512,)
@@ -119,6 +123,14 @@ ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
         prior_weight=6.0,
         prior="speech-16k-rooms",
     ),
+    "neural": RoomMethod(
+        None,
+        settings=EMSettings(4, 2.0),
+        filters=((0.256, 3),),
+        e_step=partial(PointEstimate, step=0.5, momentum=0.6, refresh=8),
+        prior_weight=6.0,
+        prior="rooms-16k-neural",
+    ),
     "iva": RoomMethod(_demixing, _envelope, EMSettings(5), window=0.512),
     "ilrma": RoomMethod(_demixing, _nmf(2), EMSettings(30)),
     "fastmnmf2": RoomMethod(_joint_over_frequency, _nmf(8), EMSettings(60)),
@@ -132,9 +144,10 @@ ROOM_METHODS: dict[RoomMethodName, RoomMethod] = {
 def separator(
     n_sources: int,
     method: RoomMethodName = "deep",
-    prior: AudioVAE | None = None,
+    prior: AudioVAE | NeuralSeparator | None = None,
     sample_rate: int = 16000,
     condition: Tensor | None = None,
+    refine: int = 0,
 ) -> Separator:
     """Speakers out of a room; the last source of what it finds is the noise.
 
@@ -143,17 +156,24 @@ def separator(
     Args:
         n_sources: how many speakers there are.
         method: one of ROOM_METHODS.
-        prior: of clean speech, for the deep methods.
+        prior: of clean speech, for the deep methods; for "neural" a separator that is learnt from mixtures.
         sample_rate: of the mixtures, for the others, in Hz.
         condition: labels of the speech, for a conditional prior: see `DeepSource`.
+        refine: iterations after what a learnt separator says; 0: it has the last word.
 
     Raises:
-        ValueError: an unknown name, or no prior where one is needed.
+        ValueError: an unknown name, or no prior where one is needed, or another model in its place.
         AudiovaeError: a prior that cannot be used so.
     """
     if method not in ROOM_METHODS:
         raise ValueError(f"method must be one of {', '.join(ROOM_METHODS)}, got {method!r}")
     chosen = ROOM_METHODS[method]
+    if chosen.spatial is None:
+        if not isinstance(prior, NeuralSeparator):
+            raise ValueError(f"the method {method!r} needs a separator that is learnt from mixtures")
+        return _learnt(prior, n_sources, refine)
+    if isinstance(prior, NeuralSeparator) or refine:
+        raise ValueError(f"a learnt separator, and refine, are for the method 'neural', not {method!r}")
     if chosen.source is not None:
         front, settings = _hann(chosen.window, sample_rate), chosen.settings
         source = chosen.source(front)
@@ -180,12 +200,52 @@ def separator(
     )
 
 
+def _learnt(model: NeuralSeparator, n_sources: int, refine: int) -> Separator:
+    """The sources of a learnt separator, as its encoder finds them, or better by some iterations."""
+    chosen, deep = ROOM_METHODS["neural"], DeepSettings(ROOM_METHODS["neural"].prior_weight, GAIN_DEVIATION)
+    source = DeepSource.of(model.prior, chosen.e_step if refine else Amortised, deep)
+    settings = replace(
+        chosen.settings,
+        n_iterations=max(1, refine),
+        spatial_steps=_REFINING_UPDATES if refine else _AMORTISED_UPDATES,
+        padding=min(model.lookahead, LONGEST_PADDING),
+    )
+    filters = [least_squares(_samples(seconds, model.sample_rate), n_taps) for seconds, n_taps in chosen.filters]
+    return Separator(
+        model.front,
+        [*[source] * n_sources, Floor],
+        [model.beginning(n_sources)],
+        partial(model.space, n_sources=n_sources + 1),
+        settings,
+        Filters(model.front, filters),
+    )
+
+
 def _speech_first(prior: AudioVAE, found: Images) -> list[Images]:
     """Starts of a speaker and a noise from one place: told by one microphone, and by directions in either order."""
     shipped = METHODS["fast"].prior
     is_alike = (prior.sample_rate, prior.level_rule) == (16000, "active")  # as those shipped: they hear the same
     one_microphone = AudioVAE.from_pretrained(shipped, prior.device) if is_alike else prior
     return [told_by(enhancer(one_microphone, "fast")), found, lambda mixture: found(mixture).flip(0)]
+
+
+def shipped_model(
+    method: RoomMethodName, device: torch.device | str, name: str | None = None
+) -> AudioVAE | NeuralSeparator | None:
+    """The prior, or the learnt separator, that a method uses; None where it needs none.
+
+    Args:
+        name: of another one, or its folder.
+
+    Raises:
+        ModelError: no such model.
+    """
+    chosen = ROOM_METHODS[method]
+    if chosen.prior is None:
+        return None
+    if chosen.spatial is None:
+        return NeuralSeparator.from_pretrained(name or chosen.prior, device)
+    return AudioVAE.from_pretrained(name or chosen.prior, device)
 
 
 def _hann(seconds: float, sample_rate: int) -> Front:
@@ -229,8 +289,7 @@ def separate(
         raise ValueError(f"n_sources must be a whole number above 0, got {n_sources!r}")
     if whole.ndim < 2 or len(whole) < 2:
         raise AudiovaeError("separation in space needs at least two channels, got one; enhance() takes one")
-    name = ROOM_METHODS[method].prior
-    prior = None if name is None else AudioVAE.from_pretrained(name, whole.device)
+    prior = shipped_model(method, whole.device)
     rate = sample_rate if prior is None else prior.sample_rate
     heard = at_rate(whole if prior is None else whole.float(), sample_rate, rate)
     separates = separator(n_sources, method, prior, rate)

@@ -37,11 +37,14 @@ class Beginning:
         space: what the spatial model begins with; None: its own default.
         levels: of each source in the mixture, where the PSDs are at unit level each and tell the sources apart: the
             spatial model then begins with the covariances that masks by these PSDs tell.
+        latents: of each deep source, the first ones, where they are known; else its prior's encoder gives them from the
+            PSD.
     """
 
     psds: Sequence[Float[Tensor, "recording frame freq"]]
     space: Any = None
     levels: Float[Tensor, "source recording"] | None = None
+    latents: Sequence[Float[Tensor, "recording frame latent"]] = ()
 
     @classmethod
     def of_recordings(cls, beginnings: Sequence[Beginning]) -> Beginning:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from audiovae.corpora.batches import Corpus, SegmentSampler, random_equaliser
+from audiovae.corpora.mixtures import MixtureCorpus, MixtureSampler
 from audiovae.corpora.packed import PackedCorpus, Utterance
 from audiovae.errors import ConditionError, TrainingError
 from audiovae.locks import locked_folder
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 CALIBRATION_FRAMES = 20_000
 VALIDATION_FRAMES = 20_000
-_VALIDATION_BATCH = 2048  # frames
+MIXTURE_FRAMES = 2_048  # of either, where a frame is that of a mixture, which takes a hundred times as long
+_VALIDATION_BATCH, _MIXTURE_BATCH = 2048, 256  # frames
 _LISTENING_SECONDS = 5.0
 _NO_STEP = 2**40  # a step that training never reaches: its random numbers are its own
 
@@ -74,8 +76,8 @@ class Progress:
 
 def fit(
     model: Trainable,
-    corpus: Corpus,
-    validation: Corpus,
+    corpus: Corpus | MixtureCorpus,
+    validation: Corpus | MixtureCorpus,
     folder: str | Path,
     settings: TrainingSettings = TrainingSettings(),
     device: str = "cpu",
@@ -212,8 +214,8 @@ class _Data:
     def __init__(
         self,
         model: Trainable,
-        corpus: Corpus,
-        validation: Corpus,
+        corpus: Corpus | MixtureCorpus,
+        validation: Corpus | MixtureCorpus,
         settings: TrainingSettings,
         fabric: Fabric,
     ) -> None:
@@ -230,23 +232,23 @@ class _Data:
             packed.verify_small()
         self._model, self._settings, self._corpus = model, settings, corpus
         self._rank, self._device = fabric.global_rank, fabric.device
-        n_samples = model.segment_samples(settings.segment_frames)
-        margin = model.segment_samples(1) // 2  # half a frame; of arrays nothing
-        self._train = SegmentSampler(corpus, "train", n_samples, self._device, model.level_rule, margin)
+        self._of_mixtures = isinstance(corpus, MixtureCorpus)
+        self._train = _sampler(model, corpus, "train", settings.segment_frames, self._device)
         self._conditions = _conditions(model, self._train.utterances, self._device)
-        draws = SegmentSampler(validation, "validation", n_samples, self._device, model.level_rule, margin)
-        self._validation, drawn = draws.draw(max(1, VALIDATION_FRAMES // settings.segment_frames), 0, _NO_STEP)
+        draws = _sampler(model, validation, "validation", settings.segment_frames, self._device)
+        n_frames = MIXTURE_FRAMES if self._of_mixtures else VALIDATION_FRAMES
+        self._validation, drawn = draws.draw(max(1, n_frames // settings.segment_frames), 0, _NO_STEP)
         validation.verify(drawn)
         conditions = _conditions(model, draws.utterances, self._device)
         self._validation_condition = _stacked(conditions, drawn)
-        heard = draws.utterances[0]
         n_heard = int(_LISTENING_SECONDS * validation.sample_rate) or None  # of arrays all frames
-        self.listening = torch.from_numpy(validation.wave(heard)[..., :n_heard]).to(self._device)
-        self.listening_condition = conditions.get(heard.id)
+        self.listening = draws.example(n_heard).to(self._device)
+        self.listening_condition = conditions.get(draws.utterances[0].id)
 
     def calibration(self) -> Tensor:
         """What the model's constants are taken from."""
-        n_segments = max(1, CALIBRATION_FRAMES // self._settings.segment_frames)
+        n_frames = MIXTURE_FRAMES if self._of_mixtures else CALIBRATION_FRAMES
+        n_segments = max(1, n_frames // self._settings.segment_frames)
         waves, utterances = self._train.draw(n_segments, self._settings.seed, _NO_STEP)
         self._corpus.verify(utterances)
         return self._model.observe(waves)
@@ -266,11 +268,23 @@ class _Data:
 
     def held_out(self) -> list[tuple[Tensor, Tensor | None]]:
         """The same validation segments in every run, as batches of what is observed and its condition."""
-        n = max(1, _VALIDATION_BATCH // self._settings.segment_frames)
+        n_frames = _MIXTURE_BATCH if self._of_mixtures else _VALIDATION_BATCH
+        n = max(1, n_frames // self._settings.segment_frames)
         waves = self._validation.split(n)
         of_waves = self._validation_condition
         conditions = [None] * len(waves) if of_waves is None else of_waves.split(n)
         return [(self._model.observe(batch), condition) for batch, condition in zip(waves, conditions, strict=True)]
+
+
+def _sampler(
+    model: Trainable, corpus: Corpus | MixtureCorpus, split: str, n_frames: int, device: torch.device
+) -> SegmentSampler | MixtureSampler:
+    """What draws segments of so many frames."""
+    n_samples = model.segment_samples(n_frames)
+    if isinstance(corpus, MixtureCorpus):
+        return MixtureSampler(corpus, split, n_samples, device)
+    margin = model.segment_samples(1) // 2  # half a frame; of arrays nothing
+    return SegmentSampler(corpus, split, n_samples, device, model.level_rule, margin)
 
 
 def _conditions(model: Trainable, utterances: list[Utterance], device: torch.device) -> dict[str, Tensor]:
@@ -294,7 +308,7 @@ def _stacked(conditions: dict[str, Tensor], utterances: list[Utterance]) -> Tens
     return torch.stack([conditions[utterance.id] for utterance in utterances]) if conditions else None
 
 
-def _describe(corpus: Corpus, validation: Corpus) -> dict[str, str]:
+def _describe(corpus: Corpus | MixtureCorpus, validation: Corpus | MixtureCorpus) -> dict[str, str]:
     return {
         "description": corpus.description,
         "train": corpus.fingerprint(),

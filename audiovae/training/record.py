@@ -243,10 +243,11 @@ class Record:
             self._board.close()
 
     def _card(self, model: Trainable, step: int, elbo: float) -> str:
-        what, level = f"{model.sample_rate} Hz audio prior", ", at unit level"
+        what, level = f"{model.sample_rate} Hz {model.purpose}", ", at unit level"
+        scored = " with\n  `audiovae evaluate --model FOLDER FILES`" if model.purpose == "audio prior" else ""
         limits = (
-            "it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own "
-            "with\n  `audiovae evaluate --model FOLDER FILES` before you rely on it."
+            "it knows the kind of sound that it was trained on, and nothing else. Score it on recordings of your own"
+            f"{scored} before you rely on it."
         )
         if not model.sample_rate:
             what, level = "prior of arrays in [0, 1]", ""

@@ -79,6 +79,7 @@ class DeepSource(Source):
         loudness = mixture.power.sum(-1)
         self._audible = loudness > _AUDIBLE * loudness.amax(-1, keepdim=True)
         self._draws: Draws | None = None
+        self._given: Tensor | None = None
         self._speech: Tensor | None = None
         self._scale: Tensor | None = None
         conditions = prior.vae.conditions
@@ -109,9 +110,16 @@ class DeepSource(Source):
         self._speech = None
         self._prior = LatentPrior(self._vae, self._mixture, condition, self._settings.mixed_precision)
 
+    def begin(self, latents: Float[Tensor, "recording frame latent"]) -> None:
+        """Begin with these latents, whatever the first guess of the PSD."""
+        self._given, self._speech = latents, None
+
+    def _beginning(self) -> Float[Tensor, "recording frame latent"]:
+        return self._prior.encoded(self._first) if self._given is None else self._prior.masked(self._given)
+
     def infer(self, view: View, heat: float) -> None:
         if self._draws is None:
-            self._e_step.begin(self._prior.encoded(self._first), self._vae.frames_are_independent)
+            self._e_step.begin(self._beginning(), self._vae.frames_are_independent)
         weight = heat * self._settings.prior_weight
         self._draws = self._e_step.draws(LatentEnergy(self._prior, self._mixture, view, self._factor(), weight))
         self._speech = self._prior.variance(self._draws.latents)
@@ -124,7 +132,7 @@ class DeepSource(Source):
 
     def psd(self) -> Float[Tensor, "sample recording frame freq"]:
         if self._speech is None:  # before the first E-step, for the others' sake
-            self._speech = self._prior.variance(self._prior.encoded(self._first)).unsqueeze(0)
+            self._speech = self._prior.variance(self._beginning()).unsqueeze(0)
         return self._speech * self._factor()
 
     def update(self, view: View, heat: float) -> None:

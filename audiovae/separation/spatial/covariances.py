@@ -80,8 +80,12 @@ def first_gains(n_sources: int, n_channels: int) -> Float[Tensor, "source channe
 
 
 def floored(covariances: Complex[Tensor, "*batch channel channel"], least: Float[Tensor, "*batch"]) -> Tensor:
-    """The nearest Hermitian matrices without an eigenvalue below `least`."""
-    values, vectors = torch.linalg.eigh((covariances + covariances.mH) / 2)
+    """The nearest Hermitian matrices without an eigenvalue below `least`; a gradient passes as if there were none."""
+    hermitian = (covariances + covariances.mH) / 2
+    values, vectors = torch.linalg.eigh(hermitian.detach())
+    if hermitian.requires_grad:  # that of eigenvectors is infinite where two eigenvalues are the same
+        short = (least.unsqueeze(-1) - values).clamp(min=0.0).unsqueeze(-2)
+        return hermitian + (vectors * short) @ vectors.mH
     return (vectors * torch.maximum(values, least.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mH
 
 

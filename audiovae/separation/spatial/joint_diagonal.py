@@ -98,6 +98,13 @@ def _by_frequency(
     return torch.stack([psd.mT for psd in torch.broadcast_tensors(*psds)], dim=-4)
 
 
+def _side_by_side_sum(one: Tensor, other: Tensor) -> Tensor:
+    """Their sum, the frames of a frequency next to each other."""
+    if one.requires_grad:
+        return (one + other).contiguous()
+    return torch.add(one, other, out=one.new_empty(one.shape))
+
+
 def _mixed(
     gains: Float[Tensor, "source recording _ row"], psds: Float[Tensor, "*draw source recording freq frame"]
 ) -> Float[Tensor, "*draw row recording freq frame"]:
@@ -152,6 +159,7 @@ class JointDiagonal(Spatial):
         self._inverse: Tensor | None = None
         self._fall: Tensor | None = None
         self.told = mixture.told.mT.contiguous()
+        self._is_full = bool(mixture.inside.all())  # no frame is padding
         self._sweep = _SWEEPS[update]
         x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
         n_recordings, n_freqs, n_channels, _ = x.shape
@@ -197,10 +205,11 @@ class JointDiagonal(Spatial):
         real, imaginary = (of_parts @ self._parts).square_().movedim(2, 0).chunk(2)
         norms = (re.square() + im.square()).sum(-1)
         dither = (norms * self._dither.unsqueeze(-1)).movedim(-1, 0).unsqueeze(-1)
-        self.power = torch.add(real, imaginary, out=real.new_empty(real.shape)).add_(dither)
+        self.power = _side_by_side_sum(real, imaginary).add_(dither)
         self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(norms.dtype)
         self._fall = None
         if self._white:
+            self.gains = self.gains.clone()  # that of the state before is still needed for a gradient
             self.gains[sorted(self._white)] = norms
             self._inverse = None
 
@@ -243,7 +252,7 @@ class JointDiagonal(Spatial):
     def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
         parts = self.parts(psds)
-        inside = self._together * self._mixture.inside.unsqueeze(1)
+        inside = self._together if self._is_full else self._together * self._mixture.inside.unsqueeze(1)
         fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in parts)
         if not self._per_frequency:
             fall, rise = fall.sum(2, keepdim=True), rise.sum(2, keepdim=True)

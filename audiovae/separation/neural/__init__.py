@@ -1,0 +1,1 @@
+"""Neural FCA: separators that are learnt from mixtures alone."""

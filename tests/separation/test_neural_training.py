@@ -1,0 +1,199 @@
+"""Training of neural FCA on mixtures: the command line, interruptions, two processes, what is left. Takes 40 s."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mixtures import bank_of, dynamic_prior
+
+from audiovae import AudioVAE, PackedCorpus, TrainingError
+from audiovae.cli.main import main
+from audiovae.corpora.mixtures import MixtureCorpus, MixtureSampler, RoomBank
+from audiovae.objectives import Objective
+from audiovae.separation import NeuralSeparator, build_separator
+from audiovae.settings import MixtureSettings, NeuralSettings, TrainingSettings
+from audiovae.training import loop
+from audiovae.training.checkpoint import load_checkpoint
+from audiovae.training.loop import Fitted, fit, learning_rate
+
+SIZES = NeuralSettings(width=8, dilations=(1,), stages=2, updates=1)
+SETTINGS = TrainingSettings(
+    steps=6, batch_frames=64, segment_frames=32, learning_rate=0.01, validate_every=3, log_every=1, beta_cycles=2,
+    beta_warmup=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MIXTURE_FRAMES", 128)
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bank_of(tmp_path_factory.mktemp("rooms")).folder
+
+
+def mixed(packed: Path, rooms: Path) -> MixtureCorpus:
+    return MixtureCorpus(PackedCorpus(packed), RoomBank(rooms), MixtureSettings(n_channels=2))
+
+
+def model_of(**settings: Any) -> NeuralSeparator:
+    torch.manual_seed(0)
+    return build_separator(dynamic_prior(), replace(SIZES, **settings))
+
+
+def run(packed: Path, rooms: Path, folder: Path, settings: TrainingSettings = SETTINGS, **options: Any) -> Fitted:
+    corpus = mixed(packed, rooms)
+    return fit(model_of(), corpus, corpus, folder, settings, **options)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "training/trace.csv")}
+
+
+def losses(folder: Path) -> list[float]:
+    with open(folder / "training" / "trace.csv", newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_a_run_that_is_interrupted_ends_as_one_that_is_not(packed: Path, rooms: Path, tmp_path: Path) -> None:
+    whole = run(packed, rooms, tmp_path / "whole")
+    assert whole.steps == 6
+
+    def stop(now: Any) -> None:
+        if now.step == 5:  # two steps after the last checkpoint
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        run(packed, rooms, tmp_path / "parts", progress=stop)
+    again = run(packed, rooms, tmp_path / "parts")
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+    assert again.elbo == whole.elbo
+
+
+def test_training_raises_the_bound_and_leaves_a_separator_that_loads(packed: Path, rooms: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    corpus, bounds = mixed(packed, rooms), list[float]()
+    settings = replace(
+        SETTINGS, steps=40, validate_every=5, log_every=20, beta_cycles=1, beta_warmup=0.0, averaging=0.5
+    )
+    fit(
+        model_of(train_prior=True),
+        corpus,
+        corpus,
+        tmp_path / "model",
+        settings,
+        progress=lambda now: bounds.append(now.elbo) if now.elbo is not None else None,
+    )
+    assert bounds[-1] > bounds[0] + 10
+    loaded = NeuralSeparator.from_pretrained(tmp_path / "model")
+    assert loaded.settings == replace(SIZES, train_prior=True)
+    board = EventAccumulator(str(tmp_path / "model" / "training"))
+    board.Reload()
+    assert {f"validation/{name}" for name in ("mixture", "source 1", "source 2", "noise")} <= {*board.Tags()["audio"]}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "mixtures of 2 speakers at 2 microphones in 9 simulated rooms" in card
+    assert "# A 16000 Hz separator\n" in card
+
+
+def test_a_run_in_other_rooms_is_not_continued(packed: Path, rooms: Path, tmp_path: Path) -> None:
+    run(packed, rooms, tmp_path / "model", replace(SETTINGS, steps=3))
+    other = bank_of(tmp_path / "other", seed=5).folder
+    with pytest.raises(TrainingError, match="holds a run on other data"):
+        run(packed, other, tmp_path / "model", replace(SETTINGS, steps=3))
+
+
+@pytest.mark.xdist_group("two_processes")
+def test_two_processes_take_the_steps_of_one_with_both_batches(packed: Path, rooms: Path, tmp_path: Path) -> None:
+    """Over gloo: the same weights as one process has that sees the batch and the noise of both at every step."""
+    dynamic_prior().save_pretrained(tmp_path / "prior")
+    n_steps, folder = 3, tmp_path / "model"
+    command = (
+        f"train {packed} -o {folder} --init {tmp_path / 'prior'} --rooms {rooms} --mixtures.n_channels 2 --devices 2 "
+        "--separator.width 8 --separator.dilations [1] --separator.updates 1 --training.batch_frames 256 "
+        f"--training.segment_frames 128 --training.steps {n_steps} --training.validate_every {n_steps} --quiet"
+    )
+    program = shutil.which("audiovae", path=str(Path(sys.executable).parent))
+    assert program is not None
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [program, *shlex.split(command)], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    state = load_checkpoint(folder / "training")
+    assert state is not None
+
+    settings = TrainingSettings(steps=n_steps, validate_every=n_steps)
+    torch.manual_seed(0)
+    model = build_separator(AudioVAE.from_pretrained(tmp_path / "prior"), SIZES)
+    sampler = MixtureSampler(mixed(packed, rooms), "train", model.segment_samples(128), torch.device("cpu"))
+    adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    for step in range(n_steps):
+        adam.param_groups[0]["lr"] = learning_rate(settings, step)
+        adam.zero_grad()
+        for rank in range(2):
+            observed = model.observe(sampler.draw(2, 0, step, rank)[0])
+            loop._seed(0, step, rank)
+            (model.loss(observed, None, Objective(1.0))[0] / 2).backward()
+        torch.nn.utils.clip_grad_norm_([w for w in model.parameters() if w.grad is not None], settings.clip_norm)
+        adam.step()
+    found = state["model"]
+    for name, weight in model.named_parameters():
+        assert torch.allclose(found[name], weight, rtol=1e-3, atol=1e-5), name
+
+
+def test_the_command_line_trains_a_separator_and_says_what_is_missing(
+    packed: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = (
+        "--separator.width 8 --separator.dilations [1] --separator.updates 1 --mixtures.n_channels 2 "
+        "--training.batch_frames 32 --training.segment_frames 32 --training.steps 2"
+    )
+    scratch = (
+        f"--rooms {rooms} --stft.n_fft 256 --stft.hop_length 64 --vae.hidden [8] --vae.latent_dim 4 "
+        f"--separator.start none --separator.encoder own --separator.train_prior true {sizes}"
+    )
+
+    def train(options: str) -> int:
+        try:
+            return main(shlex.split(f"train {packed} -o {tmp_path / 'model'} {options}"))
+        except SystemExit as leave:
+            return int(leave.code or 0)
+
+    assert train(f"{scratch} --json --quiet") == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    loaded = NeuralSeparator.from_pretrained(tmp_path / "model")
+    assert loaded.prior.kind == "FrameVAE"
+    assert float(loaded.prior.vae.log_power.mean.abs().max()) > 0  # calibrated on mixtures
+    for options, message in (
+        (f"--rooms {rooms} {sizes}", "a new prior knows nothing yet: give --init, or --separator.train_prior true"),
+        ("--separator.width 8", "--separator.width is of a separator: give its --rooms too, or leave it out"),
+        ("--mixtures.n_channels 2", "--mixtures.n_channels is of a separator: give its --rooms too"),
+        (f"{scratch} --mixtures.n_sources 1", "--mixtures.n_sources is 1 and --separator.n_sources 2"),
+        (f"--rooms {tmp_path} {sizes} --separator.train_prior true", "is no finished bank of rooms"),
+        (f"{scratch} --training.free_bits 0.1 --overwrite", "free_bits is not for a separator that is learnt"),
+    ):
+        assert train(options) != 0, options
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_draw_has_the_channels_that_are_asked_for(packed: Path, rooms: Path) -> None:
+    model = model_of()
+    sampler = MixtureSampler(mixed(packed, rooms), "train", model.segment_samples(32), torch.device("cpu"))
+    observed = model.observe(sampler.draw(2, 0, 0)[0])
+    assert observed.shape == (2, 32, 129, 4)  # two microphones and two starts
+    level = observed[..., :2].abs().square().mean((1, 2, 3)).sqrt()
+    assert np.all(level.numpy() > 0)
