@@ -52,6 +52,8 @@ from audiovae.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
 
+SAID = "stderr.txt"
+
 
 @dataclass
 class Server:
@@ -84,19 +86,17 @@ class Server:
 
 def begun(folder: Path, *options: str) -> Server:
     log = folder / "network.txt"
-    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", AUDITED, str(log), "app", "--port", "0", "--no-browser", *options]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    with open(folder / SAID, "w") as said:  # a pipe that nobody reads would fill
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=said, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     while line.startswith("{") and not line.endswith("}\n"):
         line += process.stdout.readline()
     if not line:
         process.wait()
-        assert process.stderr is not None
-        pytest.fail(process.stderr.read())
+        pytest.fail((folder / SAID).read_text())
     address = json.loads(line)["address"] if "--json" in options else line.removesuffix(" (Ctrl-C ends it)\n")
     return Server(process, address, log, folder)
 
@@ -104,11 +104,14 @@ def begun(folder: Path, *options: str) -> Server:
 def ended(server: Server, number: signal.Signals) -> str:
     """Its error stream, when it has ended as it should."""
     server.process.send_signal(number)
-    output, error = server.process.communicate(timeout=SECONDS)
+    output, _ = server.process.communicate(timeout=SECONDS)
     assert output == ""
     assert server.process.returncode == 128 + number
-    assert sorted(path.name for path in server.folder.iterdir() if path.name != "matplotlib") == ["network.txt"]
-    return error
+    assert sorted(path.name for path in server.folder.iterdir() if path.name != "matplotlib") == [
+        "network.txt",
+        SAID,
+    ]
+    return (server.folder / SAID).read_text()
 
 
 @pytest.fixture(scope="module")
