@@ -101,7 +101,7 @@ def psd_over_power(power: Float[Tensor, " freq"], psd: Float[Tensor, " freq"], s
         values_db = 10 * torch.log10((values / loudest).clamp(min=10 ** (-RANGE_DB / 10)))
         axis.plot(khz, values_db.double().numpy(force=True), label=name, color=colour, linewidth=width)
     axis.set(xlabel="frequency (kHz)", ylabel="dB re its peak", xlim=(0, khz[-1]), ylim=(-RANGE_DB, 3))
-    axis.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)
+    axis.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, fontsize=9)
     return _svg(figure)
 
 
