@@ -20,7 +20,7 @@ from audiovae.separation.stream_noise import BandLevels, Spectrum
 
 N_BANDS, STIFFNESS, COLOUR_SECONDS = 20, 360.0, 1.6
 OVERSUBTRACTION, SMALLEST_FIRST_GAIN = 3.0, 0.1  # of the first guess, see `quiet_start`
-STEP, MOMENTUM, TRUST, MEMORY = 0.5, 0.6, 0.6, 0.5  # see `PointEstimate`
+STEP, MOMENTUM, TRUST, MEMORY = 0.4, 0.6, 0.6, 0.5  # see `PointEstimate`; of longer steps rounding grows
 
 
 class LiveLevel:
