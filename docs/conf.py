@@ -37,7 +37,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", r"(?s).*"),  # most backticks of docstrings name nothing public
     ("py:.*", r"(?!audiovae\.).*"),  # torch's, NumPy's and Python's: their documentation is not asked
-    ("py:class", r"audiovae\.(models|phase|saved|shards|stft|trainable|settings|separation\.spatial)\..*"),  # private
+    ("py:class", r"audiovae\.(corpora|models|phase|saved|shards|stft|trainable|settings)\..*"),  # private
+    ("py:class", r"audiovae\.separation\.(spatial|neural)\..*"),
 ]
 smartquotes_action = "D"  # dashes alone
 
