@@ -28,7 +28,11 @@ pytestmark = [
     ),
 ]
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path.parent.name != "notebooks" and path.name != "latents.md")
-WITH_CODE = [path for path in PAGES if re.search(r"^```python\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)]
+WITH_CODE = [
+    path
+    for path in PAGES
+    if path.name != "export.md" and re.search(r"^```python\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+]
 
 
 def run(*arguments: str, cwd: Path) -> str:
@@ -145,7 +149,7 @@ def test_every_option_of_every_verb_stands_in_the_reference(site: Path) -> None:
 
 
 def test_the_python_of_the_pages_runs(tmp_path: Path, tone_folder: Callable[..., Path]) -> None:
-    """Each page by itself, one after another in one process."""
+    """Each page by itself, one after another in one process; that of export with what is exported, in its tests."""
     tone_folder(tmp_path / "recordings", n_speakers=4)  # "any folder of sound files"
     scripts = [tmp_path / f"{page.stem}.py" for page in WITH_CODE]
     assert len(scripts) >= 4

@@ -184,6 +184,19 @@ def test_the_step_is_the_stream(page: Path, live: AudioVAE, noisy_speech: Wave) 
     assert decibels(denoised(live, noisy_speech), found) > 40
 
 
+def test_the_python_of_the_documentation_denoises(
+    page: Path, live: AudioVAE, noisy_speech: Wave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "live").symlink_to(page / "model")
+    soundfile.write(tmp_path / "noisy.wav", noisy_speech, RATE)
+    text = (Path(__file__).parents[2] / "docs/export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    found, _ = soundfile.read(tmp_path / "speech.wav", dtype="float32")
+    assert float(si_sdr(denoised(live, noisy_speech), found)) > 40
+
+
 def test_int8_is_a_third_of_the_size_and_as_good(page: Path, speech: torch.Tensor, tmp_path: Path) -> None:
     from audiovae.export.onnx import _quantise, session
 
