@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float32
 
 from audiovae.app.denoise import findings
 from audiovae.app.sounds import load_prior, one_line, scale_line, spectrograms, write_sound
@@ -30,7 +29,7 @@ LOOKAHEADS = (0, 1, 2)
 _MOST_KEPT = 4  # conversations
 _SCRIPT = Path(__file__).with_name("live.js")
 
-Samples = Float[NDArray[np.float32], " _"]
+Samples = Float32[np.ndarray, " _"]
 
 
 class Conversation:
