@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from jaxtyping import config, install_import_hook
 
@@ -22,6 +25,18 @@ import audiovae  # noqa: E402
 torch.set_num_threads(1)
 
 RATE = 16000
+
+
+def load_script(path: Path) -> ModuleType:
+    """A file of recipes or benchmarks, which are no packages."""
+    name = f"script_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

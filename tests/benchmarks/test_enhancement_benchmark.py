@@ -4,18 +4,16 @@ continue.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import build_prior, speech_like
+from conftest import build_prior, load_script, speech_like
 
 from audiovae import STFT
 from audiovae.metrics import Score, si_sdr
@@ -31,18 +29,7 @@ REFERENCES = (
 )
 
 
-def load(path: str) -> ModuleType:
-    name = f"script_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = load("benchmarks/enhancement.py")
+benchmark = load_script(ROOT / "benchmarks/enhancement.py")
 Call = Callable[..., str]
 
 
@@ -175,7 +162,7 @@ def test_pairs_must_belong_together(tmp_path: Path) -> None:
 def test_the_test_set_of_voicebank_is_resampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    voicebank = load("recipes/enhancement/voicebank.py")
+    voicebank = load_script(ROOT / "recipes/enhancement/voicebank.py")
     for side in ("clean", "noisy"):
         (tmp_path / f"{side}_testset_wav").mkdir()
         for name in ("p232_001.wav", "p257_001.wav"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import load_script
 
 from audiovae.corpora.mixtures import RoomBank
 
@@ -20,13 +19,7 @@ SMALL = ["--n_sources", "2", "--n_mics", "3", "--rt60_s", "[0.2,0.25]", "--sampl
 
 @pytest.fixture(scope="module")
 def bank() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bank_recipe", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bank_recipe"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_a_bank_holds_rooms_that_differ_and_goes_on_where_it_stopped(bank: ModuleType, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import soundfile
+from conftest import load_script
 
 from audiovae import AudioVAE, metrics
 from audiovae.cli.main import main
@@ -22,12 +22,7 @@ DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo" / "demo.py"
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", DEMO)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DEMO)
 
 
 def test_the_commands_at_the_end_run_in_their_order(

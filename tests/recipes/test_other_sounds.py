@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import load_script
 
 import audiovae
 from audiovae.cli.main import main
@@ -19,16 +18,7 @@ RECIPE, RATE = ROOT / "recipes/other_sounds", 16000
 LOOP_START, LOOP_END, ODD = 3200, 6400, 7  # samples; a chunk of odd size is padded
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("script_tones", RECIPE / "tones.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tones = load()
+tones = load_script(RECIPE / "tones.py")
 
 
 def note(pitch_hz: float, brightness: float) -> np.ndarray:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import make_tone_folder
+from conftest import load_script, make_tone_folder
 
 import audiovae
 
@@ -25,17 +23,7 @@ SCRIPT = ROOT / "recipes/rooms/rooms.py"
 SHORT = ["--n_mixtures", "3", "--duration_s", "0.4", "--shortest_s", "0.3", "--rt60_s", "[0.2, 0.25]"]
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("script_rooms", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["script_rooms"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-rooms = load()
+rooms = load_script(SCRIPT)
 Make = Callable[..., Path]
 
 
