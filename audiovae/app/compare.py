@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from audiovae.app.inside import Inside, look_inside
-from audiovae.app.sounds import load_prior, one_line, pictures, read_sound, scale_line, still_there, write_sound
+from audiovae.app.sounds import (
+    load_prior,
+    one_line,
+    pictures,
+    read_sound,
+    scale_line,
+    sound_input,
+    sound_output,
+    still_there,
+    write_sound,
+)
 from audiovae.audio import Wave
 from audiovae.errors import AudiovaeError
 from audiovae.phase import griffin_lim
@@ -109,12 +119,8 @@ def add_tab(folder: Path, models: list[str]) -> None:
     state = gr.State(None, time_to_live=3600)
     with gr.Row():
         first, second = (
-            gr.Audio(
-                label=f"{name} sound", sources=["upload", "microphone"], type="filepath", editable=False, buttons=[],
-                elem_id=f"compare-{name.lower()}", min_width=300,
-            )
-            for name in ("First", "Second")
-        )  # fmt: skip
+            sound_input(f"{name} sound", f"compare-{name.lower()}", min_width=300) for name in ("First", "Second")
+        )
     with gr.Row():
         model = gr.Dropdown(models, value=models[0], label="Prior", min_width=300)
         start = gr.Button("Compare", variant="primary", elem_id="compare-start", min_width=300)
@@ -132,12 +138,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
                 with gr.Column(min_width=280):
                     gr.Markdown(f"**{text}**")
                     seen.append(gr.HTML(elem_classes="picture"))
-        heard = gr.Audio(
-            label="between, phase by Griffin-Lim",
-            interactive=False,
-            buttons=["download"],
-            elem_id="compare-between",
-        )
+        heard = sound_output("compare-between", "between, phase by Griffin-Lim")
     start.click(
         compare,
         [first, second, model, share],

@@ -20,6 +20,8 @@ from audiovae.app.sounds import (
     one_line,
     read_sound,
     scale_line,
+    sound_input,
+    sound_output,
     spectrograms,
     told_by,
     write_sound,
@@ -185,10 +187,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300):
-            sound = gr.Audio(
-                label="Speech in noise", sources=["upload", "microphone"], type="filepath", editable=False, buttons=[],
-                elem_id="denoise-sound",
-            )  # fmt: skip
+            sound = sound_input("Speech in noise", "denoise-sound")
             with gr.Row(elem_classes="buttons"):
                 for path in sorted(EXAMPLES.glob("*.ogg")):
                     example = gr.Button(path.stem.replace("-", " "), size="sm", min_width=140)
@@ -212,10 +211,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
                     info="of what was loaded over that noise",
                     elem_id="denoise-snr",
                 )
-            noise = gr.Audio(
-                label="Noise", sources=["upload", "microphone"], type="filepath", editable=False, visible=False,
-                buttons=[], elem_id="denoise-noise",
-            )  # fmt: skip
+            noise = sound_input("Noise", "denoise-noise", visible=False)
             kind.change(lambda chosen: gr.Audio(visible=chosen == "a file"), kind, noise, show_progress="hidden")
             start = gr.Button("Denoise", variant="primary", elem_id="denoise-start")
     told = gr.Markdown(elem_id="denoise-told")
@@ -225,9 +221,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
             heard, seen = [], []
             for part in ("noisy", "speech", "residual"):
                 with gr.Column(min_width=280):
-                    heard.append(
-                        gr.Audio(label=part, interactive=False, buttons=["download"], elem_id=f"denoise-{part}")
-                    )
+                    heard.append(sound_output(f"denoise-{part}", part))
                     seen.append(gr.HTML(elem_classes="picture"))
         command = gr.Code(
             elem_id="denoise-command",

@@ -11,7 +11,18 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from audiovae.app.sounds import Sound, load_prior, one_line, pictures, read_sound, scale_line, still_there, write_sound
+from audiovae.app.sounds import (
+    Sound,
+    load_prior,
+    one_line,
+    pictures,
+    read_sound,
+    scale_line,
+    sound_input,
+    sound_output,
+    still_there,
+    write_sound,
+)
 from audiovae.audio import Wave
 from audiovae.errors import AudiovaeError
 from audiovae.objectives import kl_by_dimension, sounding
@@ -204,10 +215,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
     click.__annotations__ = {"event": gr.EventData}  # gradio evaluates no text
     state = gr.State(None, time_to_live=3600)
     with gr.Row():
-        sound = gr.Audio(
-            label="Sound", sources=["upload", "microphone"], type="filepath", editable=False, buttons=[],
-            elem_id="inside-sound", min_width=300,
-        )  # fmt: skip
+        sound = sound_input("Sound", "inside-sound", min_width=300)
         with gr.Column(min_width=300):
             model = gr.Dropdown(models, value=models[0], label="Prior", elem_id="inside-prior")
             choice = gr.Radio(["mean", "sample"], value="mean", label="Latents", info="of the posterior, to decode")
@@ -238,9 +246,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
                 frame_text = gr.Markdown(elem_id="inside-frame-told")
                 frame_seen = gr.HTML(elem_classes="picture", elem_id="inside-frame-picture")
             with gr.Column(min_width=280):
-                again = gr.Audio(
-                    label="resynthesis", interactive=False, buttons=["download"], elem_id="inside-resynthesis"
-                )
+                again = sound_output("inside-resynthesis", "resynthesis")
                 again_seen = gr.HTML(elem_classes="picture")
         gr.Markdown(f"**Move a latent** in every frame, by up to {FARTHEST:g}, and hear and see the resynthesis above")
         with gr.Row():

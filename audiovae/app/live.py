@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from audiovae.app.denoise import findings
-from audiovae.app.sounds import load_prior, one_line, scale_line, spectrograms, write_sound
+from audiovae.app.sounds import load_prior, one_line, scale_line, sound_output, spectrograms, write_sound
 from audiovae.audio import Wave
 from audiovae.errors import AudiovaeError
 from audiovae.prior import AudioVAE
@@ -167,6 +167,6 @@ def add_tab(folder: Path, models: list[str]) -> None:
             heard, seen = [], []
             for part in ("microphone", "speech"):
                 with gr.Column(min_width=280):
-                    heard.append(gr.Audio(label=part, interactive=False, buttons=["download"], elem_id=f"live-{part}"))
+                    heard.append(sound_output(f"live-{part}", part))
                     seen.append(gr.HTML(elem_classes="picture"))
     controls.submit(listen, None, [told, results, *heard, *seen], concurrency_id="work", show_progress_on=told)

@@ -9,7 +9,17 @@ from typing import Any, get_args
 import numpy as np
 
 from audiovae.app.denoise import EXAMPLES
-from audiovae.app.sounds import level_db, one_line, read_sound, scale_line, spectrograms, told_by, write_sound
+from audiovae.app.sounds import (
+    level_db,
+    one_line,
+    read_sound,
+    scale_line,
+    sound_input,
+    sound_output,
+    spectrograms,
+    told_by,
+    write_sound,
+)
 from audiovae.audio import Wave, read
 from audiovae.separation import separate
 from audiovae.settings import RoomMethodName
@@ -96,12 +106,9 @@ def add_tab(folder: Path, models: list[str]) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300):
-            sound = gr.Audio(
-                label="Recording of several microphones", sources=["upload"], type="filepath", editable=False,
-                buttons=[], elem_id="separate-sound",
-            )  # fmt: skip
-            made = gr.Button("two voices, two microphones, made up", size="sm", elem_id="separate-example")
-            made.click(example, outputs=sound, show_progress="hidden")
+            sound = sound_input("Recording of several microphones", "separate-sound", sources=["upload"])
+            made_up = gr.Button("two voices, two microphones, made up", size="sm", elem_id="separate-example")
+            made_up.click(example, outputs=sound, show_progress="hidden")
         with gr.Column(min_width=300):
             n_sources = gr.Slider(
                 1,
@@ -126,7 +133,7 @@ def add_tab(folder: Path, models: list[str]) -> None:
         with gr.Row():
             for n in range(MOST_SOURCES + 2):
                 with gr.Column(min_width=280, visible=False) as column:
-                    heard.append(gr.Audio(interactive=False, buttons=["download"], elem_id=f"separate-part-{n}"))
+                    heard.append(sound_output(f"separate-part-{n}"))
                     seen.append(gr.HTML(elem_classes="picture"))
                 columns.append(column)
     start.click(

@@ -56,6 +56,27 @@ class Sound:
         return self.wave.shape[1] / self.sample_rate
 
 
+def sound_input(label: str, name: str, **more: Any) -> Any:
+    """Where a sound is recorded or dropped; not trimmed there, which would write it again in 16 bits.
+
+    Args:
+        label: what is read above it.
+        name: of the element in the page.
+        more: options of `gradio.Audio`.
+    """
+    import gradio as gr
+
+    sources = {"sources": ["upload", "microphone"], **more}
+    return gr.Audio(label=label, elem_id=name, type="filepath", editable=False, buttons=[], **sources)
+
+
+def sound_output(name: str, label: str | None = None) -> Any:
+    """Where a sound that was made is heard and downloaded: see `sound_input`."""
+    import gradio as gr
+
+    return gr.Audio(label=label, elem_id=name, interactive=False, buttons=["download"])
+
+
 def read_sound(path: str | Path | None, longest_seconds: float = LONGEST_SECONDS) -> Sound:
     """Read what was recorded, dropped or chosen.
 
