@@ -114,20 +114,23 @@ class Conversations:
     async def answer_block(self, request: Any) -> Any:
         """Samples are answered with as many: 32-bit floats, little-endian, of one channel."""
         from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
         from starlette.responses import PlainTextResponse, Response
 
         content = bytearray()
-        async for part in request.stream():
-            content += part
-            if len(content) > LARGEST_BLOCK_BYTES:
-                return PlainTextResponse("a block is too long", 413)
         try:
+            async for part in request.stream():
+                content += part
+                if len(content) > LARGEST_BLOCK_BYTES:
+                    return PlainTextResponse("a block is too long", 413)
             block = np.frombuffer(content, "<f4").astype(np.float32)
             speech = await run_in_threadpool(self.of(request.path_params["name"]).push, block)
         except AudiovaeError as error:
             return PlainTextResponse(str(error), 400)
         except ValueError:
             return PlainTextResponse("a block holds half a sample", 400)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
         return Response(speech.astype("<f4").tobytes(), media_type="application/octet-stream")
 
 
