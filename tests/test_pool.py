@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,23 @@ def test_work_of_a_guarded_script_is_found(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(GUARDED)
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[[2], [4]]\n", "")
+
+
+def test_a_process_of_a_cluster_that_never_starts_has_not_begun_its_work() -> None:
+    """So it counts as a false start, and what it was to do is not blamed."""
+    exceptions = pytest.importorskip("ray.exceptions")
+    import ray
+
+    from audiovae.cluster import _Actor
+
+    slot = _Actor(ray, None, nothing)
+    for error, had_begun in (
+        (exceptions.ActorUnschedulableError("no room"), False),
+        (exceptions.ActorDiedError(), True),
+    ):
+        slot.future = Future()
+        slot.future.set_exception(error)
+        outcome = slot.outcome()
+        assert outcome is not None
+        assert outcome.failure is not None
+        assert outcome.had_begun is had_begun
