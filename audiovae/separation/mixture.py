@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from audiovae.separation.outer_products import outer_products
 from audiovae.stft import STFT, power
 
 _UNHEARD = 1e-6
@@ -49,6 +50,11 @@ class Mixture:
     def heard(self) -> Bool[Tensor, "recording freq"]:
         mean = self.power.sum(1)
         return mean >= _UNHEARD * mean.amax(-1, keepdim=True)
+
+    @cached_property
+    def outer(self) -> Float[Tensor, "recording freq square frame"]:
+        """The outer product x x' of every bin, see `outer_products`."""
+        return outer_products(self.spectrogram.permute(0, 2, 3, 1))
 
     @cached_property
     def told(self) -> Bool[Tensor, "recording frame freq"]:

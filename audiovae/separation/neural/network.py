@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,26 +34,35 @@ class PairFeatures(nn.Module):
         self.of_pair = nn.Linear(3 * self.n_bands, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Complex[Tensor, "*batch frame freq channel"]) -> Float[Tensor, "*batch frame width"]:
-        """Raises: ValueError: a single microphone."""
-        if x.shape[-1] < 2:
+    def forward(self, outer: Float[Tensor, "*batch freq square frame"]) -> Float[Tensor, "*batch frame width"]:
+        """Args: outer: of the microphones in each bin, see `outer_products`.
+
+        Raises:
+            ValueError: a single microphone.
+        """
+        n = math.isqrt(outer.shape[-2])
+        if n < 2:
             raise ValueError("pairs need two microphones or more, got one")
-        i, j = torch.triu_indices(x.shape[-1], x.shape[-1], 1)
-        channels = x.movedim(-1, -3)  # [..., channel, frame, freq]
-        log_power = (self._bands(channels.real.square() + channels.imag.square()) + _SMALL).log()
-        products = channels[..., i, :, :] * channels[..., j, :, :].conj()
-        between = (0.5 * (log_power[..., i, :, :] + log_power[..., j, :, :])).exp()
-        real, imaginary = self._bands(products.real) / between, self._bands(products.imag) / between
+        bands = self._bands(outer).movedim(-2, -3).mT.contiguous()  # [..., number, frame, band]
+        powers, real, imaginary = bands.split([n, n * (n - 1) // 2, n * (n - 1) // 2], -3)
+        i, j = torch.triu_indices(n, n, 1)
+        log_power = (powers + _SMALL).log()
+        between = 2**0.5 * (0.5 * (log_power[..., i, :, :] + log_power[..., j, :, :])).exp()
         ratio = torch.tanh((log_power[..., i, :, :] - log_power[..., j, :, :]) / _SCALE)
         of_ratio, of_real, of_imaginary = self.of_pair.weight.chunk(3, dim=1)
-        same = functional.linear(real, of_real, self.of_pair.bias)  # of either order
-        turned = functional.linear(ratio, of_ratio) + functional.linear(imaginary, of_imaginary)
+        same = functional.linear(real / between, of_real, self.of_pair.bias)  # of either order
+        turned = functional.linear(ratio, of_ratio) + functional.linear(imaginary / between, of_imaginary)
         both = functional.silu(same + turned) + functional.silu(same - turned)
         return self.out(0.5 * both.mean(-3))
 
-    def _bands(self, values: Float[Tensor, "*batch freq"]) -> Float[Tensor, "*batch band"]:
-        missing = self.n_bands * self.band - values.shape[-1]
-        return functional.pad(values, (0, missing)).unflatten(-1, (self.n_bands, self.band)).mean(-1)
+    def _bands(self, values: Float[Tensor, "*batch freq square frame"]) -> Float[Tensor, "*batch band square frame"]:
+        """The mean over each band; beyond the last frequency there is nothing."""
+        whole = values.shape[-3] // self.band * self.band
+        bands = values[..., :whole, :, :].unflatten(-3, (-1, self.band)).mean(-3)
+        if whole == values.shape[-3]:
+            return bands
+        rest = values[..., whole:, :, :].sum(-3, keepdim=True) / self.band
+        return torch.cat([bands, rest], -3)
 
 
 class Stage(nn.Module):
@@ -112,10 +122,10 @@ class MixtureNetwork(nn.Module):
             nn.init.zeros_(cast(Stage, stage).head.weight)
 
     def of_microphones(
-        self, x: Complex[Tensor, "recording frame freq channel"], power: Float[Tensor, "recording frame freq"]
+        self, outer: Float[Tensor, "recording freq square frame"], power: Float[Tensor, "recording frame freq"]
     ) -> Float[Tensor, "recording frame width"]:
         """What all sources share."""
-        return self.pairs(x) + self.of_mixture(_seen(power))
+        return self.pairs(outer) + self.of_mixture(_seen(power))
 
     def begin(
         self, shared: Float[Tensor, "recording frame width"], n_sources: int

@@ -151,7 +151,7 @@ class NeuralSeparator(Trainable, ABC):
         n_sources, network = len(start), self.network
         floor = Floor(mixture).psd()
         levels = self._levels(start)
-        hidden = network.begin(network.of_microphones(mixture.spectrogram, mixture.power), n_sources)
+        hidden = network.begin(network.of_microphones(mixture.outer, mixture.power), n_sources)
         powers = start / levels.square()[..., None, None]
         first = (
             self.prior.vae.infer(powers, mean=True).factors[0].posterior if self.settings.encoder == "prior" else None

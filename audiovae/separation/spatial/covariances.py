@@ -9,6 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
+from audiovae.separation.outer_products import hermitian
 from audiovae.separation.spatial.spatial import total
 
 _RIDGE = 1e-6  # of the mean diagonal of the covariances' sum
@@ -29,14 +30,12 @@ def masked_covariances(
     Args:
         levels: the square roots of u, which stay in H; None: 1.
     """
-    x = mixture.spectrogram.permute(0, 2, 3, 1)  # [recording, freq, channel, frame]
-    u = x.real.new_ones(len(psds), len(x)) if levels is None else levels.square()
+    u = mixture.power.new_ones(len(psds), len(mixture.power)) if levels is None else levels.square()
     of_all = total([scale[:, None, None] * psd for scale, psd in zip(u, psds, strict=True)])
-    found = []
-    for scale, psd in zip(u, psds, strict=True):
-        weights = mixture.share * scale[:, None, None].square() * psd / of_all.square()
-        found.append(((x * weights.mT.unsqueeze(2)) @ x.mH).to(torch.complex128))
-    return torch.stack(found)
+    share = mixture.share / of_all.square()
+    weights = [(scale[:, None, None].square() * psd * share).mT for scale, psd in zip(u, psds, strict=True)]
+    numbers = torch.stack(weights, 2) @ mixture.outer.mT  # [recording, freq, source, channel^2]
+    return hermitian(numbers.movedim(2, 0)).to(torch.complex128)
 
 
 def diagonaliser(
@@ -137,25 +136,3 @@ def steered(
         step[..., k] = 1 - of_own[..., k].rsqrt()
         q = q - step.unsqueeze(-1) * own.unsqueeze(-2)
     return q
-
-
-def outer_products(vectors: Complex[Tensor, "*batch channel"]) -> Float[Tensor, "*batch square"]:
-    """Outer products x x' as M^2 real numbers whose inner product is tr(A B): a sum over frames of them is one real
-    product of matrices.
-    """
-    i, j = torch.triu_indices(vectors.shape[-1], vectors.shape[-1], 1)
-    pairs = 2**0.5 * vectors[..., i] * vectors[..., j].conj()
-    return torch.cat([vectors.real.square() + vectors.imag.square(), pairs.real, pairs.imag], dim=-1)
-
-
-def hermitian(numbers: Float[Tensor, "*batch square"]) -> Complex[Tensor, "*batch channel channel"]:
-    """The matrix of such numbers."""
-    n = round(numbers.shape[-1] ** 0.5)
-    i, j = torch.triu_indices(n, n, 1)
-    diagonal, pairs = torch.arange(n), torch.arange(n, n + len(i))
-    basis = numbers.new_zeros(n * n, n, n, 2)  # the matrix of each unit vector, real and imaginary parts
-    basis[diagonal, diagonal, diagonal, 0] = 1
-    basis[pairs, i, j, 0] = basis[pairs, j, i, 0] = 2**-0.5
-    basis[pairs + len(i), i, j, 1] = 2**-0.5
-    basis[pairs + len(i), j, i, 1] = -(2**-0.5)
-    return torch.view_as_complex((numbers @ basis.flatten(1)).unflatten(-1, (n, n, 2)))

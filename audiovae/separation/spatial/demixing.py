@@ -9,7 +9,8 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
-from audiovae.separation.spatial.covariances import Covariances, floored, hermitian, outer_products, projected, ridged
+from audiovae.separation.outer_products import hermitian, outer_products
+from audiovae.separation.spatial.covariances import Covariances, floored, projected, ridged
 from audiovae.separation.spatial.diagonal import DiagonalView, Row
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, without_draws
 
@@ -52,7 +53,7 @@ class Demixing(Spatial):
         whitener = (directions[..., largest] * power[..., largest].rsqrt().unsqueeze(-2)).mH.flip(-2)
         self._x = whitener.to(x.dtype) @ x  # principal components, [recording, freq, row, frame]
         self._pca = whitener
-        self._outer = outer_products(self._x.mT)  # [recording, freq, frame, row^2]
+        self._outer = outer_products(self._x)  # [recording, freq, row^2, frame]
         eye = torch.eye(n_sources, dtype=torch.complex128, device=x.device)
         self.w = eye.expand(*self._x.shape[:2], n_sources, n_sources)
         if space is not None:
@@ -85,7 +86,7 @@ class Demixing(Spatial):
     def update(self, psds: Sequence[Float[Tensor, "_ recording frame freq"]]) -> None:
         """Rows in turn, with V_n = mean_t x x' / lambda_n."""
         weights = torch.stack([self._mixture.share / without_draws(psd) for psd in psds[: self.n_sources]])
-        v = hermitian(weights.permute(1, 3, 0, 2) @ self._outer).to(torch.complex128)
+        v = hermitian(weights.permute(1, 3, 0, 2) @ self._outer.mT).to(torch.complex128)
         self.w = projected(self.w, ridged(v, self._ridge))
         self._rotate()
 

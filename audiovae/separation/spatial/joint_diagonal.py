@@ -11,17 +11,17 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from audiovae.separation.mixture import Mixture
+from audiovae.separation.outer_products import hermitian
 from audiovae.separation.spatial.covariances import (
     Covariances,
     diagonal_of,
     diagonaliser,
     first_gains,
-    hermitian,
-    outer_products,
     projected,
     ridged,
     steered,
 )
+from audiovae.separation.spatial.row_gradients import GainSums, RowPower, WeightedOuter, mixed, weighted_outer
 from audiovae.separation.spatial.spatial import Spatial, closed, mean_over_draws, side_by_side, without_draws
 
 _LEAST_GAIN = 1e-6  # of a source in any row: one that vanishes from a row would leave nothing there to divide by
@@ -55,7 +55,7 @@ class JointView:
         if not self._others:
             return torch.zeros_like(self._space.power)
         places = [i for i in range(len(self._others) + 1) if i != self._n]
-        return _mixed(self._space.gains[places], _by_frequency(self._others))
+        return mixed(self._space.gains[places], _by_frequency(self._others))
 
     def nll(self, psd: Float[Tensor, "*sample recording frame freq"]) -> Float[Tensor, "*sample recording frame"]:
         return self._space.misfit(self._precision(psd), psd.ndim - 1)
@@ -96,20 +96,6 @@ def _by_frequency(
 ) -> Float[Tensor, "*draw source recording freq frame"]:
     """Side by side, the frames of a frequency next to each other, as x has them."""
     return torch.stack([psd.mT for psd in torch.broadcast_tensors(*psds)], dim=-4)
-
-
-def _side_by_side_sum(one: Tensor, other: Tensor) -> Tensor:
-    """Their sum, the frames of a frequency next to each other."""
-    if one.requires_grad:
-        return (one + other).contiguous()
-    return torch.add(one, other, out=one.new_empty(one.shape))
-
-
-def _mixed(
-    gains: Float[Tensor, "source recording _ row"], psds: Float[Tensor, "*draw source recording freq frame"]
-) -> Float[Tensor, "*draw row recording freq frame"]:
-    """The variance of the rows, Y_ftm = sum_n lambda_nft g_nm."""
-    return torch.einsum("nrfm,...nrft->...mrft", gains, psds)
 
 
 class JointDiagonal(Spatial):
@@ -166,9 +152,6 @@ class JointDiagonal(Spatial):
         mean = mixture.mean_over_frames(mixture.power.movedim(-1, 0)).mT
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
         self._parts = torch.cat([x.real, x.imag], dim=-2)
-        self._outer = outer_products(x.mT.contiguous())  # of x x' + dither I, over the number of frames
-        self._outer[..., :n_channels] += self._dither[..., None, None]
-        self._outer *= mixture.share.unsqueeze(1)
         if isinstance(space, Tensor):
             self.q, self.gains = self._from_covariances(space)
         elif space is not None:
@@ -200,12 +183,9 @@ class JointDiagonal(Spatial):
 
     def _rotate(self) -> None:
         """What follows from Q: |Q x|^2; log |det Q Q'|; the gains of white sources."""
-        re, im = self.q.real, self.q.imag
-        of_parts = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)  # real products are faster
-        real, imaginary = (of_parts @ self._parts).square_().movedim(2, 0).chunk(2)
-        norms = (re.square() + im.square()).sum(-1)
+        norms = (self.q.real.square() + self.q.imag.square()).sum(-1)
         dither = (norms * self._dither.unsqueeze(-1)).movedim(-1, 0).unsqueeze(-1)
-        self.power = _side_by_side_sum(real, imaginary).add_(dither)
+        self.power = RowPower.apply(self.q, self._parts).add_(dither)
         self._log_det = 2 * torch.linalg.slogdet(self.q.to(torch.complex128)).logabsdet.sum(-1).to(norms.dtype)
         self._fall = None
         if self._white:
@@ -213,15 +193,19 @@ class JointDiagonal(Spatial):
             self.gains[sorted(self._white)] = norms
             self._inverse = None
 
+    def _look_at(self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]) -> None:
+        """Side by side, and what was made of others forgotten."""
+        if len(self._seen) != len(psds) or not all(map(Tensor.is_set_to, self._seen, psds)):
+            self._seen, self._together = list(psds), _by_frequency(psds)
+            self._inverse = self._fall = None
+
     def _precision(
         self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]
     ) -> Float[Tensor, "*draw row recording freq frame"]:
         """1 / Y; kept until PSDs or gains change, as sources, Q and the objective ask for it in turn."""
-        if len(self._seen) != len(psds) or not all(map(Tensor.is_set_to, self._seen, psds)):
-            self._seen, self._together = list(psds), _by_frequency(psds)
-            self._inverse = self._fall = None
+        self._look_at(psds)
         if self._inverse is None:
-            self._inverse, self._fall = _mixed(self.gains, self._together).reciprocal_(), None
+            self._inverse, self._fall = mixed(self.gains, self._together).reciprocal_(), None
         return self._inverse
 
     def parts(self, psds: Sequence[Float[Tensor, "*_ recording frame freq"]]) -> tuple[Tensor, Tensor]:
@@ -251,9 +235,14 @@ class JointDiagonal(Spatial):
 
     def _update_gains(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """g_nm <- g_nm sqrt(sum_ft lambda P / Y^2 / sum_ft lambda / Y), the sums over f too where g is shared."""
-        parts = self.parts(psds)
-        inside = self._together if self._is_full else self._together * self._mixture.inside.unsqueeze(1)
-        fall, rise = (torch.einsum("nrft,mrft->nrfm", inside, part) for part in parts)
+        self._look_at(psds)
+        if self._together.requires_grad:
+            inside = self._mixture.inside.unsqueeze(1)
+            fall, rise = GainSums.apply(self.power, self._together, self.gains, inside)
+        else:
+            parts = self.parts(psds)
+            together = self._together if self._is_full else self._together * self._mixture.inside.unsqueeze(1)
+            fall, rise = (torch.einsum("nrft,mrft->nrfm", together, part) for part in parts)
         if not self._per_frequency:
             fall, rise = fall.sum(2, keepdim=True), rise.sum(2, keepdim=True)
         fitted = [n for n in range(len(psds)) if n not in self._white]
@@ -263,10 +252,14 @@ class JointDiagonal(Spatial):
 
     def _update_q(self, psds: Sequence[Float[Tensor, "recording frame freq"]]) -> None:
         """A sweep over the rows with V_m = mean_t (x x' + dither I) / Y_m."""
-        precision = self._precision(psds)
-        numbers = (precision.permute(1, 2, 0, 3) @ self._outer).movedim(2, 0)  # [row, recording, freq, channel^2]
-        v = ridged(hermitian(numbers).to(torch.complex128), _ROUNDING[precision.dtype])
-        self.q = self._sweep(self.q.to(v.dtype), v.movedim(0, 2)).to(self.q.dtype)
+        self._look_at(psds)
+        seen = self._mixture.outer, self._mixture.share, self._dither
+        if self._together.requires_grad:
+            numbers = WeightedOuter.apply(self._together, self.gains, *seen)
+        else:
+            numbers = weighted_outer(self._precision(psds), *seen)
+        v = ridged(hermitian(numbers).to(torch.complex128), _ROUNDING[numbers.dtype])
+        self.q = self._sweep(self.q.to(v.dtype), v).to(self.q.dtype)
         self._rotate()
 
     def images(
@@ -276,11 +269,11 @@ class JointDiagonal(Spatial):
         x, q, gains = self._mixture.spectrogram[where], self.q[where], self.gains[:, where]
         together = _by_frequency(side_by_side(psds))
         rows = (q @ x.permute(0, 2, 3, 1)).movedim(2, 0)  # [row, chosen, freq, frame]
-        variance = _mixed(gains, together)
+        variance = mixed(gains, together)
         back = torch.linalg.inv(q.to(torch.complex128)).to(q.dtype)  # [chosen, freq, channel, row]
         images = []
         for n in range(len(psds) - 1):
-            share = _mixed(gains[n : n + 1], together[..., n : n + 1, :, :, :]).div_(variance)
+            share = mixed(gains[n : n + 1], together[..., n : n + 1, :, :, :]).div_(variance)
             images.append(torch.einsum("rfcm,mrft->rtfc", back, mean_over_draws(share, 4) * rows))
         return closed(images, x)
 
