@@ -60,7 +60,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--init",
         metavar="MODEL",
         help="fine-tune a shipped model or your own: type, sizes, front end and labels are its own; a lower "
-        "--training.learning_rate keeps more of what it knows; an Autoencoder with --type FrameVAE starts a VAE",
+        "--training.learning_rate keeps more of what it knows; an Autoencoder with --type FrameVAE starts a VAE; with "
+        "--rooms a separator goes on, or one begins with this prior",
     )
     parser.add_argument(
         "--type",
@@ -85,7 +86,6 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         default="active",
         help="what recordings are divided by: the RMS of their active frames, or their peak",
     )
-    parser.set_defaults({name: value for name, value in sizes.items() if name != "labels"})
     parser.add_argument(
         "--rooms",
         metavar="BANK",
@@ -94,6 +94,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_class_arguments(MixtureSettings, "mixtures", help="mixtures, with --rooms")
     parser.add_class_arguments(NeuralSettings, "separator", help="the separator, with --rooms")
+    parser.set_defaults({name: value for name, value in sizes.items() if name != "labels"})
     parser.add_class_arguments(TrainingSettings, "training", help="the training run")
     parser.add_argument("--devices", type=jsonargparse.typing.PositiveInt, help="short for --training.devices")
     parser.add_argument("--nodes", type=jsonargparse.typing.PositiveInt, help="short for --training.nodes")
@@ -122,17 +123,30 @@ def _named(option: str, given: Sequence[str], config: str | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _of_model(init: str) -> tuple[str, dict[str, Any]]:
-    """Type of a saved model, and its options by name.
+def _find(init: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and config of a saved prior or separator.
 
     Raises:
         ModelError: there is no such model.
     """
     from audiovae import saved
 
-    folder = saved.find(init)
-    config = saved.read_config(folder)
+    folder = saved.find(init, shelf="separators" if init in saved.shipped_names("separators") else "")
+    return folder, saved.read_config(folder)
+
+
+def _of_model(init: str) -> tuple[str, dict[str, Any]]:
+    """Type of a saved prior, or of a separator's, and its options by name.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from audiovae import saved
+
+    folder, config = _find(init)
     try:
+        of_separator = config.get("separator", {})
+        config = config["prior"] if of_separator else config
         kind = config["vae"]["type"]
         sizes = asdict(settings_from_config(kind, config["vae"]["settings"]))
         stft = dict(config["stft"])
@@ -140,6 +154,7 @@ def _of_model(init: str) -> tuple[str, dict[str, Any]]:
         raise saved.misfit(folder, error) from error
     own = {"labels": list(sizes.pop("labels", ())), "level": config.get("level_rule", "active")}
     own |= {f"vae.{name}": value for name, value in sizes.items()}
+    own |= {f"separator.{name}": value for name, value in of_separator.items()}
     return kind, own | {f"stft.{name}": value for name, value in stft.items()}
 
 
@@ -155,14 +170,18 @@ def _of_init(init: str, named: str | None) -> tuple[str, dict[str, Any]]:
 def _check_init(options: Any) -> None:
     """Raises AudiovaeError for an option that says something else than the model that is fine-tuned."""
     kind, own = _of_init(options.init, options.type)
+    if "separator.type" in own and options.rooms is None:
+        raise AudiovaeError(f"train: {options.init} is a separator, which is learnt from mixtures: give --rooms too")
     found = {"type": options.type, "level": options.level} | {
-        f"{group}.{name}": value for group in ("vae", "stft") for name, value in _group(options, group).items()
+        f"{group}.{name}": value
+        for group in ("vae", "stft", "separator")
+        for name, value in _group(options, group).items()
     }
     own = {"type": kind, **own}
     if options.labels:
         found["labels"], own["labels"] = sorted(options.labels), sorted(own["labels"])
     for name, value in found.items():
-        if name not in own:  # of a VAE, and no autoencoder has it
+        if name not in own:  # an autoencoder has not all that a VAE has, and a prior is no separator
             continue
         here, there = (list(x) if isinstance(x, tuple) else x for x in (value, own[name]))
         if here != there:
@@ -238,10 +257,13 @@ def _check_rooms(options: Any) -> None:
                 )
 
 
-def _separator(options: Any, prior: AudioVAE) -> NeuralSeparator:
+def _separator(options: Any, corpus: PackedCorpus) -> NeuralSeparator:
     """The separator to train, as it begins."""
-    from audiovae.separation.neural.separators import build_separator
+    from audiovae.separation.neural.separators import NeuralSeparator, build_separator
 
+    if options.init is not None and "separator" in _find(options.init)[1]:
+        return NeuralSeparator.from_pretrained(options.init).trainable()
+    prior = _prior(options, corpus)
     try:
         settings = NeuralSettings(**_group(options, "separator"))
         if options.init is None and not settings.train_prior:
@@ -328,8 +350,7 @@ def run(options: Any) -> int:
     output = Path(options.output)
     device = arguments.resolve_device(options.device).replace("cpu:0", "cpu")
     torch.manual_seed(settings.seed)
-    prior = _prior(options, corpus)
-    model = prior if options.rooms is None else _separator(options, prior)
+    model = _prior(options, corpus) if options.rooms is None else _separator(options, corpus)
     heard = [one if options.rooms is None else _mixed(options, one) for one in (corpus, validation)]
     if options.break_lock:
         break_lock(output)
@@ -347,7 +368,7 @@ def run(options: Any) -> int:
         print_json({"model": str(output), **asdict(fitted)})
     elif not options.quiet:
         print(
-            f"{output}: validation NLL + KL {-fitted.elbo:.1f} {prior.unit}, the lowest, reached at step "
+            f"{output}: validation NLL + KL {-fitted.elbo:.1f} {model.unit}, the lowest, reached at step "
             f"{fitted.best_step} of {fitted.steps}"
         )
     return 0

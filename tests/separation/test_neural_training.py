@@ -59,6 +59,13 @@ def run(packed: Path, rooms: Path, folder: Path, settings: TrainingSettings = SE
     return fit(model_of(), corpus, corpus, folder, settings, **options)
 
 
+def status(command: str) -> int:
+    try:
+        return main(shlex.split(command))
+    except SystemExit as leave:
+        return int(leave.code or 0)
+
+
 def results(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "training/trace.csv")}
 
@@ -88,7 +95,7 @@ def test_training_raises_the_bound_and_leaves_a_separator_that_loads(packed: Pat
 
     corpus, bounds = mixed(packed, rooms), list[float]()
     settings = replace(
-        SETTINGS, steps=40, validate_every=5, log_every=20, beta_cycles=1, beta_warmup=0.0, averaging=0.5
+        SETTINGS, steps=24, validate_every=8, log_every=12, beta_cycles=1, beta_warmup=0.0, averaging=0.5
     )
     fit(
         model_of(train_prior=True),
@@ -168,10 +175,7 @@ def test_the_command_line_trains_a_separator_and_says_what_is_missing(
     )
 
     def train(options: str) -> int:
-        try:
-            return main(shlex.split(f"train {packed} -o {tmp_path / 'model'} {options}"))
-        except SystemExit as leave:
-            return int(leave.code or 0)
+        return status(f"train {packed} -o {tmp_path / 'model'} {options}")
 
     assert train(f"{scratch} --json --quiet") == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 2
@@ -187,6 +191,34 @@ def test_the_command_line_trains_a_separator_and_says_what_is_missing(
         (f"{scratch} --training.free_bits 0.1 --overwrite", "free_bits is not for a separator that is learnt"),
     ):
         assert train(options) != 0, options
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_saved_separator_is_trained_on(
+    packed: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = model_of(start="none", encoder="own", train_prior=True)
+    begun.save_pretrained(tmp_path / "begun", "# A separator\n")
+    common = (
+        f"{packed} -o {tmp_path / 'again'} --init {tmp_path / 'begun'} --mixtures.n_channels 2 --quiet "
+        "--training.batch_frames 32 --training.segment_frames 32 --training.steps 2 --training.learning_rate 1e-12"
+    )
+    assert main(shlex.split(f"train {common} --rooms {rooms}")) == 0
+    again = NeuralSeparator.from_pretrained(tmp_path / "again")
+    assert again.config() == begun.config()
+    for name, weight in begun.state_dict().items():
+        assert torch.allclose(again.state_dict()[name], weight, atol=1e-6), name
+    assert "# A separator" in (tmp_path / "again" / "README.md").read_text()
+    trained = {name for name, weight in begun.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, weight in again.trainable().named_parameters() if weight.requires_grad}
+    assert "network.pairs.out.weight" in trained
+    assert not any(name.startswith("prior.vae.encoder") for name in trained)
+    for options, message in (
+        (common, "is a separator, which is learnt from mixtures: give --rooms too"),
+        (f"{common} --rooms {rooms} --separator.width 9", "--separator.width 9 contradicts"),
+        (f"{packed} -o {tmp_path / 'x'} --init rooms-16k-neural", "rooms-16k-neural is a separator"),
+    ):
+        assert status(f"train {options}") == 2, options
         assert message in " ".join(capsys.readouterr().err.split())
 
 

@@ -87,10 +87,7 @@ class NeuralSeparator(Trainable, ABC):
         check_prior(prior)
         if prior.labels:
             raise AudiovaeError("a prior that is conditioned on labels cannot be learnt from mixtures; use one without")
-        self.prior, self.settings = prior.requires_grad_(settings.train_prior), settings
-        if settings.encoder == "own":  # that of the prior has no part
-            for name, weight in prior.vae.named_parameters():
-                weight.requires_grad_(weight.requires_grad and not name.startswith("encoder"))
+        self.prior, self.settings = prior, settings
         self.sample_rate, self.level_rule = prior.sample_rate, prior.level_rule
         self.network = MixtureNetwork(
             prior.stft.n_freqs,
@@ -104,6 +101,16 @@ class NeuralSeparator(Trainable, ABC):
         if settings.encoder == "prior":
             self.network.add_nothing()
         self.lookahead = self.network.lookahead + prior.vae.lookahead
+        self.trainable()
+
+    def trainable(self) -> NeuralSeparator:
+        """Itself, to be trained: what is learnt needs a gradient."""
+        self.network.requires_grad_()
+        self.prior.requires_grad_(self.settings.train_prior)
+        if self.settings.encoder == "own":  # that of the prior has no part
+            for name, weight in self.prior.vae.named_parameters():
+                weight.requires_grad_(weight.requires_grad and not name.startswith("encoder"))
+        return self
 
     @abstractmethod
     def space(self, mixture: Mixture, covariances: Covariances | None, n_sources: int) -> Spatial:
