@@ -15,6 +15,8 @@ from .audio import resample as resample
 from .corpora.arrays import ArrayCorpus as ArrayCorpus
 from .corpora.espeak import speak_corpus as speak_corpus
 from .corpora.items import Item as Item
+from .corpora.mixtures import MixtureCorpus as MixtureCorpus
+from .corpora.mixtures import RoomBank as RoomBank
 from .corpora.packed import PackedCorpus as PackedCorpus
 from .corpora.prepare import prepare as prepare
 from .distributions import ComplexNormal as ComplexNormal

@@ -21,14 +21,10 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from audiovae import AudioVAE
-from audiovae.corpora.mixtures import MixtureCorpus, RoomBank
-from audiovae.corpora.packed import PackedCorpus
-from audiovae.errors import AudiovaeError
+from audiovae import AudioVAE, AudiovaeError, MixtureCorpus, PackedCorpus, RoomBank, fit
 from audiovae.models.latents import normal
 from audiovae.separation import NeuralFastFCA, separator
 from audiovae.settings import NeuralSettings, TrainingSettings
-from audiovae.training.loop import Progress, fit
 
 PRIOR, DEVIATION = "speech-16k-rooms", 0.5
 
@@ -68,7 +64,7 @@ class Taught(NeuralFastFCA):
         return torch.stack([kl, kl])
 
 
-def tell(now: Progress) -> None:
+def tell(now: Any) -> None:
     bound = "" if now.elbo is None else f"  validation NLL + KL of the mixture {-now.elbo:.1f}"
     print(f"step {now.step} of {now.steps}: KL {now.loss:.2f}{bound}", file=sys.stderr, flush=True)
 

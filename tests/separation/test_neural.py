@@ -122,6 +122,23 @@ def test_the_bound_of_a_decoder_that_hears_no_latents_is_the_density_less_the_di
     assert np.allclose(terms.kl.numpy(), divergence, rtol=1e-4)
 
 
+def test_the_loss_weighs_the_divergence_by_beta() -> None:
+    model = model_of(start="none", encoder="own")
+    observed = mixture_of(model, sound(3, 0.5)).spectrogram
+
+    def loss(beta: float) -> Tensor:
+        torch.manual_seed(0)
+        return model.loss(observed, None, Objective(beta)).detach()
+
+    (plain, kl), (heavy, _) = loss(1.0), loss(6.0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        terms = model.elbo(observed, None)
+    assert float(kl) == pytest.approx(float(terms.kl.mean()), rel=1e-5)
+    assert float(plain) == pytest.approx(float((terms.kl - terms.log_likelihood).mean()), rel=1e-5)
+    assert float(heavy - plain) == pytest.approx(5 * float(kl), rel=1e-3)
+
+
 @pytest.mark.parametrize("settings", KINDS)
 def test_the_gradient_passes_through_stages_and_updates(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
