@@ -18,7 +18,7 @@ from conftest import RATE, build_prior
 from mixtures import dynamic_prior, reverberant
 from torch import Tensor
 
-from audiovae import AudioError, AudioVAE, AudiovaeError, ModelError
+from audiovae import AudioError, AudioVAE, AudiovaeError, ModelError, spectrogram_level
 from audiovae.cli.main import main
 from audiovae.objectives import Objective
 from audiovae.saved import shipped_names
@@ -120,6 +120,30 @@ def test_the_bound_of_a_decoder_that_hears_no_latents_is_the_density_less_the_di
         m, s = q.mean[0].detach().numpy(), q.stddev[0].detach().numpy()
         divergence += 0.5 * (m**2 + s**2 - 1 - np.log(s**2)).sum(-1)
     assert np.allclose(terms.kl.numpy(), divergence, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["NeuralFastFCA", "NeuralFCA"])
+def test_a_second_stage_sees_the_power_that_the_filter_leaves_each_source_at_its_level(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(type=kind)
+    mixture = mixture_of(model, sound(3, 0.5))
+    network, seen = model.network.forward, list[Tensor]()
+
+    def forward(stage: int, hidden: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(powers)
+        return network(stage, hidden, powers)
+
+    monkeypatch.setattr(model.network, "forward", forward)
+    with torch.no_grad():
+        start = model.start(mixture, 2)
+        model.infer(mixture, start)
+        model.settings = replace(model.settings, stages=1)
+        first = model.infer(mixture, start, mean=True)
+        left = first.space.images(first.psds, [0])[:2].abs().square().mean(-1)
+    level = spectrogram_level(start[1, 0], model.prior.stft.window, RATE)
+    assert torch.allclose(seen[0][1, 0], start[1, 0] / level**2, rtol=1e-5)
+    assert torch.allclose(seen[1][1, 0], left[1, 0] / level**2, rtol=1e-4)
 
 
 def test_the_loss_weighs_the_divergence_by_beta() -> None:
