@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,20 @@ import audiovae  # noqa: E402
 torch.set_num_threads(1)
 
 RATE = 16000
+CHECKED_SECONDS = 0.1  # of processor time
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Shapes are checked at the beginning of each test: all of it would take half as long again."""
+    config.update("jaxtyping_disable", False)
+    signal.signal(signal.SIGVTALRM, lambda *_: config.update("jaxtyping_disable", True))
+    signal.setitimer(signal.ITIMER_VIRTUAL, CHECKED_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        config.update("jaxtyping_disable", False)
 
 
 def load_script(path: Path) -> ModuleType:
@@ -37,6 +52,13 @@ def load_script(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def checked() -> None:
+    """Shapes are checked to the end of the test."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

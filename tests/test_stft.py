@@ -240,6 +240,7 @@ def test_an_unknown_window_is_refused() -> None:
         STFT(window="triangle")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("checked")
 def test_shapes_in_signatures_are_checked_under_the_test_runner() -> None:
     """The check of all checks: a complex wave, and a spectrogram without frames."""
     with pytest.raises(TypeCheckError, match="wave"):

@@ -79,6 +79,7 @@ def test_a_dead_microphone_tells_nothing_and_harms_nothing() -> None:
     assert torch.equal(order_by_delays(columns, FRONT), torch.arange(2).expand(1, len(HZ), 2))
 
 
+@pytest.mark.usefixtures("checked")
 def test_columns_without_sources_are_refused() -> None:
     with pytest.raises(TypeCheckError):
         order_by_delays(torch.zeros(1, 1025, 4, dtype=torch.complex128), FRONT)
