@@ -162,9 +162,17 @@ def find(name_or_path: str | Path, revision: str | None = None, shelf: str = "")
     if str(name_or_path).count("/") == 1 and not os.path.isdir(folder.parent):
         name, _, at = str(name_or_path).partition("@")
         return hub.download(name, revision or at or None, list(FILES))
+    others = shipped_names("" if shelf else "separators")
+    if str(name_or_path) in others:
+        raise ModelError(name_or_path, "is a prior, and no separator" if shelf else "is a separator, and no prior")
     near = difflib.get_close_matches(str(name_or_path), names, 1)
     hint = f"did you mean {near[0]!r}?" if near else "give a model folder or one of: " + ", ".join(names)
     raise ModelError(name_or_path, f"no such model; {hint}")
+
+
+def shelf_of(name: str) -> str:
+    """Where a shipped model of this name stands; that of priors if there is none."""
+    return "separators" if name in shipped_names("separators") else ""
 
 
 def shipped_names(shelf: str = "") -> list[str]:

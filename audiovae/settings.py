@@ -503,7 +503,7 @@ class MixtureSettings:
     Attributes:
         n_sources: speakers, all different.
         n_channels: microphones of a room that are heard, in random order.
-        level_db: how far a source may be louder or quieter than another, plus or minus.
+        level_db: how far a source may be louder or quieter than the mean, so that two differ by at most twice that.
         snr_db: of the noise of the microphones, white and independent at each: drawn between the two.
     """
 

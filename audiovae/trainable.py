@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
 from audiovae import hub, saved
-from audiovae.errors import TrainingError
+from audiovae.errors import ModelError, TrainingError
 from audiovae.models import VAE
 from audiovae.objectives import (
     ELBO,
@@ -80,6 +80,10 @@ class Trainable(nn.Module, ABC):
     @property
     @abstractmethod
     def unit(self) -> str: ...
+
+    def require_gradients(self) -> None:
+        """Ask for the gradient of every weight that is trained."""
+        self.requires_grad_()
 
     @abstractmethod
     def segment_samples(self, n_frames: int) -> int:
@@ -158,8 +162,10 @@ class TrainableVAE(Trainable, ABC):
         """
         folder = saved.find(name_or_path, revision)
         config, tensors = saved.read(folder)
+        if "separator" in config:
+            raise ModelError(folder, "is a separator that is learnt from mixtures, and no prior")
         try:
-            _check_sizes(config, tensors)
+            check_sizes([config["vae"], config.get("stft"), config.get("n_freqs")], tensors)
             model = cls.from_config(config)
             model.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -250,10 +256,10 @@ class TrainableVAE(Trainable, ABC):
         return collapse_warning(kl_per_dimension(self.vae, observed, condition)) if self.vae.has_prior else None
 
 
-def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def check_sizes(described: Sequence[Any], tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError for sizes beyond all that the tensors have: they would fill the memory before they are told."""
     largest = max([_ANY_SIZE, *(4 * size for tensor in tensors.values() for size in tensor.shape)])
-    pending: list[Any] = [config["vae"], config.get("stft"), config.get("n_freqs")]
+    pending = list(described)
     while pending:
         value = pending.pop()
         if isinstance(value, Mapping):

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/neural.py [--n_fft 1024] [--n_channels 4] [--batch 4] [--steps 5]
 
-Each row is a process of its own, one thread: CPU time of forward and backward pass of chunks of four seconds (mixtures
-and starts are at hand), as a multiple of real time, and the peak of the memory of the process. The last lines say how
+Each row is a process of its own, one thread: CPU time of a step on chunks of four seconds (mixtures and starts are at
+hand), as a multiple of real time, and the peak of the memory of the process. The last lines say how
 long 4,400 hours of chunks (200 epochs of 20,000 mixtures of four seconds) take at such a speed on 1, 8 and 64 devices:
 with gradients of a model this small exchanged once a step, devices divide the time but for that exchange.
 """

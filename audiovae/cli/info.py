@@ -31,31 +31,33 @@ def run(options: Any) -> int:
     from audiovae import saved
     from audiovae.cli.batch import print_json
     from audiovae.prior import AudioVAE
+    from audiovae.separation.neural.separators import NeuralSeparator
 
     model = options.name or options.model
     if model is None:
-        names = saved.shipped_names()
+        names, separators = saved.shipped_names(), saved.shipped_names("separators")
         if options.json:
-            print_json({"shipped": names, "default": DEFAULT_MODEL})
+            print_json({"shipped": names, "separators": separators, "default": DEFAULT_MODEL})
         else:
             print(
                 "shipped models: " + ", ".join(f"{name} (default)" if name == DEFAULT_MODEL else name for name in names)
             )
+            print("shipped separators: " + ", ".join(separators))
             print("audiovae info MODEL shows one of them, or a model folder of your own")
         return 0
-    folder = saved.find(model)
-    prior = AudioVAE.from_pretrained(model)
+    folder = saved.find(model, shelf=saved.shelf_of(model))
     config = saved.read_config(folder)
-    settings = config["vae"]["settings"]
+    found = (NeuralSeparator if "separator" in config else AudioVAE).from_pretrained(folder)
+    of_prior = config.get("prior", config)
     facts = {
         "model": model,
         "folder": str(folder),
-        "kind": config["vae"]["type"],
-        "weights": sum(parameter.numel() for parameter in prior.parameters()),
-        "sample_rate": prior.sample_rate,
-        **({"level": "peak"} if prior.level_rule == "peak" else {}),
-        **config["stft"],
-        **settings,
+        "kind": found.kind,
+        "weights": sum(parameter.numel() for parameter in found.parameters()),
+        "sample_rate": found.sample_rate,
+        **({"level": "peak"} if found.level_rule == "peak" else {}),
+        **of_prior["stft"],
+        **(of_prior["vae"]["settings"] if of_prior is config else config["separator"]),
         "hash": config["config_sha256"],
     }
     card = folder / saved.CARD

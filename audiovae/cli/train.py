@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -131,7 +131,7 @@ def _find(init: str) -> tuple[Path, dict[str, Any]]:
     """
     from audiovae import saved
 
-    folder = saved.find(init, shelf="separators" if init in saved.shipped_names("separators") else "")
+    folder = saved.find(init, shelf=saved.shelf_of(init))
     return folder, saved.read_config(folder)
 
 
@@ -181,7 +181,9 @@ def _check_init(options: Any) -> None:
     if options.labels:
         found["labels"], own["labels"] = sorted(options.labels), sorted(own["labels"])
     for name, value in found.items():
-        if name not in own:  # an autoencoder has not all that a VAE has, and a prior is no separator
+        if name not in own or (
+            name == "separator.n_sources" and own["separator.start"] == "iva"
+        ):  # an autoencoder has not all that a VAE has, and a prior is no separator
             continue
         here, there = (list(x) if isinstance(x, tuple) else x for x in (value, own[name]))
         if here != there:
@@ -262,29 +264,37 @@ def _separator(options: Any, corpus: PackedCorpus) -> NeuralSeparator:
     from audiovae.separation.neural.separators import NeuralSeparator, build_separator
 
     if options.init is not None and "separator" in _find(options.init)[1]:
-        return NeuralSeparator.from_pretrained(options.init).trainable()
+        begun = NeuralSeparator.from_pretrained(options.init)
+        begun.settings = replace(begun.settings, n_sources=options.separator.n_sources)
+        return begun
     prior = _prior(options, corpus)
     try:
         settings = NeuralSettings(**_group(options, "separator"))
-        if options.init is None and not settings.train_prior:
+        is_new = options.init is None or _of_model(options.init)[0] != options.type
+        if is_new and not settings.train_prior:
             raise ValueError("a new prior knows nothing yet: give --init, or --separator.train_prior true")
         return build_separator(prior, settings)
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
 
 
-def _mixed(options: Any, corpus: PackedCorpus) -> MixtureCorpus:
-    """Mixtures of a corpus."""
+def _mixed(options: Any, corpus: PackedCorpus, separator: NeuralSettings) -> MixtureCorpus:
+    """Mixtures of a corpus, for a separator."""
     from audiovae.corpora.mixtures import MixtureCorpus, RoomBank
 
     try:
         settings = MixtureSettings(**_group(options, "mixtures"))
     except ValueError as error:
         raise AudiovaeError(f"train: {error}") from error
-    if settings.n_sources != options.separator.n_sources:
+    if settings.n_sources != separator.n_sources:
         raise AudiovaeError(
-            f"train: --mixtures.n_sources is {settings.n_sources} and --separator.n_sources "
-            f"{options.separator.n_sources}: give both the same number"
+            f"train: --mixtures.n_sources is {settings.n_sources} and --separator.n_sources {separator.n_sources}: "
+            "give both the same number"
+        )
+    if separator.start == "iva" and settings.n_sources > settings.n_channels:
+        raise AudiovaeError(
+            f"train: independent vector analysis needs a microphone for each of {settings.n_sources} sources, and "
+            f"--mixtures.n_channels is {settings.n_channels}"
         )
     return MixtureCorpus(corpus, RoomBank(options.rooms), settings)
 
@@ -343,6 +353,7 @@ def run(options: Any) -> int:
     from audiovae.cli.batch import print_json
     from audiovae.cli.progress import bar
     from audiovae.corpora.packed import PackedCorpus
+    from audiovae.prior import AudioVAE
     from audiovae.training.loop import fit
 
     corpus = PackedCorpus(options.packed)
@@ -351,7 +362,10 @@ def run(options: Any) -> int:
     device = arguments.resolve_device(options.device).replace("cpu:0", "cpu")
     torch.manual_seed(settings.seed)
     model = _prior(options, corpus) if options.rooms is None else _separator(options, corpus)
-    heard = [one if options.rooms is None else _mixed(options, one) for one in (corpus, validation)]
+    if isinstance(model, AudioVAE):
+        heard: list[PackedCorpus | MixtureCorpus] = [corpus, validation]
+    else:
+        heard = [_mixed(options, one, model.settings) for one in (corpus, validation)]
     if options.break_lock:
         break_lock(output)
     if options.verify:

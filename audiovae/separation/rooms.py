@@ -151,7 +151,8 @@ def separator(
 ) -> Separator:
     """Speakers out of a room; the last source of what it finds is the noise.
 
-    A lone speaker stands beside a noise that comes from somewhere, by NMF, and what is as strong everywhere.
+    A lone speaker stands beside a noise that comes from somewhere, by NMF, and what is as strong everywhere; but for a
+    learnt separator, which knows the latter alone.
 
     Args:
         n_sources: how many speakers there are.
@@ -159,11 +160,13 @@ def separator(
         prior: of clean speech, for the deep methods; for "neural" a separator that is learnt from mixtures.
         sample_rate: of the mixtures, for the others, in Hz.
         condition: labels of the speech, for a conditional prior: see `DeepSource`.
-        refine: iterations after what a learnt separator says; 0: it has the last word.
+        refine: iterations after what a learnt separator says; 0: the latents are those that it infers, and space is
+            fitted to them.
 
     Raises:
-        ValueError: an unknown name, or no prior where one is needed, or another model in its place.
-        AudiovaeError: a prior that cannot be used so.
+        ValueError: an unknown name, no prior where one is needed, or another model in its place; labels for a learnt
+            separator, or a negative number of iterations.
+        AudiovaeError: a prior that cannot be used so; more sources than a learnt separator tells apart.
     """
     if method not in ROOM_METHODS:
         raise ValueError(f"method must be one of {', '.join(ROOM_METHODS)}, got {method!r}")
@@ -171,6 +174,8 @@ def separator(
     if chosen.spatial is None:
         if not isinstance(prior, NeuralSeparator):
             raise ValueError(f"the method {method!r} needs a separator that is learnt from mixtures")
+        if condition is not None or refine < 0:
+            raise ValueError(f"the method {method!r} knows no labels, and refine is 0 or more, got {refine}")
         return _learnt(prior, n_sources, refine)
     if isinstance(prior, NeuralSeparator) or refine:
         raise ValueError(f"a learnt separator, and refine, are for the method 'neural', not {method!r}")
@@ -202,6 +207,7 @@ def separator(
 
 def _learnt(model: NeuralSeparator, n_sources: int, refine: int) -> Separator:
     """The sources of a learnt separator, as its encoder finds them, or better by some iterations."""
+    model.check_sources(n_sources)
     chosen, deep = ROOM_METHODS["neural"], DeepSettings(ROOM_METHODS["neural"].prior_weight, GAIN_DEVIATION)
     source = DeepSource.of(model.prior, chosen.e_step if refine else Amortised, deep)
     settings = replace(

@@ -100,7 +100,8 @@ def fit(
 
     Args:
         model: such as an `AudioVAE`, or an `ArrayVAE`, which is trained on an `ArrayCorpus`. Weights that need a
-            gradient are trained, or all, where none does; at the end none does, as of a model that is loaded.
+            gradient are trained, or what `require_gradients` says, where none does; at the end none does, as of a model
+            that is loaded.
         corpus: its "train" split is drawn from.
         validation: its "validation" split is scored (may be the same corpus).
         folder: receives `config.json`, `model.safetensors`, `README.md` (the best weights) and `training/`.
@@ -119,7 +120,7 @@ def fit(
     with locked_folder(Path(folder)) if fabric.is_global_zero else nullcontext():
         model.to(fabric.device).train()
         if not any(weight.requires_grad for weight in model.parameters()):
-            model.requires_grad_()
+            model.require_gradients()
         data = _Data(model, corpus, validation, settings, fabric)
         record = Record(Path(folder), model, settings, _describe(corpus, validation), fabric.is_global_zero, overwrite)
         fabric.barrier()  # what is overwritten is gone before any process looks for a checkpoint

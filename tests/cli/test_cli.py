@@ -1236,7 +1236,11 @@ def test_info_lists_the_shipped_models_and_shows_their_cards(capsys: pytest.Capt
     from audiovae.saved import shipped_names
 
     assert audiovae("info --json") == 0
-    assert strict_json(capsys.readouterr().out) == {"shipped": shipped_names(), "default": "speech-16k"}
+    assert strict_json(capsys.readouterr().out) == {
+        "shipped": shipped_names(),
+        "separators": ["rooms-16k-neural"],
+        "default": "speech-16k",
+    }
     for name in shipped_names():
         assert audiovae(f"info {name}") == 0
         card = capsys.readouterr().out

@@ -14,7 +14,7 @@ from audiovae import PackedCorpus
 from audiovae.corpora.mixtures import MixtureCorpus, MixtureSampler, RoomBank
 from audiovae.models.latents import normal
 from audiovae.objectives import Objective
-from audiovae.separation import NeuralSeparator
+from audiovae.separation import NeuralSeparator, separator
 from audiovae.settings import MixtureSettings, NeuralSettings, TrainingSettings
 
 distil = load_script(Path(__file__).parents[2] / "recipes" / "neural_fca" / "distil.py")
@@ -28,14 +28,19 @@ def test_the_loss_is_the_divergence_from_latents_of_the_teacher_in_the_better_or
     corpus = MixtureCorpus(PackedCorpus(packed), RoomBank(bank_of(tmp_path).folder), MixtureSettings(n_channels=2))
     sampler = MixtureSampler(corpus, "train", model.segment_samples(16), torch.device("cpu"))
     waves, _ = sampler.draw(2, 0, 0)
+    waves = waves * torch.tensor([1.0, 8.0])[:, None, None]  # whatever the level
     observed = model.observe(waves)
-    found = model._teacher(list(observed[..., :2]), levels=[1.0, 1.0], waves=list(waves))
-    told = torch.stack([torch.stack([s.latents[0] for s in one.sources[:2]]) for one in found], 1)
+    teacher = separator(2, "fast", prior)
+    each = [teacher([prior.stft(wave).movedim(0, -1)], waves=[wave])[0] for wave in waves]
+    told = torch.stack([torch.stack([source.latents[0] for source in one.sources[:2]]) for one in each], 1)
     assert told.abs().max() > 0.1
+    heard = observed[:, :, : prior.vae.latent_dim, -2:].real.movedim(-1, 0)
+    assert (heard - told).norm() < 0.05 * told.norm()  # in products of bfloat16, where there are any
 
-    says = [normal(told[n] + 0.1 * (1 + n), torch.full_like(told[n], 0.3)) for n in (1, 0)]  # in the other order
+    off = torch.tensor([0.1, 0.2])[:, None, None, None]
+    says = normal((heard + off).flip(0), torch.full_like(heard, 0.3))  # in the other order
     inferred = model.infer
-    monkeypatch.setattr(model, "infer", lambda *_: dataclasses.replace(inferred(*_), posteriors=says))
+    monkeypatch.setattr(model, "infer", lambda *_: dataclasses.replace(inferred(*_), posterior=says))
     n_dims = prior.vae.latent_dim
     ratio = (0.3 / 0.5) ** 2
     expected = sum(0.5 * n_dims * (ratio + (0.1 * n / 0.5) ** 2 - 1 - torch.log(torch.tensor(ratio))) for n in (1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from conftest import RATE, build_prior
 from mixtures import dynamic_prior, reverberant
 from torch import Tensor
 
-from audiovae import AudioError, AudioVAE, AudiovaeError, ModelError, spectrogram_level
+from audiovae import STFT, AudioError, AudioVAE, AudiovaeError, ModelError, spectrogram_level
 from audiovae.cli.main import main
+from audiovae.models import build
 from audiovae.objectives import Objective
 from audiovae.saved import shipped_names
 from audiovae.separation import (
@@ -41,7 +43,7 @@ from audiovae.separation import (
 from audiovae.separation.neural import separators
 from audiovae.separation.spatial.covariances import masked_covariances
 from audiovae.separation.spatial.full_rank import FullRank
-from audiovae.settings import NeuralSettings, TrainingSettings
+from audiovae.settings import MODEL_SETTINGS, NeuralSettings, TrainingSettings
 
 SIZES = NeuralSettings(width=8, dilations=(1, 2), stages=2, updates=2)
 KINDS = [
@@ -116,8 +118,7 @@ def test_the_bound_of_a_decoder_that_hears_no_latents_is_the_density_less_the_di
     assert np.allclose(terms.log_likelihood.numpy(), density, rtol=2e-3, atol=1.0)
 
     divergence = np.zeros(len(x))
-    for q in found.posteriors:
-        m, s = q.mean[0].detach().numpy(), q.stddev[0].detach().numpy()
+    for m, s in zip(found.posterior.mean[:, 0].numpy(), found.posterior.stddev[:, 0].numpy(), strict=True):
         divergence += 0.5 * (m**2 + s**2 - 1 - np.log(s**2)).sum(-1)
     assert np.allclose(terms.kl.numpy(), divergence, rtol=1e-4)
 
@@ -260,10 +261,13 @@ def test_sources_beyond_those_trained_are_found_where_they_do_not_begin_alike() 
     assert images_of(model_of(), wave, 1).isfinite().all()
     alike = model_of(start="none", encoder="own")
     assert images_of(alike, wave, 1).isfinite().all()
-    with pytest.raises(ValueError, match="the model tells at most 2 sources apart, got 3"):
+    with pytest.raises(AudiovaeError, match="this separator tells at most 2 sources apart, and 3 are asked for"):
         images_of(alike, wave, 3)
-    with pytest.raises(ValueError, match="pairs need two microphones or more, got one"):
-        images_of(alike, wave[:1], 1)
+    with pytest.raises(AudiovaeError, match="this separator tells at most 2 sources apart, and 3 are asked for"):
+        separator(3, "neural", alike)
+    for model in (alike, model_of()):
+        with pytest.raises(ValueError, match="pairs need two microphones or more, got one"):
+            images_of(model, wave[:1], 1)
 
 
 @pytest.mark.parametrize("settings", KINDS)
@@ -365,6 +369,9 @@ def test_refining_lowers_the_objective() -> None:
 def test_the_method_and_its_model_belong_together(prior: AudioVAE) -> None:
     with pytest.raises(ValueError, match="the method 'neural' needs a separator that is learnt from mixtures"):
         separator(2, "neural", prior)
+    for wrong in ({"condition": torch.ones(2)}, {"refine": -1}):
+        with pytest.raises(ValueError, match="the method 'neural' knows no labels, and refine is 0 or more"):
+            separator(2, "neural", model_of(), **wrong)
     with pytest.raises(ValueError, match="are for the method 'neural', not 'fast'"):
         separator(2, "fast", model_of())
     with pytest.raises(ValueError, match="are for the method 'neural', not 'fast'"):
@@ -384,6 +391,14 @@ def test_sources_that_collapse_are_told() -> None:
         )
     alive = model_of()
     assert alive.warning(alive.observe(sound(3).unsqueeze(0)), None) is None
+
+
+def test_priors_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(AudiovaeError, match="a source in a mixture has no peak to divide by; use a prior of --level"):
+        build_separator(AudioVAE(STFT(256, 64), dynamic_prior().vae, RATE, "peak"), SIZES)
+    rvae = AudioVAE(STFT(256, 64), build("RVAE", 129, MODEL_SETTINGS["RVAE"](latent_dim=2)), RATE)
+    with pytest.raises(AudiovaeError, match="the encoder of RVAE cannot be left out of training; use that of the"):
+        build_separator(rvae, replace(SIZES, start="none", encoder="own", train_prior=True))
 
 
 @pytest.mark.parametrize("setting", ["free_bits", "importance_samples", "equaliser_db", "reduction"])
@@ -421,10 +436,28 @@ def test_a_saved_separator_is_loaded_as_it_was(tmp_path: Path) -> None:
     assert type(loaded) is type(model)
     assert torch.equal(images_of(loaded, wave), images_of(model, wave))
     assert not any(weight.requires_grad for weight in loaded.parameters())
-    with pytest.raises(ModelError, match="does not describe a model that this version can build"):
-        NeuralSeparator.from_pretrained(tmp_path / "prior")
+
+
+def test_a_prior_is_told_from_a_separator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_of().save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match="no such model"):
         NeuralSeparator.from_pretrained("rooms-8k")
+    with pytest.raises(ModelError, match="speech-16k: is a prior, and no separator"):
+        NeuralSeparator.from_pretrained("speech-16k")
+    with pytest.raises(ModelError, match="rooms-16k-neural: is a separator, and no prior"):
+        AudioVAE.from_pretrained("rooms-16k-neural")
+    dynamic_prior().save_pretrained(tmp_path / "prior")
+    with pytest.raises(ModelError, match="is a prior, and no separator that is learnt from mixtures"):
+        NeuralSeparator.from_pretrained(tmp_path / "prior")
+    with pytest.raises(ModelError, match="is a separator that is learnt from mixtures, and no prior"):
+        AudioVAE.from_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="is a NeuralFastFCA, and no NeuralFCA"):
+        NeuralFCA.from_pretrained(tmp_path / "model")
+    assert main(["info", str(tmp_path / "model"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["stages"], told["n_fft"]) == ("NeuralFastFCA", 2, 256)
+    assert main(["info", "rooms-16k-neural", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sample_rate"] == 16000
 
 
 def test_the_command_line_takes_files_apart_and_refuses_what_does_not_fit(

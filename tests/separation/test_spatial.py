@@ -250,6 +250,21 @@ def test_a_white_source_is_the_identity_at_first_and_the_square_of_the_rows_ever
     assert (space.gains[[0, 2]] != before[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("white", [0, 1, 2])
+def test_a_white_source_stands_at_its_own_place(white: int) -> None:
+    """Whatever covariances it is given; the others' are found again in Q^-1 diag(g) Q^-'."""
+    mixture = mixture_of(3)
+    parts = torch.randn(3, 2, N_FREQS, 3, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    given = parts @ parts.mH
+    space = JointDiagonal(mixture, given, 3, per_frequency=True, white=[white])
+    found = covariances(space, mixture, 3)
+    for n in {0, 1, 2} - {white}:
+        ratio = found[n] / given[n]
+        assert torch.allclose(ratio, ratio[..., :1, :1].expand_as(ratio), rtol=0.1)
+    with pytest.raises(ValueError, match="covariances to begin with must be one of each of 2 sources, got 3"):
+        JointDiagonal(mixture, given, 2)
+
+
 def test_a_start_is_not_written_into() -> None:
     """Several runs begin at it."""
     mixture = mixture_of(3)

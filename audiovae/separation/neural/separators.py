@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from audiovae import saved
-from audiovae.errors import AudiovaeError, TrainingError
+from audiovae.errors import AudiovaeError, ModelError, TrainingError
 from audiovae.level import spectrogram_level
+from audiovae.models import ContextVAE, DynamicVAE, FrameVAE
 from audiovae.models.latents import normal, normal_from_outputs
 from audiovae.objectives import ELBO, Objective
 from audiovae.prior import AudioVAE
@@ -31,11 +32,11 @@ from audiovae.separation.sources.floor import Floor
 from audiovae.separation.spatial.covariances import Covariances, masked_covariances
 from audiovae.separation.spatial.full_rank import FullRank
 from audiovae.separation.spatial.joint_diagonal import JointDiagonal
-from audiovae.separation.spatial.spatial import Spatial
+from audiovae.separation.spatial.spatial import Spatial, total
 from audiovae.separation.starts import Beginning, Start
 from audiovae.settings import NeuralSettings, TrainingSettings
 from audiovae.stft import STFT, Front, power
-from audiovae.trainable import Equaliser, Illustration, Trainable
+from audiovae.trainable import Equaliser, Illustration, Trainable, check_sizes
 
 _START_SECONDS = 0.512  # window of independent vector analysis, as of `separator`
 _FARTHEST, _WIDEST = 8.0, 3.0  # of a latent's mean, in deviations of its prior; of what is added to a log deviation
@@ -47,14 +48,14 @@ class Encoded:
     """What the encoder says of a mixture.
 
     Attributes:
-        posteriors: q(z_n | x) of every source, batch `[recording, frame]`.
-        latents: one path of each, or the means.
+        posterior: q(z_n | x), batch `[source, recording, frame]`.
+        latents: one path of each source, or the means.
         psds: lambda of each source and of the noise, `[1, recording, frame, freq]`.
         space: the spatial model, fitted to them.
     """
 
-    posteriors: list[Independent]
-    latents: list[Float[Tensor, "recording frame latent"]]
+    posterior: Independent
+    latents: Float[Tensor, "source recording frame latent"]
     psds: list[Tensor]
     space: Spatial
 
@@ -64,7 +65,8 @@ class NeuralSeparator(Trainable, ABC):
 
     The encoder works in stages. In each it sees the microphones, and of each source what is known so far; its latents
     give PSDs, some updates of the spatial model follow, and what the filter then leaves of each source is what the next
-    stage knows. Nothing in it counts sources or microphones, nor knows their order. The last source is the noise: as
+    stage knows. It sees any number of microphones in any order, and of sources too where they do not begin alike
+    (`NeuralSettings.start`). The last source is the noise: as
     strong at every microphone, see `Floor`. What trains it is the ELBO of mixtures, in which H is fitted: gradients
     pass through the updates.
 
@@ -87,6 +89,11 @@ class NeuralSeparator(Trainable, ABC):
         check_prior(prior)
         if prior.labels:
             raise AudiovaeError("a prior that is conditioned on labels cannot be learnt from mixtures; use one without")
+        if prior.level_rule != "active":
+            raise AudiovaeError("a source in a mixture has no peak to divide by; use a prior of --level active")
+        whole = isinstance(prior.vae, FrameVAE | ContextVAE | DynamicVAE)  # its encoder is all that it infers with
+        if settings.encoder == "own" and settings.train_prior and not whole:
+            raise AudiovaeError(f"the encoder of {prior.kind} cannot be left out of training; use that of the prior")
         self.prior, self.settings = prior, settings
         self.sample_rate, self.level_rule = prior.sample_rate, prior.level_rule
         self.network = MixtureNetwork(
@@ -101,16 +108,14 @@ class NeuralSeparator(Trainable, ABC):
         if settings.encoder == "prior":
             self.network.add_nothing()
         self.lookahead = self.network.lookahead + prior.vae.lookahead
-        self.trainable()
+        self.require_gradients()
 
-    def trainable(self) -> NeuralSeparator:
-        """Itself, to be trained: what is learnt needs a gradient."""
+    def require_gradients(self) -> None:
         self.network.requires_grad_()
         self.prior.requires_grad_(self.settings.train_prior)
         if self.settings.encoder == "own":  # that of the prior has no part
             for name, weight in self.prior.vae.named_parameters():
                 weight.requires_grad_(weight.requires_grad and not name.startswith("encoder"))
-        return self
 
     @abstractmethod
     def space(self, mixture: Mixture, covariances: Covariances | None, n_sources: int) -> Spatial:
@@ -134,11 +139,13 @@ class NeuralSeparator(Trainable, ABC):
         """The power of each source at first, at the mixture's level.
 
         Raises:
-            ValueError: more sources than the network tells apart, where they begin alike.
+            ValueError: a single microphone.
+            AudiovaeError: see `check_sources`.
         """
+        self.check_sources(n_sources)
+        if mixture.common_channels() < 2:
+            raise ValueError("pairs need two microphones or more, got one")
         if self.settings.start == "none":
-            if n_sources > self.settings.n_sources:
-                raise ValueError(f"the model tells at most {self.settings.n_sources} sources apart, got {n_sources}")
             return mixture.power.expand(n_sources, *mixture.power.shape)
         n_fft = 4 * round(_START_SECONDS * self.sample_rate / 4)
         found = iva(Front(STFT(n_fft, n_fft // 4, "hann"), self.sample_rate), n_sources)
@@ -180,8 +187,7 @@ class NeuralSeparator(Trainable, ABC):
                 images = self.through(space, partial(space.images, chosen=range(len(mixture.power))), psds)[:n_sources]
                 powers = power(images).mean(-1) / levels.square()[..., None, None]
         assert space is not None
-        posteriors = [normal(*pair) for pair in zip(posterior.mean, posterior.stddev, strict=True)]
-        return Encoded(posteriors, list(z), psds, space)
+        return Encoded(posterior, z, psds, space)
 
     @torch.no_grad()
     def _levels(self, start: Float[Tensor, "source recording frame freq"]) -> Float[Tensor, "source recording"]:
@@ -198,6 +204,13 @@ class NeuralSeparator(Trainable, ABC):
         of_all = torch.cat([levels, levels.new_ones(1, levels.shape[1])])
         return self.space(mixture, masked_covariances(mixture, [psd[0] for psd in psds], of_all), len(psds))
 
+    def check_sources(self, n_sources: int) -> None:
+        """Raises AudiovaeError for more sources than the network tells apart, where they begin alike."""
+        if self.settings.start == "none" and n_sources > self.settings.n_sources:
+            raise AudiovaeError(
+                f"this separator tells at most {self.settings.n_sources} sources apart, and {n_sources} are asked for"
+            )
+
     def beginning(self, n_sources: int) -> Start:
         """Where expectation maximisation goes on from what the encoder says: see `separator`."""
 
@@ -205,7 +218,7 @@ class NeuralSeparator(Trainable, ABC):
             known = self.start(mixture, n_sources)
             found = self.infer(mixture, known, mean=True)
             psds = [psd[0] for psd in found.psds]
-            return Beginning(psds, self.state(found.space), latents=found.latents)
+            return Beginning(psds, self.state(found.space), latents=list(found.latents))
 
         return start
 
@@ -237,6 +250,7 @@ class NeuralSeparator(Trainable, ABC):
     ) -> Complex[Tensor, "segment frame freq both"]:
         """The spectrogram of the microphones at unit level, and beyond these the amplitude of each source at first."""
         stft = self.prior.stft
+        waves = waves.to(next(self.parameters()).dtype)
         x = stft(waves).movedim(1, -1)
         window = stft.window
         levels = torch.stack([spectrogram_level(power(one).mean(-1), window, self.sample_rate) for one in x])
@@ -269,8 +283,7 @@ class NeuralSeparator(Trainable, ABC):
             self.through(found.space, found.space.nll, found.psds)
             + math.log(math.pi) * mixture.spectrogram[0, 0].numel()
         )
-        kl = [kl_divergence(q, self.prior.vae.prior(z)) for q, z in zip(found.posteriors, found.latents, strict=True)]
-        return nll, torch.stack(kl).sum(0)
+        return nll, kl_divergence(found.posterior, self.prior.vae.prior(found.latents)).sum(0)
 
     def loss(self, observed: Tensor, condition: Tensor | None, objective: Objective) -> Float[Tensor, 2]:
         nll, kl = self._terms(observed)
@@ -281,6 +294,8 @@ class NeuralSeparator(Trainable, ABC):
         return ELBO(-nll.flatten(), kl.flatten())
 
     def check(self, settings: TrainingSettings) -> None:
+        if settings.precision.endswith("-mixed"):
+            raise TrainingError(f"precision {settings.precision} is not for a separator, whose space needs 32-true")
         for name, plain in (
             ("free_bits", 0.0),
             ("importance_samples", 1),
@@ -327,12 +342,8 @@ class NeuralSeparator(Trainable, ABC):
         images = found.space.images(found.psds, [0])[:, 0]
         names = [*(f"source {n + 1}" for n in range(len(images) - 1)), "noise"]
         waves = self.prior.stft.inverse(images[..., 0], wave.shape[-1])
-        posterior, z = found.posteriors[0], found.latents[0]
-        prior = self.prior.vae.prior(z)
-        kl = kl_divergence(
-            torch.distributions.Normal(posterior.mean, posterior.stddev),
-            torch.distributions.Normal(prior.mean, prior.stddev),
-        )
+        q, p = found.posterior, self.prior.vae.prior(found.latents)
+        kl = kl_divergence(Normal(q.mean, q.stddev), Normal(p.mean, p.stddev))[0]
         return Illustration(
             {"mixture": mixture.power[0], **{n: power(x).mean(-1) for n, x in zip(names, images, strict=True)}},
             {"mixture": wave[0], **dict(zip(names, waves, strict=True))},
@@ -356,7 +367,10 @@ class NeuralSeparator(Trainable, ABC):
         """
         folder = saved.find(name_or_path, shelf="separators")
         config, tensors = saved.read(folder)
+        if "separator" not in config:
+            raise ModelError(folder, "is a prior, and no separator that is learnt from mixtures")
         try:
+            check_sizes([config["separator"], config["prior"]["vae"], config["prior"]["stft"]], tensors)
             sizes = dict(config["separator"])
             settings = NeuralSettings(**{**sizes, "dilations": tuple(sizes["dilations"])})
             prior = AudioVAE.from_config(config["prior"])
@@ -366,6 +380,8 @@ class NeuralSeparator(Trainable, ABC):
             model.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError, AudiovaeError) as error:
             raise saved.misfit(folder, error) from error
+        if not isinstance(model, cls):
+            raise ModelError(folder, f"is a {model.kind}, and no {cls.__name__}")
         model.origin = saved.Origin(folder.resolve().name, config["config_sha256"], saved.read_card(folder))
         return model.to(device or "cpu").eval().requires_grad_(False)
 
@@ -436,7 +452,7 @@ def _posterior(first: Distribution | None, changes: Sequence[Tensor]) -> Indepen
         first: what the prior's encoder says; None: the network says all.
         changes: what each stage adds to that.
     """
-    together = torch.stack(list(changes)).sum(0)
+    together = total(changes)
     if first is None:
         found = normal_from_outputs(together)
         return normal(found.mean.clamp(-_FARTHEST, _FARTHEST), found.stddev)

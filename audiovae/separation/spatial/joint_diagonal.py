@@ -153,7 +153,7 @@ class JointDiagonal(Spatial):
         self._dither = _DITHER * mean + _LEAST_DITHER  # [recording, freq]
         self._parts = torch.cat([x.real, x.imag], dim=-2)
         if isinstance(space, Tensor):
-            self.q, self.gains = self._from_covariances(space)
+            self.q, self.gains = self._from_covariances(space, n_sources)
         elif space is not None:
             self.q, self.gains = space[0], space[1].clone()  # the start's own is used again
         else:
@@ -163,18 +163,24 @@ class JointDiagonal(Spatial):
             self.gains = gains[:, None, None].repeat(1, n_recordings, n_freqs if per_frequency or white else 1, 1)
         self._rotate()
 
-    def _from_covariances(self, covariances: Covariances) -> State:
+    def _from_covariances(self, covariances: Covariances, n_sources: int) -> State:
         """Q diagonalises them, and g is what then stands on their diagonals; the sum of those of all is 1 in each
         row.
         """
-        told = covariances[[n for n in range(len(covariances)) if n not in self._white]]
+        if len(covariances) != n_sources:
+            raise ValueError(
+                f"covariances to begin with must be one of each of {n_sources} sources, got {len(covariances)}"
+            )
+        coloured = [n for n in range(n_sources) if n not in self._white]
+        told = covariances[coloured]
         q = diagonaliser(told)
         gains = diagonal_of(q, told).to(self._dither.dtype)
         gains = (gains / gains.sum(0).clamp(min=torch.finfo(gains.dtype).tiny)).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
         if not self._per_frequency:
             gains = gains.mean(2, keepdim=True).expand_as(gains)
-        white = gains.new_ones(len(self._white), *gains.shape[1:])
-        return q.to(self._mixture.spectrogram.dtype), torch.cat([gains, white])
+        of_all = gains.new_ones(n_sources, *gains.shape[1:])
+        of_all[coloured] = gains
+        return q.to(self._mixture.spectrogram.dtype), of_all
 
     def place(self, q: Complex[Tensor, "recording freq row channel"], gains: Tensor) -> None:
         """Go on from another state."""
