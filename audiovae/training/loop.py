@@ -23,6 +23,7 @@ from audiovae.errors import ConditionError, TrainingError
 from audiovae.locks import locked_folder
 from audiovae.models import Conditions
 from audiovae.objectives import Objective
+from audiovae.quiet import output_is_ours
 from audiovae.settings import TrainingSettings
 from audiovae.trainable import Trainable
 from audiovae.training.checkpoint import load_checkpoint, save_checkpoint
@@ -172,7 +173,8 @@ def _engine(settings: TrainingSettings, device: str) -> Fabric:
         precision=settings.precision,
         strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
     )
-    fabric.launch()
+    with output_is_ours():
+        fabric.launch()
     keep_freed_memory()
     return fabric
 
