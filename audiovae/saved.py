@@ -170,9 +170,9 @@ def find(name_or_path: str | Path, revision: str | None = None, shelf: str = "")
     raise ModelError(name_or_path, f"no such model; {hint}")
 
 
-def shelf_of(name: str) -> str:
-    """Where a shipped model of this name stands; that of priors if there is none."""
-    return "separators" if name in shipped_names("separators") else ""
+def find_any(name_or_path: str) -> Path:
+    """The folder of a prior or a separator: see `find`."""
+    return find(name_or_path, shelf="separators" if name_or_path in shipped_names("separators") else "")
 
 
 def shipped_names(shelf: str = "") -> list[str]:

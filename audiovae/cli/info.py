@@ -45,7 +45,7 @@ def run(options: Any) -> int:
             print("shipped separators: " + ", ".join(separators))
             print("audiovae info MODEL shows one of them, or a model folder of your own")
         return 0
-    folder = saved.find(model, shelf=saved.shelf_of(model))
+    folder = saved.find_any(model)
     config = saved.read_config(folder)
     found = (NeuralSeparator if "separator" in config else AudioVAE).from_pretrained(folder)
     of_prior = config.get("prior", config)

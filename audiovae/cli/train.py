@@ -131,7 +131,7 @@ def _find(init: str) -> tuple[Path, dict[str, Any]]:
     """
     from audiovae import saved
 
-    folder = saved.find(init, shelf=saved.shelf_of(init))
+    folder = saved.find_any(init)
     return folder, saved.read_config(folder)
 
 
@@ -181,9 +181,9 @@ def _check_init(options: Any) -> None:
     if options.labels:
         found["labels"], own["labels"] = sorted(options.labels), sorted(own["labels"])
     for name, value in found.items():
-        if name not in own or (
-            name == "separator.n_sources" and own["separator.start"] == "iva"
-        ):  # an autoencoder has not all that a VAE has, and a prior is no separator
+        if name not in own:  # an autoencoder has not all that a VAE has, and a prior is no separator
+            continue
+        if name == "separator.n_sources" and own["separator.start"] == "iva":  # no weights depend on it
             continue
         here, there = (list(x) if isinstance(x, tuple) else x for x in (value, own[name]))
         if here != there:

@@ -35,14 +35,8 @@ class PairFeatures(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, outer: Float[Tensor, "*batch freq square frame"]) -> Float[Tensor, "*batch frame width"]:
-        """Args: outer: of the microphones in each bin, see `outer_products`.
-
-        Raises:
-            ValueError: a single microphone.
-        """
+        """Args: outer: of two microphones or more in each bin, see `outer_products`."""
         n = math.isqrt(outer.shape[-2])
-        if n < 2:
-            raise ValueError("pairs need two microphones or more, got one")
         bands = self._bands(outer).movedim(-2, -3).mT.contiguous()  # [..., number, frame, band]
         powers, real, imaginary = bands.split([n, n * (n - 1) // 2, n * (n - 1) // 2], -3)
         i, j = torch.triu_indices(n, n, 1)
